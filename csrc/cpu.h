@@ -1,0 +1,14 @@
+/* cpu.h: what this processor can do. Layer 0. Asked once, at run time: nothing is compiled for one
+ * machine. */
+#ifndef LLM_CPU_H
+#define LLM_CPU_H
+
+enum {
+  CPU_AVX2 = 1 << 0,   /* AVX2, FMA and F16C, and the system saves the registers */
+  CPU_AVX512 = 1 << 1, /* F, BW, VL, DQ, VBMI, VNNI and the above */
+  CPU_AVX512_BF16 = 1 << 2
+};
+
+unsigned cpu_features(void);
+
+#endif

@@ -1,0 +1,101 @@
+/* kernels.h: the inner loops of the forward pass, one table of function pointers per instruction
+ * set. Layer 2. The scalar table is the specification; each faster table starts as a copy of the
+ * one below it and overwrites entries.
+ *
+ * Same bits (DESIGN rule 6): every table computes each output with the same operations in the same
+ * order, so all tables agree bit for bit, for any number of tokens and any split of rows. The
+ * orders:
+ *
+ * Float weights (F32, F16, BF16 expanded exactly), and dot products inside attention:
+ *   16 lanes, lane l takes the elements k = l, l + 16, ... in rising order:
+ *     lane[l] = fmaf(w[k], x[k], lane[l]), starting from +0; missing tail elements leave the lane.
+ *   Then lane[l] += lane[l + 8] for l < 8, the same with 4, 2, 1; lane[0] is the result.
+ *
+ * Quantized weights (blocks of 32) against activations quantized to 8 bits in blocks of 32:
+ *   y = 0; for each block b in rising order:
+ *     y = fmaf((float)exact integer dot, sw_b * sa_b, y)          (the product rounded once)
+ *     Q4_1 only: y = fmaf(mw_b, ma_b, y), ma_b = sa_b * (float)sum of a_b
+ *   Q4_0's integer weight is nibble - 8, Q4_1's the nibble.
+ *
+ * Activation block: amax = max |x|; scale = amax / 127; inv = amax > 0 ? 127 / amax : 0;
+ *   q = x * inv rounded to nearest even (|q| <= 127).
+ */
+#ifndef LLM_KERNELS_H
+#define LLM_KERNELS_H
+
+#include "llm.h"
+
+/* Activations of n_tok tokens, each n_in wide, in the two forms that matrix products read. The
+ * quantized form exists only when q is not NULL (it needs n_in % 32 == 0). */
+typedef struct act_rows {
+  size_t n_tok, n_in;
+  const float *x;    /* (n_tok, n_in) */
+  int8_t *q;         /* (n_tok, n_in) */
+  float *scale;      /* (n_tok, n_in / 32) */
+  float *scaled_sum; /* (n_tok, n_in / 32): scale * (float)sum of q, rounded once */
+  int32_t *sum;      /* (n_tok, n_in / 32): sum of q */
+} act_rows;
+
+/* y[t * ldy + r] = W[r] . x[t] for all t and r0 <= r < r1; W is (n_out, n_in) row-major in the
+ * file's blocks and may end at the end of the mapping: no read past its last byte. scratch is
+ * private to the thread: kernels.scratch_bytes(n_in) bytes, 64-byte aligned, or NULL where that is
+ * 0. */
+typedef struct matmul_args {
+  const void *w;
+  size_t n_out;
+  const act_rows *act; /* n_in = act->n_in */
+  float *y;
+  size_t ldy;
+} matmul_args;
+typedef void (*matmul_kernel)(const matmul_args *args, size_t r0, size_t r1, void *scratch);
+
+/* One key/value head, n_q query heads that share it, one position:
+ * out (n_q, head_dim) = softmax(scale * q k^T) v over n_pos positions; q (n_q, head_dim) float32;
+ * k and v point at position 0, `stride` elements apart, F16 or F32. scores: n_q * n_pos floats.
+ * Order: each score is the 16-lane dot, then * scale; maximum; p = num_expf(score - max); the sum
+ * of p in 16 lanes over positions (as the dot's); out[d] = fmaf(p, v[d], out[d]) from +0 in rising
+ * position; out[d] *= 1.0f / sum. */
+typedef struct attention_args {
+  float *out;
+  const float *q;
+  const void *k, *v;
+  size_t stride, n_q, n_pos, head_dim;
+  float scale;
+  float *scores;
+} attention_args;
+typedef void (*attention_kernel)(const attention_args *args);
+
+typedef struct kernels {
+  const char *name;
+  size_t (*scratch_bytes)(size_t n_in); /* of one thread, for any matmul of that width */
+
+  /* indexed by llm_type; NULL where the type is not run */
+  matmul_kernel matmul[LLM_TYPE_BF16 + 1];
+  attention_kernel attention_f16, attention_f32;
+
+  /* One row of activations, n a multiple of 32: q (n), the rest (n / 32). */
+  void (*quantize_row)(const float *x, size_t n, int8_t *q, float *scale, float *scaled_sum,
+                       int32_t *sum);
+  /* y = x / sqrt(mean(x^2) + eps) * w; the sum of squares is the 16-lane dot of x with itself. */
+  void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
+  /* y = gate / (1 + num_expf(-gate)) * up; y may be gate or up. */
+  void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
+  /* x += y */
+  void (*add)(float *x, const float *y, size_t n);
+  /* Adjacent pairs (2i, 2i+1) of x, n_pair of them, turned by (cos[i], sin[i]):
+   * a' = fmaf(a, c, -(b * s)), b' = fmaf(a, s, b * c). */
+  void (*rope)(float *x, const float *cos, const float *sin, size_t n_pair);
+  void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n);
+  /* n elements (whole blocks) of any type that runs, to float32: the token embedding. */
+  void (*dequantize)(llm_type type, const void *src, size_t n, float *dst);
+} kernels;
+
+/* NULL name: the best set of this machine. NULL result: unknown, or not on this machine. */
+const kernels *kernels_find(const char *name);
+/* Names that kernels_find accepts here, slowest first, ended by NULL. */
+const char *const *kernels_available(void);
+
+/* 1 where matmul[type] reads act->q rather than act->x. */
+int type_is_quantized(llm_type type);
+
+#endif

@@ -1,0 +1,286 @@
+/* llm.h: the public interface of the engine, and the only header that run.c and the bindings see.
+ *
+ * Depends on nothing but C11. The text between the two "cffi" marker lines is handed to cffi's
+ * cdef() as it stands, so it holds plain declarations: no macros, conditionals or attributes.
+ *
+ * Conventions. Functions that can fail return llm_status and fill a caller-owned llm_error (which
+ * may be NULL). Constructors take `out` first; *out is NULL after a failure. Every *_free accepts
+ * NULL. The library never prints, never exits, installs no signal handlers and reads no environment
+ * variable. Variable-length results come as (dst, capacity, *n_needed): *n_needed is always set to
+ * the full length, and LLM_ERR_ARG is returned when it is greater than capacity (nothing is written
+ * past capacity; dst may be NULL when capacity is 0).
+ *
+ * Threads: llm_model and llm_tokenizer are read-only after construction and may be shared. An
+ * llm_context, llm_sampler or llm_generator is one timeline: one thread at a time.
+ */
+#ifndef LLM_H
+#define LLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+
+typedef enum llm_status {
+  LLM_OK = 0,
+  LLM_ERR_ARG = 1,          /* the caller passed something out of range */
+  LLM_ERR_IO = 2,           /* the operating system said no: see sys_errno */
+  LLM_ERR_FORMAT = 3,       /* the file contradicts its format */
+  LLM_ERR_UNSUPPORTED = 4,  /* a valid file that this program does not run */
+  LLM_ERR_NOMEM = 5,        /* an allocation failed */
+  LLM_ERR_CONTEXT_FULL = 6, /* more tokens than the context holds: see found and limit */
+  LLM_ERR_CANCELLED = 7     /* the cancel check asked to stop */
+} llm_status;
+
+typedef struct llm_error {
+  llm_status status;
+  int32_t sys_errno;  /* errno for LLM_ERR_IO, else 0 */
+  int64_t found;      /* LLM_ERR_CONTEXT_FULL: tokens that were to be held, */
+  int64_t limit;      /*   and tokens that the context can hold; else 0 */
+  char message[1024]; /* one line, UTF-8, no newline: what, where, found, expected */
+} llm_error;
+
+const char *llm_version(void);
+const char *llm_status_name(llm_status status); /* "LLM_ERR_ARG"; NULL outside the enum */
+
+/* ---- tensor types: the numbers are GGUF's ggml_type ---- */
+
+typedef enum llm_type {
+  LLM_TYPE_F32 = 0,
+  LLM_TYPE_F16 = 1,
+  LLM_TYPE_Q4_0 = 2,
+  LLM_TYPE_Q4_1 = 3,
+  LLM_TYPE_Q8_0 = 8,
+  LLM_TYPE_BF16 = 30
+} llm_type;
+
+/* Block geometry. n_per_block is 0 for a type that is not in the table. */
+typedef struct llm_type_info {
+  const char *name;   /* "Q4_1" */
+  size_t n_per_block; /* elements in one block */
+  size_t bytes_per_block;
+} llm_type_info;
+
+llm_type_info llm_type_describe(llm_type type);
+
+/* Expands n elements (a whole number of blocks, else LLM_ERR_ARG) of `src` to float32. */
+llm_status llm_dequantize(llm_type type, const void *src, size_t n, float *dst, llm_error *err);
+
+/* ---- model: one parameter file, memory-mapped and never written ---- */
+
+typedef struct llm_model llm_model;
+
+typedef struct llm_config {
+  char architecture[32];
+  int64_t n_vocab, n_ctx_train, n_embd, n_layer, n_ff;
+  int64_t n_head, n_kv_head, head_dim, rope_dim;
+  float rope_theta, norm_eps;
+  int32_t tied_output; /* 1: the output matrix is the token embedding */
+} llm_config;
+
+typedef struct llm_tensor {
+  const char *name; /* NUL-terminated, lives as long as the model */
+  llm_type type;
+  int32_t n_dims;
+  int64_t dims[4];  /* fastest first, as GGUF lists them; unused ones are 1 */
+  const void *data; /* inside the mapping */
+  uint64_t n_bytes;
+} llm_tensor;
+
+/* One metadata entry. Numbers and bools: `data` points at the value in the file (unaligned, little
+ * endian). Strings: `data` points at the bytes, n_bytes long, no NUL. Arrays: value_type is 9,
+ * element_type and n_elements say of what, `data` points at the first element (strings in their
+ * file form, a uint64 length before each), n_bytes covers them all. */
+typedef struct llm_meta {
+  const char *key;                  /* NUL-terminated, lives as long as the model */
+  int32_t value_type, element_type; /* GGUF's gguf_metadata_value_type */
+  uint64_t n_elements, n_bytes;
+  const void *data;
+} llm_meta;
+
+llm_status llm_model_open(llm_model **out, const char *path, llm_error *err);
+void llm_model_free(llm_model *model); /* after every context, generator and tensor view */
+const llm_config *llm_model_config(const llm_model *model);
+uint64_t llm_model_n_params(const llm_model *model);
+uint64_t llm_model_file_bytes(const llm_model *model);
+size_t llm_model_n_tensors(const llm_model *model);
+llm_status llm_model_tensor(const llm_model *model, size_t index, llm_tensor *out, llm_error *err);
+size_t llm_model_n_meta(const llm_model *model);
+llm_status llm_model_meta(const llm_model *model, size_t index, llm_meta *out, llm_error *err);
+
+/* ---- tokenizer ---- */
+
+typedef struct llm_tokenizer llm_tokenizer;
+
+typedef enum llm_token_type { /* GGUF's tokenizer.ggml.token_type */
+                              LLM_TOKEN_NORMAL = 1,
+                              LLM_TOKEN_UNKNOWN = 2,
+                              LLM_TOKEN_CONTROL = 3,
+                              LLM_TOKEN_USER_DEFINED = 4,
+                              LLM_TOKEN_UNUSED = 5,
+                              LLM_TOKEN_BYTE = 6
+} llm_token_type;
+
+/* What a byte-level BPE is made of. Token i is the raw bytes text[offsets[i] .. offsets[i+1]);
+ * `types` holds n_vocab llm_token_type values or is NULL (all normal); merge m joins the tokens
+ * merges[2m] and merges[2m+1] and has rank m. Everything is copied. */
+typedef struct llm_bpe_spec {
+  const char *pre; /* name of the pre-tokenizer as in tokenizer.ggml.pre: "gpt-2", "smollm" */
+  int64_t n_vocab;
+  const uint8_t *text;
+  const uint64_t *offsets; /* n_vocab + 1 */
+  const int32_t *types;
+  int64_t n_merges;
+  const int32_t *merges; /* 2 * n_merges */
+} llm_bpe_spec;
+
+llm_status llm_tokenizer_new_bpe(llm_tokenizer **out, const llm_bpe_spec *spec, llm_error *err);
+void llm_tokenizer_free(llm_tokenizer *tokenizer);
+const llm_tokenizer *llm_model_tokenizer(const llm_model *model); /* borrowed; never NULL */
+
+int64_t llm_tokenizer_n_vocab(const llm_tokenizer *tokenizer);
+int64_t llm_tokenizer_n_byte_tokens(const llm_tokenizer *tokenizer); /* single bytes it can spell */
+int32_t llm_tokenizer_bos(const llm_tokenizer *tokenizer);           /* -1: the file names none */
+int32_t llm_tokenizer_eos(const llm_tokenizer *tokenizer);
+int32_t llm_tokenizer_add_bos(const llm_tokenizer *tokenizer); /* 1: the file asks for BOS first */
+int32_t llm_tokenizer_is_eog(const llm_tokenizer *tokenizer, int32_t id);     /* ends generation */
+int32_t llm_tokenizer_token_type(const llm_tokenizer *tokenizer, int32_t id); /* 0: no such id */
+
+/* Any bytes to ids; text may hold NULs and invalid UTF-8. parse_special = 1 turns the text of
+ * control tokens into those tokens; 0 treats it as plain text. No BOS is added here. Bytes that
+ * the vocabulary cannot spell are dropped, as Hugging Face's tokenizers does. */
+llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer, const char *text, size_t n_bytes,
+                                int32_t parse_special, int32_t *dst, size_t capacity,
+                                size_t *n_needed, llm_error *err);
+
+/* Ids to bytes, not NUL-terminated, possibly cut inside a UTF-8 character at either end. Control
+ * tokens give their text when render_special = 1, else nothing. */
+llm_status llm_tokenizer_decode(const llm_tokenizer *tokenizer, const int32_t *ids, size_t n_ids,
+                                int32_t render_special, char *dst, size_t capacity,
+                                size_t *n_needed, llm_error *err);
+
+/* ---- context: one timeline of tokens with its key/value cache ---- */
+
+typedef struct llm_context llm_context;
+
+/* Asked between layers of a long prefill; a non-zero answer ends the call with LLM_ERR_CANCELLED
+ * and leaves the context as it was before the call. */
+typedef int (*llm_cancel_check)(void *user);
+
+typedef struct llm_context_options {
+  int64_t n_ctx;                 /* 0: the trained length, at most 4096 */
+  int32_t allow_long_context;    /* 1: n_ctx may be greater than the trained length */
+  int32_t n_threads;             /* 0: one per available core */
+  int32_t kv_type;               /* LLM_TYPE_F16 or LLM_TYPE_F32 */
+  const char *kernels;           /* "scalar", "avx2", "avx512"; NULL: the best this machine has */
+  llm_cancel_check cancel_check; /* may be NULL */
+  void *cancel_user;
+} llm_context_options;
+
+llm_context_options llm_context_default_options(void);
+llm_status llm_context_new(llm_context **out, const llm_model *model,
+                           const llm_context_options *options, llm_error *err);
+void llm_context_free(llm_context *context);
+int64_t llm_context_n_ctx(const llm_context *context);
+int64_t llm_context_n_past(const llm_context *context); /* tokens held */
+int32_t llm_context_n_threads(const llm_context *context);
+const char *llm_context_kernels(const llm_context *context);
+uint64_t llm_context_kv_bytes(const llm_context *context);
+
+/* Appends n_ids >= 1 tokens and writes the logits of the last n_rows of them, (n_rows, n_vocab)
+ * float32 row-major, 0 <= n_rows <= n_ids (logits may be NULL when n_rows is 0). On any failure
+ * the context holds what it held before. LLM_ERR_CONTEXT_FULL when they do not all fit. */
+llm_status llm_context_eval(llm_context *context, const int32_t *ids, size_t n_ids, float *logits,
+                            size_t n_rows, llm_error *err);
+
+/* Forgets every token from position n_keep on. */
+llm_status llm_context_truncate(llm_context *context, int64_t n_keep, llm_error *err);
+
+/* ---- sampler ---- */
+
+typedef struct llm_sampler llm_sampler;
+
+typedef struct llm_sampler_options {
+  float temperature; /* 0: arg-max, ties to the lowest id; else >= 0, finite */
+  int32_t top_k;     /* 0: off */
+  float top_p;       /* (0, 1]; 1: off */
+  uint64_t seed;
+} llm_sampler_options;
+
+llm_sampler_options llm_sampler_default_options(void); /* temperature 0.8, top_k 40, top_p 0.95 */
+llm_status llm_sampler_new(llm_sampler **out, int64_t n_vocab, const llm_sampler_options *options,
+                           llm_error *err);
+void llm_sampler_free(llm_sampler *sampler);
+/* Picks an id from (n_vocab) logits, left unchanged. NaN counts as minus infinity. */
+int32_t llm_sampler_sample(llm_sampler *sampler, const float *logits);
+
+/* ---- generation: prefill, then one token a call ---- */
+
+typedef struct llm_generator llm_generator;
+
+typedef enum llm_finish {
+  LLM_FINISH_NONE = 0, /* not finished */
+  LLM_FINISH_STOP = 1, /* an end-of-generation token */
+  LLM_FINISH_LENGTH = 2,
+  LLM_FINISH_CONTEXT = 3, /* the context is full */
+  LLM_FINISH_CANCELLED = 4
+} llm_finish;
+
+const char *llm_finish_name(llm_finish finish); /* "stop"; NULL outside the enum */
+
+typedef struct llm_step {
+  int32_t id;        /* the new token; -1 when the step only reports the end */
+  llm_finish finish; /* NONE until the last step */
+  const char *text;  /* bytes that became complete, valid UTF-8 where the model wrote any; */
+  size_t n_bytes;    /*   valid until the next call. At the end whatever was held back. */
+} llm_step;
+
+/* Evaluates the prompt (n_ids >= 1) on top of what the context holds. max_tokens < 0: no limit but
+ * the context. The context and the sampler are borrowed for the generator's life. A prompt that
+ * does not fit gives LLM_ERR_CONTEXT_FULL with both counts. */
+llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_sampler *sampler,
+                             const int32_t *prompt, size_t n_ids, int64_t max_tokens,
+                             llm_error *err);
+void llm_generator_free(llm_generator *generator);
+/* One step; after a finish it repeats the finish with id -1 and no text. */
+llm_status llm_generator_next(llm_generator *generator, llm_step *out, llm_error *err);
+
+/* ---- scores and proof ---- */
+
+typedef struct llm_score {
+  double nats; /* sum of -ln p over the scored tokens */
+  int64_t n_scored;
+  int64_t n_windows;
+} llm_score;
+
+/* Scores a text of n_ids tokens: one window when it fits the context (the first token is not
+ * scored), else windows of n_ctx with half overlap, each token scored once. Starts from an empty
+ * context and leaves it holding the last window. nats_each, when not NULL, gets n_ids values, NaN
+ * for the first. */
+llm_status llm_score_text(llm_context *context, const int32_t *ids, size_t n_ids, float *nats_each,
+                          llm_score *out, llm_error *err);
+
+/* SHA-256 of bytes, 64 hex digits and a NUL. */
+void llm_sha256_hex(const void *data, size_t n_bytes, char hex[65]);
+
+/* Greedy continuation of a probe with the scalar kernels, F32 cache, and the SHA-256 of all logits
+ * rows that decided it (n_new rows of n_vocab little-endian floats): one entry of the proof block.
+ */
+llm_status llm_proof_compute(const llm_model *model, const int32_t *prompt, size_t n_prompt,
+                             size_t n_new, int32_t *ids_out, char hex[65], llm_error *err);
+
+typedef struct llm_verify_report {
+  int32_t has_hash, has_proof; /* 0: the file carries none */
+  int64_t n_probes;
+  double max_logprob_diff; /* active kernels against scalar, over the probes' rows */
+  char kernels[16];        /* the active set */
+} llm_verify_report;
+
+/* Checks the hash of the tensor data and replays the proof block. LLM_ERR_FORMAT names the first
+ * mismatch; LLM_ERR_UNSUPPORTED when the file carries neither. */
+llm_status llm_model_verify(const llm_model *model, const llm_context_options *options,
+                            llm_verify_report *report, llm_error *err);
+
+/* cffi: end */
+
+#endif
