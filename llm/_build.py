@@ -1,0 +1,81 @@
+"""cffi builders of the two compiled modules, in API mode: `llm._llm` (the engine) and `llm._train`
+(the trainer's kernels and merge learning).
+
+setup.py names them in `cffi_modules`. What cffi declares is the marked text of the C headers, so
+there is no second copy; only the callbacks stand here. Which C file belongs to which half is said by
+its name: train_* and tokenizer_train are the trainer's, run.c is the program, the rest is the engine.
+FLAGS stands in the Makefile too; tests/test_build.py compares the two.
+"""
+
+from pathlib import Path
+
+import cffi
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+FLAGS = "-std=c11 -O3 -ffp-contract=off -Wall -Wextra -pthread".split()
+
+# Engine files that the trainer's module takes along: the thread pool and what reports errors.
+SHARED = ("cpu", "error", "numeric", "threads")
+
+
+def is_trainer(path: Path) -> bool:
+    return path.name.startswith(("train_", "tokenizer_train"))
+
+
+def engine_sources() -> list[str]:
+    """Paths relative to the repository, as setuptools wants them."""
+    paths = sorted(CSRC.glob("*.c"))
+    return [f"csrc/{p.name}" for p in paths if not is_trainer(p) and p.name != "run.c"]
+
+
+def trainer_sources() -> list[str]:
+    own = [f"csrc/{p.name}" for p in sorted(CSRC.glob("*.c")) if is_trainer(p)]
+    return own + [f"csrc/{name}.c" for name in SHARED]
+
+
+def declarations(header: str, begin: str = "/* cffi: begin */", end: str = "/* cffi: end */") -> str:
+    """The marked text of a header."""
+    text = (CSRC / header).read_text(encoding="utf-8")
+    return text.split(begin, 1)[1].split(end, 1)[0]
+
+
+def error_declarations() -> str:
+    """llm_status and llm_error: the part of llm.h that both modules need."""
+    return declarations("llm.h").split("const char *llm_version", 1)[0]
+
+
+def builder(module: str, cdef: str, source: str, sources: list[str]) -> cffi.FFI:
+    ffi = cffi.FFI()
+    ffi.cdef(cdef)
+    ffi.set_source(
+        module,
+        source,
+        sources=sources,
+        include_dirs=["csrc"],
+        depends=[str(p.relative_to(ROOT)) for p in CSRC.iterdir() if p.suffix in (".h", ".cu")],
+        extra_compile_args=FLAGS,
+        extra_link_args=["-pthread"],
+        libraries=["m"],
+    )
+    return ffi
+
+
+def engine() -> cffi.FFI:
+    # The cancel check is called without the GIL and takes it; engine.py says what it answers.
+    return builder(
+        "llm._llm",
+        declarations("llm.h") + '\nextern "Python" int llm_python_cancel_check(void *);\n',
+        '#include "llm.h"',
+        engine_sources(),
+    )
+
+
+def trainer() -> cffi.FFI:
+    # setuptools does not compile .cu, so the kernels' one text is included here, as C.
+    return builder(
+        "llm._train",
+        error_declarations() + declarations("train.h") + declarations("tokenizer_train.h"),
+        '#include "train.h"\n#include "tokenizer_train.h"\n#include "train_kernels.cu"',
+        trainer_sources(),
+    )

@@ -1,0 +1,36 @@
+"""The Python half: package, dependencies and the two compiled modules (see llm/_build.py)."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "llm/__init__.py").read_text(), re.M)[1]
+
+setup(
+    name="two-file-llm",
+    version=VERSION,
+    description="A language model in two files: one parameter file and one executable",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["llm"],
+    install_requires=["cffi>=1.15", "matplotlib", "numpy>=1.24", "tqdm"],
+    extras_require={
+        "test": ["hypothesis", "pytest"],
+        "lint": ["ruff==0.17.6"],
+        # Other people's programs, for tests and benchmarks only.
+        "peers": [
+            "gguf==0.19.0",
+            "openai",
+            "sentencepiece",
+            "tiktoken",
+            "tokenizers",
+            "torch==2.13.0",
+            "xllamacpp==2026.10.11549",
+        ],
+    },
+    cffi_modules=["llm/_build.py:engine"]
+    + (["llm/_build.py:trainer"] if (HERE / "csrc/train.h").exists() else []),
+    zip_safe=False,
+)
