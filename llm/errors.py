@@ -1,0 +1,30 @@
+"""The package's exceptions. Layer 0.
+
+The engine's status codes map to these (and to built-ins) in `engine.py`; the trainer raises the
+same ones, so that a caller catches one family.
+"""
+
+
+class LlmError(Exception):
+    """Anything that this package reports in its own words."""
+
+
+class FormatError(LlmError, ValueError):
+    """A file contradicts its format: what, where, found, expected."""
+
+
+class UnsupportedError(LlmError):
+    """A valid file or request that this program does not handle."""
+
+
+class ContextFullError(LlmError):
+    """More tokens than the context holds."""
+
+    def __init__(self, message: str, n_tokens: int, n_ctx: int):
+        super().__init__(message)
+        self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
+
+
+class CorpusError(LlmError, ValueError):
+    """Text that cannot be trained on: empty, binary, unreadable or gone."""
