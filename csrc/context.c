@@ -1,0 +1,173 @@
+/* context.c: construction, sizes and position of a context. Layer 4. */
+#include "context.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "numeric.h"
+
+enum { DEFAULT_N_CTX = 4096, MAX_THREADS = 1024, ALIGN = 64 };
+
+llm_context_options llm_context_default_options(void) {
+  llm_context_options options = {0};
+  options.kv_type = LLM_TYPE_F16;
+  return options;
+}
+
+/* ---- options ---- */
+
+static llm_status resolve_n_ctx(llm_context *c, llm_error *err) {
+  int64_t trained = c->model->config.n_ctx_train, asked = c->options.n_ctx;
+  if (asked < 0 || asked > INT32_MAX)
+    return error_set(err, LLM_ERR_ARG, "n_ctx is %" PRId64 ", expected 1 to %d", asked, INT32_MAX);
+  if (asked > trained && !c->options.allow_long_context)
+    return error_set(err, LLM_ERR_ARG,
+                     "a context of %" PRId64 " tokens is longer than the %" PRId64
+                     " that the model was trained on",
+                     asked, trained);
+  if (asked == 0) asked = trained < DEFAULT_N_CTX ? trained : DEFAULT_N_CTX;
+  c->n_ctx = (size_t)asked;
+  return LLM_OK;
+}
+
+static llm_status resolve_options(llm_context *c, llm_error *err) {
+  const llm_context_options *o = &c->options;
+  if (o->n_threads < 0 || o->n_threads > MAX_THREADS)
+    return error_set(err, LLM_ERR_ARG, "n_threads is %d, expected 0 (all cores) to %d",
+                     (int)o->n_threads, MAX_THREADS);
+  if (o->kv_type != LLM_TYPE_F16 && o->kv_type != LLM_TYPE_F32)
+    return error_set(err, LLM_ERR_ARG, "kv_type %d is neither F16 nor F32", (int)o->kv_type);
+  c->kernels = kernels_find(o->kernels);
+  if (!c->kernels)
+    return error_set(err, LLM_ERR_ARG, "kernel set \"%s\" is unknown or not on this processor",
+                     o->kernels);
+  return resolve_n_ctx(c, err);
+}
+
+/* ---- memory ---- */
+
+/* Two passes over the same list: the first adds up sizes, the second hands out addresses. Products
+ * stay far below 2^64: model.c caps every factor (n_embd, heads 2^20; n_ff 2^24; threads 2^10,
+ * n_ctx 2^31). */
+typedef struct arena {
+  char *base;
+  size_t used;
+} arena;
+
+static void *arena_take(arena *a, size_t n, size_t size) {
+  void *p = a->base ? a->base + a->used : NULL;
+  a->used += (n * size + ALIGN - 1) / ALIGN * ALIGN;
+  return p;
+}
+
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+
+static void lay_out(llm_context *c, arena *a) {
+  const llm_config *m = &c->model->config;
+  size_t rows = c->n_ctx < N_BATCH ? c->n_ctx : N_BATCH;
+  size_t n_embd = (size_t)m->n_embd, n_ff = (size_t)m->n_ff, half = (size_t)m->rope_dim / 2;
+  size_t n_q = (size_t)(m->n_head * m->head_dim), n_kv = (size_t)(m->n_kv_head * m->head_dim);
+  size_t widest = max_size(max_size(n_embd, n_q), n_ff), n_threads = (size_t)c->options.n_threads;
+
+  c->x = arena_take(a, rows * n_embd, sizeof(float));
+  c->xn = arena_take(a, rows * n_embd, sizeof(float));
+  c->q = arena_take(a, rows * n_q, sizeof(float));
+  c->att = arena_take(a, rows * n_q, sizeof(float));
+  c->k = arena_take(a, rows * n_kv, sizeof(float));
+  c->v = arena_take(a, rows * n_kv, sizeof(float));
+  c->gate = arena_take(a, rows * n_ff, sizeof(float));
+  c->up = arena_take(a, rows * n_ff, sizeof(float));
+  c->rope_cos = arena_take(a, rows * half, sizeof(float));
+  c->rope_sin = arena_take(a, rows * half, sizeof(float));
+  c->act.q = arena_take(a, rows * widest, 1);
+  c->act.scale = arena_take(a, rows * (widest / 32 + 1), sizeof(float));
+  c->act.scaled_sum = arena_take(a, rows * (widest / 32 + 1), sizeof(float));
+  c->act.sum = arena_take(a, rows * (widest / 32 + 1), sizeof(int32_t));
+  c->scores =
+      arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head) * c->n_ctx, sizeof(float));
+  c->matmul_scratch_bytes = (c->kernels->scratch_bytes(widest) + ALIGN - 1) / ALIGN * ALIGN;
+  c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes);
+  c->inv_freq = arena_take(a, half, sizeof(double));
+}
+
+static llm_status allocate_scratch(llm_context *c, llm_error *err) {
+  arena a = {0};
+  lay_out(c, &a);
+  c->arena = aligned_alloc(ALIGN, a.used);
+  if (!c->arena) return error_nomem(err, a.used, "the scratch of a context");
+  a = (arena){c->arena, 0};
+  lay_out(c, &a);
+  return LLM_OK;
+}
+
+static llm_status allocate_cache(llm_context *c, llm_error *err) {
+  const llm_config *m = &c->model->config;
+  uint64_t element = c->options.kv_type == LLM_TYPE_F16 ? 2 : 4;
+  uint64_t per_token = (uint64_t)m->n_layer * (uint64_t)(m->n_kv_head * m->head_dim) * element;
+  uint64_t bytes = per_token * c->n_ctx; /* at most 2^10 * 2^20 * 4 * 2^31 = 2^63 */
+  if (bytes > SIZE_MAX / 4) return error_nomem(err, bytes, "the key/value cache: lower n_ctx");
+  c->k_cache = calloc(bytes, 1); /* calloc: the pages come zeroed and untouched */
+  c->v_cache = calloc(bytes, 1);
+  if (!c->k_cache || !c->v_cache)
+    return error_nomem(err, 2 * bytes, "the key/value cache: lower n_ctx");
+  c->kv_bytes = 2 * bytes;
+  return LLM_OK;
+}
+
+static void fill_inv_freq(llm_context *c) {
+  const llm_config *m = &c->model->config;
+  double log_theta = num_log((double)m->rope_theta);
+  for (int64_t i = 0; i < m->rope_dim / 2; i++)
+    c->inv_freq[i] = num_exp(-log_theta * (double)(2 * i) / (double)m->rope_dim);
+}
+
+/* ---- public ---- */
+
+llm_status llm_context_new(llm_context **out, const llm_model *model,
+                           const llm_context_options *options, llm_error *err) {
+  *out = NULL;
+  llm_context *c = calloc(1, sizeof *c);
+  if (!c) return error_nomem(err, sizeof *c, "a context");
+  c->model = model;
+  c->options = options ? *options : llm_context_default_options();
+  llm_status status = resolve_options(c, err);
+  if (!status && c->options.n_threads == 0) {
+    int n = threads_available();
+    c->options.n_threads = n < MAX_THREADS ? n : MAX_THREADS;
+  }
+  if (!status) status = allocate_scratch(c, err);
+  if (!status) status = allocate_cache(c, err);
+  if (!status) status = thread_pool_new(&c->pool, c->options.n_threads, err);
+  if (status) {
+    llm_context_free(c);
+    return status;
+  }
+  fill_inv_freq(c);
+  *out = c;
+  return error_clear(err);
+}
+
+void llm_context_free(llm_context *context) {
+  if (!context) return;
+  thread_pool_free(context->pool);
+  free(context->k_cache);
+  free(context->v_cache);
+  free(context->arena);
+  free(context);
+}
+
+int64_t llm_context_n_ctx(const llm_context *context) { return (int64_t)context->n_ctx; }
+int64_t llm_context_n_past(const llm_context *context) { return (int64_t)context->n_past; }
+int32_t llm_context_n_threads(const llm_context *context) { return context->options.n_threads; }
+const char *llm_context_kernels(const llm_context *context) { return context->kernels->name; }
+uint64_t llm_context_kv_bytes(const llm_context *context) { return context->kv_bytes; }
+
+llm_status llm_context_truncate(llm_context *context, int64_t n_keep, llm_error *err) {
+  if (n_keep < 0 || (size_t)n_keep > context->n_past)
+    return error_set(err, LLM_ERR_ARG, "cannot keep %" PRId64 " of %zu tokens", n_keep,
+                     context->n_past);
+  context->n_past = (size_t)n_keep;
+  return error_clear(err);
+}

@@ -1,0 +1,39 @@
+/* context.h: one timeline of tokens. Layer 4: the key/value cache, the scratch of a forward pass,
+ * and the position. forward.c computes, this file owns. */
+#ifndef LLM_CONTEXT_H
+#define LLM_CONTEXT_H
+
+#include "kernels.h"
+#include "model.h"
+#include "threads.h"
+
+enum { N_BATCH = 512 }; /* most tokens in one pass: bounds the scratch, not the result */
+
+struct llm_context {
+  const llm_model *model;
+  const kernels *kernels;
+  thread_pool *pool;
+  llm_context_options options;
+  size_t n_ctx, n_past;
+
+  /* Cache, (n_layer, n_kv_head, n_ctx, head_dim) each, F16 or F32. Untouched pages cost no memory.
+   */
+  void *k_cache, *v_cache;
+  size_t kv_bytes; /* of both */
+
+  /* Scratch of one pass over n <= N_BATCH tokens, B rows each (B = min(N_BATCH, n_ctx)). */
+  float *x;                   /* (B, n_embd) residual stream */
+  float *xn;                  /* (B, n_embd) normed */
+  float *q, *att;             /* (B, n_head * head_dim) */
+  float *k, *v;               /* (B, n_kv_head * head_dim) */
+  float *gate, *up;           /* (B, n_ff) */
+  float *rope_cos, *rope_sin; /* (B, rope_dim / 2) */
+  act_rows act;               /* quantized activations, as wide as the widest input */
+  float *scores;              /* (n_threads, n_head / n_kv_head, n_ctx) */
+  char *matmul_scratch;       /* (n_threads, matmul_scratch_bytes) */
+  size_t matmul_scratch_bytes;
+  double *inv_freq; /* (rope_dim / 2): theta^(-2i / rope_dim) */
+  void *arena;      /* all of the above in one allocation */
+};
+
+#endif

@@ -1,0 +1,334 @@
+/* forward.c: the decoder, as in "LLaMA: Open and Efficient Foundation Language Models"
+ * (2302.13971): x += Wo attention(rope(Wq n), rope(Wk n), Wv n), n = rmsnorm(x); x += W_down
+ * (silu(W_gate n) * W_up n). Layer 5. Prefill and decode are this same code, with T > 1 or T = 1
+ * tokens.
+ *
+ * Work is handed to the pool by rows of a matrix, tokens, or (token, head) pairs. No sum is ever
+ * split between threads, and no result depends on T, so the bits depend on neither (DESIGN rule 6).
+ */
+#include "forward.h"
+
+#include <string.h>
+
+#include "error.h"
+#include "numeric.h"
+
+/* ---- matrix products: up to three matrices that read the same input, in one job ---- */
+
+enum { ROW_UNIT = 16 }; /* rows are dealt to threads in groups of this many */
+
+typedef struct product {
+  const weight *w;
+  float *y; /* (T, w->n_out) */
+} product;
+
+typedef struct matmul_job {
+  llm_context *c;
+  product products[3];
+  size_t n_products, total_rows;
+} matmul_job;
+
+static void matmul_thread(void *arg, int thread, int n_threads) {
+  const matmul_job *job = arg;
+  llm_context *c = job->c;
+  void *scratch = c->matmul_scratch + (size_t)thread * c->matmul_scratch_bytes;
+  size_t begin, end, base = 0;
+  thread_share(job->total_rows, ROW_UNIT, thread, n_threads, &begin, &end);
+  for (size_t i = 0; i < job->n_products; i++) {
+    const weight *w = job->products[i].w;
+    size_t r0 = begin > base ? begin - base : 0, r1 = end > base ? end - base : 0;
+    if (r1 > w->n_out) r1 = w->n_out;
+    matmul_args args = {w->data, w->n_out, &c->act, job->products[i].y, w->n_out};
+    if (r0 < r1) c->kernels->matmul[w->type](&args, r0, r1, scratch);
+    base += w->n_out;
+  }
+}
+
+/* y_i = W_i x for the prepared input c->act. */
+static void matmul(llm_context *c, const product *products, size_t n_products) {
+  matmul_job job = {.c = c, .n_products = n_products};
+  for (size_t i = 0; i < n_products; i++) {
+    job.products[i] = products[i];
+    job.total_rows += products[i].w->n_out;
+  }
+  thread_pool_run(c->pool, matmul_thread, &job);
+}
+
+/* ---- row work: one token at a time, all threads when there are many ---- */
+
+typedef struct rows_job {
+  llm_context *c;
+  size_t n_rows;
+  void (*row)(llm_context *c, size_t t, const void *arg);
+  const void *arg;
+} rows_job;
+
+static void rows_thread(void *arg, int thread, int n_threads) {
+  const rows_job *job = arg;
+  size_t begin, end;
+  thread_share(job->n_rows, 1, thread, n_threads, &begin, &end);
+  for (size_t t = begin; t < end; t++) job->row(job->c, t, job->arg);
+}
+
+/* A single row is not worth waking anybody. */
+static void for_rows(llm_context *c, size_t n_rows,
+                     void (*row)(llm_context *c, size_t t, const void *arg), const void *arg) {
+  rows_job job = {c, n_rows, row, arg};
+  if (n_rows == 1)
+    row(c, 0, arg);
+  else
+    thread_pool_run(c->pool, rows_thread, &job);
+}
+
+/* Row t of the input x (n wide) in the form that the coming products read. */
+static void prepare_row(llm_context *c, size_t t, const float *x, size_t n) {
+  if (n % 32) return; /* no quantized matrix has such a width */
+  size_t blocks = n / 32;
+  act_rows *a = &c->act;
+  c->kernels->quantize_row(x, n, a->q + t * n, a->scale + t * blocks, a->scaled_sum + t * blocks,
+                           a->sum + t * blocks);
+}
+
+static void set_input(llm_context *c, const float *x, size_t n_tok, size_t n_in) {
+  c->act.x = x;
+  c->act.n_tok = n_tok;
+  c->act.n_in = n_in;
+}
+
+/* ---- the steps of a layer, one token each ---- */
+
+static void embed_row(llm_context *c, size_t t, const void *arg) {
+  const weight *w = &c->model->tok_embd;
+  size_t row_bytes =
+      w->n_in / llm_type_describe(w->type).n_per_block * llm_type_describe(w->type).bytes_per_block;
+  const char *row = (const char *)w->data + (size_t)((const int32_t *)arg)[t] * row_bytes;
+  c->kernels->dequantize(w->type, row, w->n_in, c->x + t * w->n_in);
+}
+
+static void rope_angles_row(llm_context *c, size_t t, const void *arg) {
+  (void)arg;
+  size_t half = (size_t)c->model->config.rope_dim / 2;
+  for (size_t i = 0; i < half; i++) {
+    double s, co;
+    num_sincos((double)(c->n_past + t) * c->inv_freq[i], &s, &co);
+    c->rope_sin[t * half + i] = (float)s;
+    c->rope_cos[t * half + i] = (float)co;
+  }
+}
+
+typedef struct norm_args { /* x += add (when there is one); xn = rmsnorm(x) * weight, prepared */
+  const float *add, *weight;
+  int quantize;
+} norm_args;
+
+static void norm_row(llm_context *c, size_t t, const void *arg) {
+  const norm_args *a = arg;
+  size_t n = (size_t)c->model->config.n_embd;
+  float *x = c->x + t * n, *xn = c->xn + t * n;
+  if (a->add) c->kernels->add(x, a->add + t * n, n);
+  c->kernels->rmsnorm(xn, x, a->weight, n, c->model->config.norm_eps);
+  if (a->quantize) prepare_row(c, t, xn, n);
+}
+
+static void prepare_att_row(llm_context *c, size_t t, const void *arg) {
+  (void)arg;
+  const llm_config *m = &c->model->config;
+  size_t n = (size_t)(m->n_head * m->head_dim);
+  prepare_row(c, t, c->att + t * n, n);
+}
+
+static void swiglu_row(llm_context *c, size_t t, const void *arg) {
+  size_t n = (size_t)c->model->config.n_ff;
+  float *gate = c->gate + t * n;
+  c->kernels->swiglu(gate, gate, c->up + t * n, n);
+  if (*(const int *)arg) prepare_row(c, t, gate, n);
+}
+
+static size_t cache_index(const llm_context *c, size_t layer, size_t head, size_t position) {
+  const llm_config *m = &c->model->config;
+  return ((layer * (size_t)m->n_kv_head + head) * c->n_ctx + position) * (size_t)m->head_dim;
+}
+
+static void cache_store(const llm_context *c, void *cache, size_t index, const float *src,
+                        size_t n) {
+  if (c->options.kv_type == LLM_TYPE_F16)
+    c->kernels->f32_to_f16((uint16_t *)cache + index, src, n);
+  else
+    memcpy((float *)cache + index, src, n * sizeof *src);
+}
+
+/* Turns q and k by their position and puts k and v into the cache of this layer. */
+static void rope_and_store_row(llm_context *c, size_t t, const void *arg) {
+  size_t layer = *(const size_t *)arg;
+  const llm_config *m = &c->model->config;
+  size_t half = (size_t)m->rope_dim / 2, d = (size_t)m->head_dim;
+  const float *co = c->rope_cos + t * half, *s = c->rope_sin + t * half;
+  float *q = c->q + t * (size_t)m->n_head * d, *k = c->k + t * (size_t)m->n_kv_head * d;
+  const float *v = c->v + t * (size_t)m->n_kv_head * d;
+  for (size_t h = 0; h < (size_t)m->n_head; h++) c->kernels->rope(q + h * d, co, s, half);
+  for (size_t h = 0; h < (size_t)m->n_kv_head; h++) {
+    size_t index = cache_index(c, layer, h, c->n_past + t);
+    c->kernels->rope(k + h * d, co, s, half);
+    cache_store(c, c->k_cache, index, k + h * d, d);
+    cache_store(c, c->v_cache, index, v + h * d, d);
+  }
+}
+
+/* ---- attention: a unit is one token and one key/value head with the query heads that share it
+ * ---- */
+
+typedef struct attention_job {
+  llm_context *c;
+  size_t layer, n_tok;
+  float scale; /* 1 / sqrt(head_dim) */
+} attention_job;
+
+static void attention_unit(const attention_job *job, size_t t, size_t head, float *scores) {
+  llm_context *c = job->c;
+  const llm_config *m = &c->model->config;
+  size_t d = (size_t)m->head_dim, n_q = (size_t)(m->n_head / m->n_kv_head);
+  size_t index = cache_index(c, job->layer, head, 0);
+  size_t element = c->options.kv_type == LLM_TYPE_F16 ? 2 : 4;
+  size_t at = (t * (size_t)m->n_head + head * n_q) * d;
+  attention_args args = {
+      .out = c->att + at,
+      .q = c->q + at,
+      .k = (const char *)c->k_cache + index * element,
+      .v = (const char *)c->v_cache + index * element,
+      .stride = d,
+      .n_q = n_q,
+      .n_pos = c->n_past + t + 1,
+      .head_dim = d,
+      .scale = job->scale,
+      .scores = scores,
+  };
+  if (element == 2)
+    c->kernels->attention_f16(&args);
+  else
+    c->kernels->attention_f32(&args);
+}
+
+/* Units are dealt in turn: later tokens see more positions, so blocks would be uneven. */
+static void attention_thread(void *arg, int thread, int n_threads) {
+  const attention_job *job = arg;
+  const llm_config *m = &job->c->model->config;
+  size_t n_kv_head = (size_t)m->n_kv_head, n_units = job->n_tok * n_kv_head;
+  float *scores =
+      job->c->scores + (size_t)thread * (size_t)(m->n_head / m->n_kv_head) * job->c->n_ctx;
+  for (size_t u = (size_t)thread; u < n_units; u += (size_t)n_threads)
+    attention_unit(job, u / n_kv_head, u % n_kv_head, scores);
+}
+
+static void attention(llm_context *c, size_t layer, size_t n_tok) {
+  float scale = 1.0f / __builtin_sqrtf((float)c->model->config.head_dim);
+  attention_job job = {c, layer, n_tok, scale};
+  thread_pool_run(c->pool, attention_thread, &job);
+}
+
+/* ---- the pass ---- */
+
+static int any_quantized(const weight *a, const weight *b, const weight *c) {
+  return type_is_quantized(a->type) || type_is_quantized(b->type) || type_is_quantized(c->type);
+}
+
+/* x += attention block, whose input is x plus `add`, what the layer before left to be added. */
+static void attention_block(llm_context *c, size_t layer, size_t n_tok, const float *add) {
+  const llm_config *m = &c->model->config;
+  const layer_weights *l = &c->model->layers[layer];
+  norm_args norm = {add, l->attn_norm, any_quantized(&l->wq, &l->wk, &l->wv)};
+  for_rows(c, n_tok, norm_row, &norm);
+  set_input(c, c->xn, n_tok, (size_t)m->n_embd);
+  matmul(c, (product[]){{&l->wq, c->q}, {&l->wk, c->k}, {&l->wv, c->v}}, 3);
+  for_rows(c, n_tok, rope_and_store_row, &layer);
+  attention(c, layer, n_tok);
+  if (type_is_quantized(l->wo.type)) for_rows(c, n_tok, prepare_att_row, NULL);
+  set_input(c, c->att, n_tok, (size_t)(m->n_head * m->head_dim));
+  matmul(c, (product[]){{&l->wo, c->xn}}, 1);
+}
+
+/* The feed-forward block; its input is x plus c->xn, its output is left in c->xn. */
+static void ffn_block(llm_context *c, size_t layer, size_t n_tok) {
+  const llm_config *m = &c->model->config;
+  const layer_weights *l = &c->model->layers[layer];
+  norm_args norm = {c->xn, l->ffn_norm, any_quantized(&l->w_gate, &l->w_up, &l->w_up)};
+  int quantize = type_is_quantized(l->w_down.type);
+  for_rows(c, n_tok, norm_row, &norm);
+  set_input(c, c->xn, n_tok, (size_t)m->n_embd);
+  matmul(c, (product[]){{&l->w_gate, c->gate}, {&l->w_up, c->up}}, 2);
+  for_rows(c, n_tok, swiglu_row, &quantize);
+  set_input(c, c->gate, n_tok, (size_t)m->n_ff);
+  matmul(c, (product[]){{&l->w_down, c->xn}}, 1);
+}
+
+static void add_row(llm_context *c, size_t t, const void *arg) {
+  (void)arg;
+  size_t n = (size_t)c->model->config.n_embd;
+  c->kernels->add(c->x + t * n, c->xn + t * n, n);
+}
+
+llm_status forward_tokens(llm_context *c, const int32_t *ids, size_t n_ids, llm_error *err) {
+  for_rows(c, n_ids, embed_row, ids);
+  for_rows(c, n_ids, rope_angles_row, NULL);
+  for (size_t layer = 0; layer < (size_t)c->model->config.n_layer; layer++) {
+    if (c->options.cancel_check && c->options.cancel_check(c->options.cancel_user))
+      return error_set(err, LLM_ERR_CANCELLED, "cancelled");
+    attention_block(c, layer, n_ids, layer ? c->xn : NULL);
+    ffn_block(c, layer, n_ids);
+  }
+  for_rows(c, n_ids, add_row, NULL);
+  c->n_past += n_ids;
+  return LLM_OK;
+}
+
+void forward_logits(llm_context *c, size_t first_row, size_t n_rows, float *logits) {
+  const llm_model *m = c->model;
+  size_t n_embd = (size_t)m->config.n_embd;
+  for (size_t t = 0; t < n_rows; t++) { /* few rows: not worth a job of their own */
+    const float *x = c->x + (first_row + t) * n_embd;
+    float *xn = c->xn + t * n_embd;
+    c->kernels->rmsnorm(xn, x, m->out_norm, n_embd, m->config.norm_eps);
+    if (type_is_quantized(m->output.type)) prepare_row(c, t, xn, n_embd);
+  }
+  set_input(c, c->xn, n_rows, n_embd);
+  matmul(c, (product[]){{&m->output, logits}}, 1);
+}
+
+/* ---- public ---- */
+
+static llm_status check_ids(const llm_context *c, const int32_t *ids, size_t n_ids, size_t n_rows,
+                            llm_error *err) {
+  if (n_ids == 0) return error_set(err, LLM_ERR_ARG, "no tokens to evaluate");
+  if (n_rows > n_ids)
+    return error_set(err, LLM_ERR_ARG, "logits of %zu rows asked for %zu tokens", n_rows, n_ids);
+  for (size_t i = 0; i < n_ids; i++)
+    if (ids[i] < 0 || ids[i] >= c->model->config.n_vocab)
+      return error_set(err, LLM_ERR_ARG, "token %zu has id %d, outside the vocabulary of %lld", i,
+                       (int)ids[i], (long long)c->model->config.n_vocab);
+  if (n_ids > c->n_ctx - c->n_past)
+    return error_set_full(err, (int64_t)(n_ids + c->n_past), (int64_t)c->n_ctx,
+                          "%zu tokens do not fit a context of %zu that holds %zu", n_ids, c->n_ctx,
+                          c->n_past);
+  return LLM_OK;
+}
+
+llm_status llm_context_eval(llm_context *context, const int32_t *ids, size_t n_ids, float *logits,
+                            size_t n_rows, llm_error *err) {
+  llm_status status = check_ids(context, ids, n_ids, n_rows, err);
+  if (status) return status;
+  size_t held = context->n_past, n_vocab = (size_t)context->model->config.n_vocab;
+  size_t first_wanted = n_ids - n_rows;
+  for (size_t done = 0; done < n_ids;) {
+    size_t n = n_ids - done < N_BATCH ? n_ids - done : N_BATCH;
+    status = forward_tokens(context, ids + done, n, err);
+    if (status) {
+      context->n_past = held;
+      return status;
+    }
+    if (done + n > first_wanted) {
+      size_t row = first_wanted > done ? first_wanted - done : 0;
+      forward_logits(context, row, n - row, logits + (done + row - first_wanted) * n_vocab);
+    }
+    done += n;
+  }
+  return error_clear(err);
+}

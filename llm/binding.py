@@ -1,0 +1,194 @@
+"""Statuses to exceptions, and the open file: what engine.py stands on.
+
+A `Handle` owns the C model. Contexts, tokenizers and tensor views refer to it, so the file stays
+mapped until the last of them dies; `Handle.closed` ends new calls at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from llm._llm import ffi, lib
+from llm.errors import ContextFullError, FormatError, UnsupportedError
+
+# ---- errors ----
+
+# One row per llm_status but LLM_OK. OSError, ContextFullError and the cancelled call need more than
+# the message: see _raise.
+STATUS_EXCEPTIONS: dict[str, type[BaseException]] = {
+    "LLM_ERR_ARG": ValueError,
+    "LLM_ERR_IO": OSError,
+    "LLM_ERR_FORMAT": FormatError,
+    "LLM_ERR_UNSUPPORTED": UnsupportedError,
+    "LLM_ERR_NOMEM": MemoryError,
+    "LLM_ERR_CONTEXT_FULL": ContextFullError,
+    "LLM_ERR_CANCELLED": KeyboardInterrupt,
+}
+
+
+def raise_error(err, path: str | None = None) -> None:
+    message = ffi.string(err.message).decode("utf-8", "replace")
+    kind = STATUS_EXCEPTIONS[ffi.string(lib.llm_status_name(err.status)).decode()]
+    if kind is OSError and err.sys_errno:
+        raise OSError(err.sys_errno, os.strerror(err.sys_errno), path)
+    if kind is ContextFullError:
+        raise ContextFullError(message, n_tokens=err.found, n_ctx=err.limit)
+    raise kind(message)
+
+
+def call(function: Callable, *args, path: str | None = None) -> None:
+    """Calls a function that takes an llm_error last, and raises what it reports."""
+    err = ffi.new("llm_error *")
+    if function(*args, err) != lib.LLM_OK:
+        raise_error(err, path)
+
+
+def new(function: Callable, kind: str, free: Callable, *args, path: str | None = None):
+    """Calls a constructor; the result frees itself."""
+    out = ffi.new(f"{kind} **")
+    call(function, out, *args, path=path)
+    return ffi.gc(out[0], free)
+
+
+def id_array(ids) -> np.ndarray:
+    """Token ids as a C-ordered int32 vector; ids that int32 cannot hold are a ValueError."""
+    wide = np.asarray(ids)
+    if wide.ndim != 1 or (wide.size and wide.dtype.kind not in "iu"):
+        raise ValueError("token ids must be a flat sequence of integers")
+    if wide.size and (wide.max() > 2**31 - 1 or wide.min() < -(2**31)):
+        raise ValueError("a token id does not fit 32 bits")
+    return np.ascontiguousarray(wide, dtype=np.int32)
+
+
+def pointer_to(kind: str, array: np.ndarray):
+    return ffi.cast(f"{kind} *", array.ctypes.data)
+
+
+# ---- the open file ----
+
+
+class Handle:
+    """One mapped parameter file; `closed` stops new calls while views keep it alive."""
+
+    def __init__(self, path: str):
+        self.model = new(
+            lib.llm_model_open, "llm_model", lib.llm_model_free, os.fsencode(path), path=path
+        )
+        self.closed = False
+
+    def use(self):
+        if self.closed:
+            raise ValueError("the model is closed")
+        return self.model
+
+
+# ---- metadata and tensors ----
+
+_SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?"} | {
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}  # GGUF value type -> NumPy
+_STRING, _ARRAY = 8, 9
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _strings(raw: bytes, count: int) -> list[str]:
+    out, at = [], 0
+    for _ in range(count):
+        length = int.from_bytes(raw[at : at + 8], "little")
+        out.append(_text(raw[at + 8 : at + 8 + length]))
+        at += 8 + length
+    return out
+
+
+class Metadata(Mapping):
+    """Keys and values of the file. Strings are str, numbers int, float or bool, arrays of numbers
+    NumPy arrays (copies), arrays of strings lists."""
+
+    def __init__(self, handle: Handle):
+        self._handle = handle
+        self._index = {}
+        for i in range(lib.llm_model_n_meta(handle.model)):
+            self._index[ffi.string(self._entry(i).key).decode()] = i
+
+    def _entry(self, index: int):
+        meta = ffi.new("llm_meta *")
+        call(lib.llm_model_meta, self._handle.use(), index, meta)
+        return meta
+
+    def __getitem__(self, key: str):
+        meta = self._entry(self._index[key])
+        raw = bytes(ffi.buffer(meta.data, meta.n_bytes)) if meta.n_bytes else b""
+        if meta.value_type == _STRING:
+            return _text(raw)
+        if meta.value_type != _ARRAY:
+            return np.frombuffer(raw, _SCALARS[meta.value_type])[0].item()
+        if meta.element_type == _STRING:
+            return _strings(raw, meta.n_elements)
+        return np.frombuffer(raw, _SCALARS[meta.element_type])
+
+    def value_type(self, key: str) -> tuple[int, int]:
+        """GGUF's number of the value's type, and of its elements' where it is an array (else 0)."""
+        meta = self._entry(self._index[key])
+        return meta.value_type, meta.element_type if meta.value_type == _ARRAY else 0
+
+    def __iter__(self):
+        return iter(self._index)
+
+    def __len__(self):
+        return len(self._index)
+
+
+class Tensors(Mapping):
+    """Weights by GGUF name, row-major: shape (n_out, n_in). F32 and F16 are read-only views into
+    the mapped file; other types are expanded to float32 copies."""
+
+    _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+
+    def __init__(self, handle: Handle):
+        self._handle = handle
+        self._index = {}
+        for i in range(lib.llm_model_n_tensors(handle.model)):
+            self._index[ffi.string(self._entry(i).name).decode()] = i
+
+    def _entry(self, index: int):
+        tensor = ffi.new("llm_tensor *")
+        call(lib.llm_model_tensor, self._handle.use(), index, tensor)
+        return tensor
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._entry(self._index[name])
+        shape = tuple(tensor.dims[i] for i in reversed(range(tensor.n_dims)))
+        dtype = self._DTYPES.get(self.type_name(name))
+        if dtype is None:
+            out = np.empty(shape, np.float32)
+            call(lib.llm_dequantize, tensor.type, tensor.data, out.size, pointer_to("float", out))
+            return out
+        return np.frombuffer(self._view(tensor), dtype).reshape(shape)
+
+    def raw(self, name: str) -> memoryview:
+        """The tensor's bytes as they lie in the file, read-only and not copied."""
+        return memoryview(self._view(self._entry(self._index[name])))
+
+    def type_name(self, name: str) -> str:
+        """The tensor's type as GGUF spells it, "Q4_1"."""
+        return ffi.string(lib.llm_type_describe(self._entry(self._index[name]).type).name).decode()
+
+    def _view(self, tensor) -> memoryview:
+        # The pointer's destructor holds the handle: the mapping outlives the last view.
+        handle = self._handle
+        pointer = ffi.gc(ffi.cast("char *", tensor.data), lambda _, keep=handle: None)
+        return memoryview(ffi.buffer(pointer, tensor.n_bytes)).toreadonly()
+
+    def __iter__(self):
+        return iter(self._index)
+
+    def __len__(self):
+        return len(self._index)
