@@ -26,6 +26,9 @@ enum gguf_value_type { /* gguf_metadata_value_type of the specification */
                        GGUF_N_TYPES
 };
 
+/* "uint32" for GGUF_UINT32; type in [0, GGUF_N_TYPES). */
+const char *gguf_value_name(int type);
+
 typedef struct gguf_string {
   const char *data; /* no NUL */
   size_t n_bytes;
