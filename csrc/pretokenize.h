@@ -1,0 +1,20 @@
+/* pretokenize.h: cutting text into the pieces inside which a byte-level BPE merges. Layer 2; needs
+ * unicode only, so that the trainer's merge learning shares it. Each named pre-tokenizer is one
+ * hand-written function that cuts exactly where the published regular expression does. */
+#ifndef LLM_PRETOKENIZE_H
+#define LLM_PRETOKENIZE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The end of the piece that begins at pos < n; pos itself must be where a piece ends. Any bytes are
+ * allowed: what is not UTF-8 counts as a character that is no letter, number or space. */
+typedef size_t (*pretokenizer)(const uint8_t *text, size_t n, size_t pos);
+
+/* By a name of tokenizer.ggml.pre, n bytes long; NULL: not run here. */
+pretokenizer pretokenizer_find(const char *name, size_t n);
+
+/* "gpt-2, smollm": for messages. */
+const char *pretokenizer_names(void);
+
+#endif

@@ -1,0 +1,244 @@
+/* tokenizer_bpe.c: byte-level BPE. Layer 2. In each piece the pair with the lowest rank merges
+ * first, the leftmost among equals, until no pair has a merge (Sennrich et al. 2016). Short pieces
+ * scan for the lowest rank, long ones keep a heap; pieces seen before in the same call come from a
+ * cache. */
+#include "tokenizer_bpe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+enum {
+  SHORT_PIECE = 32, /* bytes up to which scanning beats the heap */
+  CACHED_BYTES = 16,
+  CACHED_IDS = 11, /* so that an entry is 64 bytes */
+  CACHE_MAX = 8192 /* entries; half a megabyte stays in the second-level cache */
+};
+
+typedef struct merge {
+  uint64_t pair; /* left << 32 | right */
+  uint32_t rank; /* from 1; 0: a free slot, or no merge */
+  int32_t product;
+} merge;
+
+struct bpe {
+  pretokenizer next;
+  int32_t byte_token[256];
+  uint32_t n_merges;
+  unsigned shift; /* 64 - log2(slots) */
+  merge *slots;   /* open addressing, a power of two, at most half full */
+};
+
+/* ---- merges ---- */
+
+llm_status bpe_new(bpe **out, pretokenizer next, const int32_t byte_token[256], size_t n_merges,
+                   llm_error *err) {
+  unsigned log2 = 4;
+  while (((size_t)1 << log2) / 2 < n_merges) log2++;
+  size_t n_slots = (size_t)1 << log2;
+  bpe *b = *out = calloc(1, sizeof *b);
+  if (b) b->slots = calloc(n_slots, sizeof *b->slots);
+  if (!b || !b->slots) {
+    bpe_free(b);
+    *out = NULL;
+    return error_nomem(err, n_slots * sizeof *b->slots, "the merges of a tokenizer");
+  }
+  b->next = next;
+  memcpy(b->byte_token, byte_token, sizeof b->byte_token);
+  b->shift = 64 - log2;
+  return LLM_OK;
+}
+
+void bpe_free(bpe *b) {
+  if (!b) return;
+  free(b->slots);
+  free(b);
+}
+
+/* The slot of a pair, or the free one where it would go. */
+static merge *merge_slot(const bpe *b, int32_t left, int32_t right) {
+  uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+  size_t mask = ((size_t)1 << (64 - b->shift)) - 1;
+  size_t i = (size_t)(pair * 0x9e3779b97f4a7c15u >> b->shift);
+  while (b->slots[i].rank && b->slots[i].pair != pair) i = (i + 1) & mask;
+  return &b->slots[i];
+}
+
+int bpe_add_merge(bpe *b, int32_t left, int32_t right, int32_t product) {
+  merge *slot = merge_slot(b, left, right);
+  if (slot->rank) return 0;
+  *slot = (merge){(uint64_t)(uint32_t)left << 32 | (uint32_t)right, ++b->n_merges, product};
+  return 1;
+}
+
+/* ---- one short piece ---- */
+
+/* Merges ids[0..n), n <= SHORT_PIECE, in place; returns how many are left. */
+static size_t merge_short(const bpe *b, int32_t *ids, size_t n) {
+  const merge *pair[SHORT_PIECE]; /* pair[i] joins ids[i] and ids[i + 1] */
+  for (size_t i = 0; i + 1 < n; i++) pair[i] = merge_slot(b, ids[i], ids[i + 1]);
+  while (n > 1) {
+    size_t best = 0;
+    uint32_t lowest = UINT32_MAX;
+    for (size_t i = 0; i + 1 < n; i++) {
+      if (pair[i]->rank - 1 >= lowest) continue; /* rank 0, no merge, wraps to the highest */
+      best = i;
+      lowest = pair[i]->rank - 1;
+    }
+    if (lowest == UINT32_MAX) break;
+    ids[best] = pair[best]->product;
+    n--;
+    memmove(ids + best + 1, ids + best + 2, (n - best - 1) * sizeof *ids);
+    memmove(pair + best, pair + best + 1, (n - best - 1) * sizeof *pair);
+    if (best > 0) pair[best - 1] = merge_slot(b, ids[best - 1], ids[best]);
+    if (best + 1 < n) pair[best] = merge_slot(b, ids[best], ids[best + 1]);
+  }
+  return n;
+}
+
+/* ---- one long piece ---- */
+
+typedef struct symbol { /* a linked list over the bytes; SIZE_MAX ends it */
+  size_t prev, next;
+  int32_t id, product; /* product and rank: of the merge with the next symbol */
+  uint32_t rank;       /* 0: none, or this symbol was merged away */
+} symbol;
+
+typedef struct candidate {
+  size_t at;
+  uint32_t rank;
+} candidate;
+
+typedef struct long_piece {
+  const bpe *b;
+  symbol *symbols;
+  candidate *heap; /* the lowest first; stale candidates are skipped when they come up */
+  size_t n_heap;
+} long_piece;
+
+static int comes_before(candidate a, candidate b) {
+  return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
+}
+
+static void heap_push(long_piece *p, candidate c) {
+  size_t i = p->n_heap++;
+  for (; i > 0 && comes_before(c, p->heap[(i - 1) / 2]); i = (i - 1) / 2)
+    p->heap[i] = p->heap[(i - 1) / 2];
+  p->heap[i] = c;
+}
+
+static candidate heap_pop(long_piece *p) {
+  candidate top = p->heap[0], c = p->heap[--p->n_heap];
+  size_t i = 0, child;
+  for (; (child = 2 * i + 1) < p->n_heap; i = child) {
+    if (child + 1 < p->n_heap && comes_before(p->heap[child + 1], p->heap[child])) child++;
+    if (!comes_before(p->heap[child], c)) break;
+    p->heap[i] = p->heap[child];
+  }
+  p->heap[i] = c;
+  return top;
+}
+
+/* Notes the merge of symbol i with the one after it. */
+static void consider(long_piece *p, size_t i) {
+  symbol *s = &p->symbols[i];
+  s->rank = 0;
+  if (s->next == SIZE_MAX) return;
+  const merge *m = merge_slot(p->b, s->id, p->symbols[s->next].id);
+  s->rank = m->rank;
+  s->product = m->product;
+  if (m->rank) heap_push(p, (candidate){i, m->rank});
+}
+
+static void merge_at(long_piece *p, size_t i) {
+  symbol *s = &p->symbols[i], *gone = &p->symbols[s->next];
+  s->id = s->product;
+  s->next = gone->next;
+  gone->rank = 0;
+  if (s->next != SIZE_MAX) p->symbols[s->next].prev = i;
+  consider(p, i);
+  if (s->prev != SIZE_MAX) consider(p, s->prev);
+}
+
+static llm_status encode_long(const bpe *b, const uint8_t *piece, size_t n_bytes, id_sink *out,
+                              llm_error *err) {
+  /* Every merge takes one symbol away and adds at most two candidates for the one it used up. */
+  const size_t bytes_each = sizeof(symbol) + 2 * sizeof(candidate);
+  void *memory = calloc(n_bytes, bytes_each);
+  if (!memory) return error_nomem(err, (uint64_t)n_bytes * bytes_each, "merging one long word");
+  long_piece p = {b, memory, (candidate *)((symbol *)memory + n_bytes), 0};
+
+  size_t n = 0;
+  for (size_t i = 0; i < n_bytes; i++) {
+    int32_t id = b->byte_token[piece[i]];
+    if (id < 0) continue;
+    p.symbols[n] = (symbol){.prev = n - 1, .next = n + 1, .id = id}; /* the first: SIZE_MAX */
+    n++;
+  }
+  if (n) p.symbols[n - 1].next = SIZE_MAX;
+  for (size_t i = 0; i < n; i++) consider(&p, i);
+  while (p.n_heap) {
+    candidate c = heap_pop(&p);
+    if (p.symbols[c.at].rank == c.rank) merge_at(&p, c.at);
+  }
+  for (size_t i = 0; i < n; i = p.symbols[i].next) id_sink_put(out, p.symbols[i].id);
+  free(memory);
+  return LLM_OK;
+}
+
+/* ---- a text ---- */
+
+typedef struct cached { /* n_bytes 0: free */
+  uint64_t bytes[CACHED_BYTES / 8];
+  uint8_t n_bytes, n_ids;
+  int32_t ids[CACHED_IDS];
+} cached;
+
+_Static_assert(sizeof(cached) == 64, "one cache line");
+
+static void encode_short(const bpe *b, const uint8_t *piece, size_t n_bytes, cached *cache,
+                         size_t mask, id_sink *out) {
+  cached *entry = NULL;
+  if (n_bytes <= CACHED_BYTES) {
+    uint64_t bytes[CACHED_BYTES / 8] = {0};
+    memcpy(bytes, piece, n_bytes);
+    uint64_t hash = (bytes[0] ^ bytes[1] * 0xc2b2ae3d27d4eb4fu) * 0x9e3779b97f4a7c15u;
+    entry = &cache[hash >> 40 & mask];
+    if (entry->n_bytes == n_bytes && entry->bytes[0] == bytes[0] && entry->bytes[1] == bytes[1]) {
+      for (size_t i = 0; i < entry->n_ids; i++) id_sink_put(out, entry->ids[i]);
+      return;
+    }
+    memcpy(entry->bytes, bytes, sizeof bytes);
+  }
+  int32_t ids[SHORT_PIECE];
+  size_t n = 0;
+  for (size_t i = 0; i < n_bytes; i++)
+    if (b->byte_token[piece[i]] >= 0) ids[n++] = b->byte_token[piece[i]];
+  n = merge_short(b, ids, n);
+  for (size_t i = 0; i < n; i++) id_sink_put(out, ids[i]);
+  if (!entry) return;
+  entry->n_bytes = n <= CACHED_IDS ? (uint8_t)n_bytes : 0;
+  entry->n_ids = (uint8_t)n;
+  if (entry->n_bytes) memcpy(entry->ids, ids, n * sizeof *ids);
+}
+
+llm_status bpe_encode(const bpe *b, const uint8_t *text, size_t n_bytes, id_sink *out,
+                      llm_error *err) {
+  size_t n_entries = 16;
+  while (n_entries < CACHE_MAX && n_entries < n_bytes / 8) n_entries *= 2;
+  cached *cache = calloc(n_entries, sizeof *cache);
+  if (!cache) return error_nomem(err, n_entries * sizeof *cache, "encoding");
+
+  llm_status status = LLM_OK;
+  for (size_t pos = 0; pos < n_bytes && !status;) {
+    size_t end = b->next(text, n_bytes, pos);
+    if (end - pos <= SHORT_PIECE)
+      encode_short(b, text + pos, end - pos, cache, n_entries - 1, out);
+    else
+      status = encode_long(b, text + pos, end - pos, out, err);
+    pos = end;
+  }
+  free(cache);
+  return status;
+}

@@ -1,0 +1,32 @@
+/* unicode.c: UTF-8 decoding that accepts any bytes, and class look-up. Layer 0. */
+#include "unicode.h"
+
+unicode_class unicode_classify(uint32_t code_point) {
+  uint32_t block = code_point >> 7;
+  if (block >= unicode_n_indexed) return UNICODE_OTHER;
+  uint8_t four = unicode_blocks[unicode_index[block]][(code_point & 127) >> 2];
+  return (unicode_class)(four >> 2 * (code_point & 3) & 3);
+}
+
+size_t utf8_decode(const uint8_t *p, size_t n, uint32_t *code_point) {
+  uint8_t lead = p[0];
+  *code_point = lead;
+  if (lead < 0x80) return 1;
+
+  *code_point = UTF8_INVALID;
+  if (lead < 0xc2 || lead > 0xf4) return 1;
+  size_t length = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+  uint32_t value = lead & (0x7f >> length);
+  /* Only the second byte has a range of its own: no overlong forms, surrogates or planes past 16.
+   */
+  uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+  uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+  for (size_t i = 1; i < length; i++) {
+    if (i == n || p[i] < low || p[i] > high) return i;
+    value = value << 6 | (p[i] & 0x3f);
+    low = 0x80;
+    high = 0xbf;
+  }
+  *code_point = value;
+  return length;
+}
