@@ -124,8 +124,7 @@ class Metadata(Mapping):
         return meta
 
     def __getitem__(self, key: str):
-        meta = self._entry(self._index[key])
-        raw = bytes(ffi.buffer(meta.data, meta.n_bytes)) if meta.n_bytes else b""
+        meta, raw = self._entry(self._index[key]), self.raw(key)
         if meta.value_type == _STRING:
             return _text(raw)
         if meta.value_type != _ARRAY:
@@ -133,6 +132,11 @@ class Metadata(Mapping):
         if meta.element_type == _STRING:
             return _strings(raw, meta.n_elements)
         return np.frombuffer(raw, _SCALARS[meta.element_type])
+
+    def raw(self, key: str) -> bytes:
+        """The value's bytes as llm_meta describes them."""
+        meta = self._entry(self._index[key])
+        return bytes(ffi.buffer(meta.data, meta.n_bytes)) if meta.n_bytes else b""
 
     def value_type(self, key: str) -> tuple[int, int]:
         """GGUF's number of the value's type, and of its elements' where it is an array (else 0)."""
@@ -164,14 +168,18 @@ class Tensors(Mapping):
         return tensor
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._entry(self._index[name])
-        shape = tuple(tensor.dims[i] for i in reversed(range(tensor.n_dims)))
+        tensor, shape = self._entry(self._index[name]), self.shape(name)
         dtype = self._DTYPES.get(self.type_name(name))
         if dtype is None:
             out = np.empty(shape, np.float32)
             call(lib.llm_dequantize, tensor.type, tensor.data, out.size, pointer_to("float", out))
             return out
         return np.frombuffer(self._view(tensor), dtype).reshape(shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Row-major: GGUF's dimensions reversed."""
+        tensor = self._entry(self._index[name])
+        return tuple(tensor.dims[i] for i in reversed(range(tensor.n_dims)))
 
     def raw(self, name: str) -> memoryview:
         """The tensor's bytes as they lie in the file, read-only and not copied."""

@@ -1,0 +1,53 @@
+"""Files that appear whole or not at all: written aside, synced, renamed. Layer 0.
+
+Until the block ends well the old file under the name, if any, stands untouched; any failure,
+Ctrl-C included, removes the temporary file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file, open for writing, that takes the name `path` when the block ends.
+
+    An error of the operating system (a full disk, say) is an OSError that names `path`.
+    """
+    path = os.fspath(path)
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(os.path.dirname(path) or ".")
+    except OSError as error:
+        _remove(temporary)
+        if error.filename in (None, temporary):  # of our file, not of one that the block read
+            raise OSError(error.errno, error.strerror, path) from error
+        raise
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # never made, or already renamed
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,480 @@
+"""Writing parameter files: the one GGUF writer, and what a trained model's file says. Layer 3.
+
+csrc/FORMAT.md is the contract; files are read back by the engine alone (csrc/gguf.c). Tensors go
+to the disk one at a time, so memory stays far below the file's size. An F32 export writes the
+trainer's buffer as it lies in memory.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import math
+import os
+import secrets
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .atomic import atomic_file
+from .config import ALIGNMENT, ModelConfig, layout, layout_size
+
+VERSION = 3  # of GGUF
+RUN_PREFIX = "two_file.run."  # figures of a clock or a machine: not part of "the same file"
+
+
+class ValueType(enum.IntEnum):
+    """gguf_metadata_value_type; csrc/gguf.h has the C twin."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+_FORMATS = {
+    ValueType.UINT8: "<B",
+    ValueType.INT8: "<b",
+    ValueType.UINT16: "<H",
+    ValueType.INT16: "<h",
+    ValueType.UINT32: "<I",
+    ValueType.INT32: "<i",
+    ValueType.FLOAT32: "<f",
+    ValueType.BOOL: "<?",
+    ValueType.UINT64: "<Q",
+    ValueType.INT64: "<q",
+    ValueType.FLOAT64: "<d",
+}
+
+
+class _DataHash:
+    """Stands for the SHA-256 of the tensor data, which is known when the data is written."""
+
+
+DATA_SHA256 = _DataHash()
+
+
+class Entry(NamedTuple):
+    """One metadata entry. Strings are str or bytes; a string may be DATA_SHA256."""
+
+    key: str
+    value: Any
+    type: ValueType
+    element_type: ValueType | None = None  # of an ARRAY
+
+
+class TensorData(NamedTuple):
+    """One tensor. `data` holds exactly its bytes in the file: bytes-like, a C-ordered array, or a
+    function that returns one when its turn comes."""
+
+    name: str  # GGUF's
+    shape: tuple[int, ...]  # row-major: (n_out, n_in)
+    type_name: str  # "F32", "Q4_1"
+    data: Any
+
+
+# ---- the writer ----
+
+
+class _Type(NamedTuple):
+    number: int
+    n_per_block: int
+    bytes_per_block: int
+
+
+@functools.cache
+def _tensor_type(name: str) -> _Type:
+    from llm._llm import ffi, lib
+
+    for number in range(256):
+        info = lib.llm_type_describe(number)
+        if info.n_per_block and ffi.string(info.name).decode() == name:
+            return _Type(number, info.n_per_block, info.bytes_per_block)
+    raise ValueError(f"tensor type {name!r} is not one that the engine knows")
+
+
+def _string(value: str | bytes) -> bytes:
+    raw = value.encode("utf-8") if isinstance(value, str) else bytes(value)
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(value: Any, kind: ValueType, data_sha256: str) -> bytes:
+    if value is DATA_SHA256:
+        value = data_sha256
+    return _string(value) if kind == ValueType.STRING else struct.pack(_FORMATS[kind], value)
+
+
+def _entry(entry: Entry, data_sha256: str) -> bytes:
+    try:
+        out = _string(entry.key) + struct.pack("<I", entry.type)
+        if entry.type != ValueType.ARRAY:
+            return out + _value(entry.value, entry.type, data_sha256)
+        out += struct.pack("<IQ", entry.element_type, len(entry.value))
+        return out + b"".join(_value(v, entry.element_type, data_sha256) for v in entry.value)
+    except (struct.error, OverflowError, TypeError, KeyError, UnicodeError) as error:
+        raise ValueError(f"key {entry.key}: {error}") from error
+
+
+def _padding(n: int, alignment: int) -> int:
+    return -n % alignment
+
+
+def _tensor_bytes(tensor: TensorData) -> int:
+    kind = _tensor_type(tensor.type_name)
+    if not 1 <= len(tensor.shape) <= 4 or min(tensor.shape) < 1:
+        raise ValueError(f"tensor {tensor.name}: shape {tensor.shape}, expected 1 to 4 sizes >= 1")
+    if tensor.shape[-1] % kind.n_per_block:
+        raise ValueError(
+            f"tensor {tensor.name}: rows of {tensor.shape[-1]} elements are not whole blocks of "
+            f"{kind.n_per_block} ({tensor.type_name})"
+        )
+    return math.prod(tensor.shape) // kind.n_per_block * kind.bytes_per_block
+
+
+def _header(
+    metadata: Sequence[Entry], tensors: Sequence[TensorData], alignment: int, data_sha256: str
+) -> bytes:
+    """All bytes before the tensor data, padding included."""
+    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    parts += [_entry(entry, data_sha256) for entry in metadata]
+    offset = 0
+    for tensor in tensors:
+        parts.append(_string(tensor.name) + struct.pack("<I", len(tensor.shape)))
+        parts.append(struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape)))
+        parts.append(struct.pack("<IQ", _tensor_type(tensor.type_name).number, offset))
+        size = _tensor_bytes(tensor)
+        offset += size + _padding(size, alignment)
+    header = b"".join(parts)
+    return header + bytes(_padding(len(header), alignment))
+
+
+def _check_names(names: Iterable[str], thing: str, longest: int) -> None:
+    """The rules of FORMAT.md for keys and tensor names."""
+    seen = set()
+    for name in names:
+        if not 1 <= len(name) <= longest or not all("!" <= c <= "~" for c in name):
+            raise ValueError(f"{thing} {name!r}: expected 1 to {longest} printable ASCII bytes")
+        if name in seen:
+            raise ValueError(f"{thing} {name} appears twice")
+        seen.add(name)
+
+
+def _check_tokens(metadata: Sequence[Entry]) -> None:
+    for entry in metadata:
+        if entry.key != "tokenizer.ggml.tokens":
+            continue
+        seen = set()
+        for i, token in enumerate(entry.value):
+            if token in seen:
+                raise ValueError(f"token {i}, {token!r}, appears twice in the vocabulary")
+            seen.add(token)
+
+
+def _with_alignment(metadata: Iterable[tuple], alignment: int) -> list[Entry]:
+    """general.alignment says what the caller's argument says; it goes first when it is missing."""
+    entries = [Entry(*entry) for entry in metadata]
+    for entry in entries:
+        if entry.key == "general.alignment" and entry.value != alignment:
+            raise ValueError(f"general.alignment is {entry.value}, expected {alignment}")
+    if any(entry.key == "general.alignment" for entry in entries):
+        return entries
+    return [Entry("general.alignment", alignment, ValueType.UINT32), *entries]
+
+
+def write_parameter_file(
+    path: str | os.PathLike,
+    metadata: Iterable[tuple],
+    tensors: Iterable[tuple],
+    alignment: int = ALIGNMENT,
+) -> None:
+    """Writes a GGUF v3 file that appears whole or not at all.
+
+    metadata: Entry tuples; tensors: TensorData tuples. A value DATA_SHA256 becomes the SHA-256 of
+    the data section, padding included. Raises ValueError for what the format forbids, OSError with
+    the file's name when it cannot be written.
+    """
+    entries = _with_alignment(metadata, alignment)
+    infos = [TensorData(*tensor) for tensor in tensors]
+    _check_names((entry.key for entry in entries), "key", 255)
+    _check_names((tensor.name for tensor in infos), "tensor", 63)
+    _check_tokens(entries)
+    unknown = "0" * 64
+    with atomic_file(path) as file:
+        file.write(_header(entries, infos, alignment, unknown))
+        digest = hashlib.sha256()
+        for tensor in infos:
+            raw = _tensor_buffer(tensor)
+            for part in (raw, bytes(_padding(raw.nbytes, alignment))):
+                digest.update(part)
+                file.write(part)
+        if any(entry.value is DATA_SHA256 for entry in entries):
+            file.seek(0)
+            file.write(_header(entries, infos, alignment, digest.hexdigest()))
+
+
+def _tensor_buffer(tensor: TensorData) -> memoryview:
+    data = tensor.data() if callable(tensor.data) else tensor.data
+    expected = _tensor_bytes(tensor)
+    raw = memoryview(data).cast("B")
+    if raw.nbytes != expected:
+        raise ValueError(f"tensor {tensor.name}: {raw.nbytes} bytes, expected {expected}")
+    return raw
+
+
+# ---- what a trained model's file says ----
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each byte in the token strings of a byte-level BPE:
+    itself where it is printable Latin-1, else the next free one from U+0100 (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = iter(range(0x100, 0x200))
+    return [chr(b if b in printable else next(shifted)) for b in range(256)]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A byte-level BPE as it goes into a file: the raw bytes of each id, and the merges best first.
+
+    A control token's bytes are its text.
+    """
+
+    tokens: Sequence[bytes]
+    merges: np.ndarray  # (n, 2) ids
+    pre: str  # a tokenizer.ggml.pre name
+    bos: int | None = None
+    eos: int | None = None
+    add_bos: bool = False
+    control: frozenset[int] = frozenset()  # further control tokens; bos and eos always are
+
+    def entries(self) -> list[Entry]:
+        control = self.control | {id for id in (self.bos, self.eos) if id is not None}
+        alphabet = byte_alphabet()
+        spelled = [
+            raw.decode("utf-8") if id in control else "".join(alphabet[b] for b in raw)
+            for id, raw in enumerate(self.tokens)
+        ]
+        pairs = np.asarray(self.merges, dtype=np.int64).reshape(-1, 2)
+        merges = [f"{spelled[left]} {spelled[right]}" for left, right in pairs.tolist()]
+        types = [3 if id in control else 1 for id in range(len(spelled))]  # llm_token_type
+        out = [
+            Entry("tokenizer.ggml.model", "gpt2", ValueType.STRING),
+            Entry("tokenizer.ggml.pre", self.pre, ValueType.STRING),
+            Entry("tokenizer.ggml.tokens", spelled, ValueType.ARRAY, ValueType.STRING),
+            Entry("tokenizer.ggml.token_type", types, ValueType.ARRAY, ValueType.INT32),
+            Entry("tokenizer.ggml.merges", merges, ValueType.ARRAY, ValueType.STRING),
+            Entry("tokenizer.ggml.add_bos_token", self.add_bos, ValueType.BOOL),
+        ]
+        for name, id in (("bos", self.bos), ("eos", self.eos)):
+            if id is not None:
+                out.append(Entry(f"tokenizer.ggml.{name}_token_id", id, ValueType.UINT32))
+        return out
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from. `run` holds the figures of a clock or a machine (seconds,
+    tokens_per_second, date, threads, kernels): int, float or str each."""
+
+    name: str
+    corpus_name: str
+    corpus_bytes: int
+    corpus_sha256: str
+    train_tokens: int
+    train_steps: int
+    train_seed: int
+    train_flops: float
+    validation_bits_per_byte: float
+    quantization_bits_per_byte_change: float = 0.0
+    run: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    def entries(self) -> list[Entry]:
+        return [
+            Entry("two_file.version", 1, ValueType.UINT32),
+            Entry("two_file.tensor_sha256", DATA_SHA256, ValueType.STRING),
+            Entry("two_file.corpus.name", self.corpus_name, ValueType.STRING),
+            Entry("two_file.corpus.bytes", self.corpus_bytes, ValueType.UINT64),
+            Entry("two_file.corpus.sha256", self.corpus_sha256, ValueType.STRING),
+            Entry("two_file.train.tokens", self.train_tokens, ValueType.UINT64),
+            Entry("two_file.train.steps", self.train_steps, ValueType.UINT64),
+            Entry("two_file.train.seed", self.train_seed, ValueType.UINT64),
+            Entry("two_file.train.flops", self.train_flops, ValueType.FLOAT64),
+            Entry(
+                "two_file.validation.bits_per_byte",
+                self.validation_bits_per_byte,
+                ValueType.FLOAT32,
+            ),
+            Entry(
+                "two_file.quantization.bits_per_byte_change",
+                self.quantization_bits_per_byte_change,
+                ValueType.FLOAT32,
+            ),
+        ]
+
+    def run_entries(self) -> list[Entry]:
+        return [Entry(RUN_PREFIX + key, v, _plain_type(v)) for key, v in self.run.items()]
+
+
+def _plain_type(value: int | float | str) -> ValueType:
+    if isinstance(value, str):
+        return ValueType.STRING
+    return ValueType.INT64 if isinstance(value, int | np.integer) else ValueType.FLOAT64
+
+
+_KEY_TYPES = {int: ValueType.UINT32, float: ValueType.FLOAT32, str: ValueType.STRING}
+
+
+def trained_model_metadata(
+    config: ModelConfig, vocabulary: Vocabulary, provenance: Provenance
+) -> list[Entry]:
+    """The keys of a trained model's F32 file but its proof block, its ratio and two_file.run."""
+    if len(vocabulary.tokens) != config.n_vocab:
+        raise ValueError(f"{len(vocabulary.tokens)} tokens, expected n_vocab {config.n_vocab}")
+    keys = config.to_gguf()
+    architecture = Entry("general.architecture", keys.pop("general.architecture"), ValueType.STRING)
+    return [
+        architecture,
+        Entry("general.name", provenance.name, ValueType.STRING),
+        Entry("general.file_type", 0, ValueType.UINT32),  # llama.cpp's number for all F32
+        Entry("general.alignment", ALIGNMENT, ValueType.UINT32),
+        *(Entry(key, value, _KEY_TYPES[type(value)]) for key, value in keys.items()),
+        *vocabulary.entries(),
+        *provenance.entries(),
+    ]
+
+
+def _proof_entries(path: str, probes: Sequence[Sequence[int]], n_new: int) -> list[Entry]:
+    from .engine import proof
+
+    greedy, digests = proof(path, probes, n_new)
+    ints, strings = (ValueType.ARRAY, ValueType.INT32), (ValueType.ARRAY, ValueType.STRING)
+    return [
+        Entry("two_file.proof.prompt_ids", [id for ids in probes for id in ids], *ints),
+        Entry("two_file.proof.prompt_lengths", [len(ids) for ids in probes], *ints),
+        Entry("two_file.proof.greedy_ids", [id for ids in greedy for id in ids], *ints),
+        Entry("two_file.proof.n_new", n_new, ValueType.UINT32),
+        Entry("two_file.proof.logits_sha256", digests, *strings),
+    ]
+
+
+def _ratio_entry(provenance: Provenance, metadata: list[Entry], tensors: list[TensorData]) -> Entry:
+    """Bytes of the corpus over bytes of this file without its two_file.run entries, whose lengths
+    must not change a figure that "the same file" compares."""
+    ratio = Entry("two_file.ratio", 0.0, ValueType.FLOAT32)
+    n_bytes = len(_header([*metadata, ratio], tensors, ALIGNMENT, "0" * 64))
+    for tensor in tensors:
+        n_bytes += _tensor_bytes(tensor) + _padding(_tensor_bytes(tensor), ALIGNMENT)
+    return ratio._replace(value=provenance.corpus_bytes / n_bytes)
+
+
+def export_model(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    flat_params: np.ndarray,
+    vocabulary: Vocabulary,
+    provenance: Provenance,
+    probes: Sequence[Sequence[int]],
+    n_new: int = 16,
+) -> None:
+    """Writes a trained model as F32 with its provenance and proof block.
+
+    flat_params: the buffer of config.layout(), (layout_size(config),) float32. probes: the ids of
+    each prompt of the proof block, len + n_new - 1 <= n_ctx. The proof comes from the engine, which
+    reads a first file without it under a temporary name in the same folder.
+    """
+    path = os.fspath(path)
+    flat = np.ascontiguousarray(flat_params, dtype="<f4")
+    if flat.shape != (layout_size(config),):
+        raise ValueError(f"flat_params has shape {flat.shape}, expected ({layout_size(config)},)")
+    tensors = [
+        TensorData(e.gguf_name, e.shape, "F32", flat[e.offset : e.offset + e.size])
+        for e in layout(config)
+    ]
+    metadata = trained_model_metadata(config, vocabulary, provenance)
+    first = f"{path}.{secrets.token_hex(4)}.unproved.tmp"
+    try:
+        write_parameter_file(first, metadata, tensors)
+        metadata += _proof_entries(first, probes, n_new)
+    finally:
+        if os.path.exists(first):
+            os.unlink(first)
+    metadata.append(_ratio_entry(provenance, metadata, tensors))
+    write_parameter_file(path, metadata + provenance.run_entries(), tensors)
+
+
+# ---- the same file ----
+
+
+def compare_files(a: str | os.PathLike, b: str | os.PathLike) -> list[str]:
+    """How two parameter files differ, one line each; empty for "the same file": equal tensors and
+    equal metadata outside two_file.run."""
+    from .engine import Model
+
+    with Model(a) as one, Model(b) as two:
+        return [*_metadata_differences(one, two), *_tensor_differences(one, two)]
+
+
+def _only_in(a: Iterable[str], b: Iterable[str], thing: str) -> list[str]:
+    a, b = list(a), list(b)
+    return [
+        f"{thing} {name} is only in the {place} file"
+        for names, others, place in ((a, set(b), "first"), (b, set(a), "second"))
+        for name in names
+        if name not in others
+    ]
+
+
+def _metadata_differences(one, two) -> list[str]:
+    keys_a, keys_b = (
+        [key for key in model.metadata if not key.startswith(RUN_PREFIX)] for model in (one, two)
+    )
+    out = _only_in(keys_a, keys_b, "key")
+    for key in keys_a:
+        if key not in two.metadata:
+            continue
+        if one.metadata.value_type(key) != two.metadata.value_type(key):
+            out.append(f"key {key} has another type")
+        elif one.metadata.raw(key) != two.metadata.raw(key):
+            out.append(
+                f"key {key}: {_shown(one.metadata[key])} against {_shown(two.metadata[key])}"
+            )
+    return out
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _tensor_differences(one, two) -> list[str]:
+    names_a, names_b = list(one.tensors), list(two.tensors)
+    out = _only_in(names_a, names_b, "tensor")
+    if not out and names_a != names_b:
+        out.append("the tensors are in another order")
+    for name in names_a:
+        if name not in two.tensors:
+            continue
+        kind_a, kind_b = (
+            f"{m.tensors.type_name(name)} {m.tensors.shape(name)}" for m in (one, two)
+        )
+        if kind_a != kind_b:
+            out.append(f"tensor {name}: {kind_a} against {kind_b}")
+            continue
+        raw_a, raw_b = (np.frombuffer(m.tensors.raw(name), np.uint8) for m in (one, two))
+        n_different = np.count_nonzero(raw_a != raw_b)
+        if n_different:
+            out.append(f"tensor {name}: {n_different} of {raw_a.size} bytes differ")
+    return out
