@@ -24,7 +24,7 @@ static uint32_t load_be32(const uint8_t *p) {
   return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-static void blocks_plain(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
+void sha256_blocks_plain(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
   for (; n_blocks; n_blocks--, data += 64) {
     uint32_t w[64];
     for (int t = 0; t < 16; t++) w[t] = load_be32(data + 4 * t);
@@ -86,15 +86,15 @@ static int has_sha_ni(void) {
          (b & 1u << 29);
 }
 #else
-#define blocks_sha_ni blocks_plain
+#define blocks_sha_ni sha256_blocks_plain
 static int has_sha_ni(void) { return 0; }
 #endif
 
-static void blocks(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
+void sha256_blocks(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
   if (has_sha_ni())
     blocks_sha_ni(state, data, n_blocks);
   else
-    blocks_plain(state, data, n_blocks);
+    sha256_blocks_plain(state, data, n_blocks);
 }
 
 void sha256_init(sha256 *s) {
@@ -113,11 +113,11 @@ void sha256_update(sha256 *s, const void *data, size_t n_bytes) {
     size_t n = 64 - waiting < n_bytes ? 64 - waiting : n_bytes;
     memcpy(s->block + waiting, bytes, n);
     if (waiting + n < 64) return;
-    blocks(s->state, s->block, 1);
+    sha256_blocks(s->state, s->block, 1);
     bytes += n;
     n_bytes -= n;
   }
-  blocks(s->state, bytes, n_bytes / 64);
+  sha256_blocks(s->state, bytes, n_bytes / 64);
   if (n_bytes % 64) memcpy(s->block, bytes + n_bytes / 64 * 64, n_bytes % 64);
 }
 

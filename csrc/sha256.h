@@ -15,4 +15,8 @@ void sha256_update(sha256 *s, const void *data, size_t n_bytes);
 /* 64 hex digits and a NUL; *s is spent. */
 void sha256_final(sha256 *s, char hex[65]);
 
+/* The compression function over whole blocks: the plain rounds, and the fastest of this machine. */
+void sha256_blocks_plain(uint32_t state[8], const uint8_t *data, size_t n_blocks);
+void sha256_blocks(uint32_t state[8], const uint8_t *data, size_t n_blocks);
+
 #endif
