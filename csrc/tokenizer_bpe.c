@@ -35,7 +35,7 @@ struct bpe {
 llm_status bpe_new(bpe **out, pretokenizer next, const int32_t byte_token[256], size_t n_merges,
                    llm_error *err) {
   unsigned log2 = 4;
-  while (((size_t)1 << log2) / 2 < n_merges) log2++;
+  while (((size_t)1 << log2) / 4 * 3 < n_merges) log2++;
   size_t n_slots = (size_t)1 << log2;
   bpe *b = *out = calloc(1, sizeof *b);
   if (b) b->slots = calloc(n_slots, sizeof *b->slots);

@@ -18,44 +18,63 @@ typedef struct name {
   size_t n_bytes;
 } name;
 
+typedef struct name_slot { /* short names are compared without leaving the table */
+  uint64_t head;           /* first 8 bytes */
+  uint32_t n_bytes;
+  int32_t id_plus_1; /* 0: free */
+} name_slot;
+
 typedef struct loader {
   llm_tokenizer *t;
   const char *where; /* opens every message */
   llm_status bad;    /* the status of a fault in the input */
   name *names;       /* (n_vocab) */
-  int32_t *slots;    /* hash table: id + 1, 0 is free; a power of two, at most half full */
+  name_slot *slots;  /* hash table: a power of two, at most 3/4 full */
   size_t mask;       /* slots - 1 */
   uint8_t byte_text[256][2];
   name byte_names[256];            /* of the single bytes, in byte_text */
   uint8_t joined[MAX_TOKEN_BYTES]; /* the name that a merge makes */
+  int32_t likely_product;          /* merges usually make the tokens in order */
   llm_error *err;
 } loader;
 
 /* ---- names ---- */
 
-static size_t name_hash(name key) {
-  uint64_t hash = key.n_bytes;
-  for (size_t i = 0; i < key.n_bytes; i += 8) {
-    uint64_t word = 0;
-    memcpy(&word, key.bytes + i, key.n_bytes - i < 8 ? key.n_bytes - i : 8);
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-    hash ^= hash >> 32;
-  }
-  return (size_t)hash;
+static int name_equal(name a, name b) {
+  return a.n_bytes == b.n_bytes && memcmp(a.bytes, b.bytes, a.n_bytes) == 0;
 }
 
-/* The slot of a name, or the free one where it would go. */
-static int32_t *name_slot(const loader *l, name key) {
-  size_t i = name_hash(key) & l->mask;
-  for (; l->slots[i]; i = (i + 1) & l->mask) {
-    name other = l->names[l->slots[i] - 1];
-    if (other.n_bytes == key.n_bytes && memcmp(other.bytes, key.bytes, key.n_bytes) == 0) break;
+/* The first 8 bytes, zeros after a shorter name. */
+static uint64_t name_head(name key) {
+  uint64_t head = 0;
+  if (key.n_bytes >= 8) {
+    memcpy(&head, key.bytes, 8);
+    return head;
+  }
+  for (size_t i = 0; i < key.n_bytes; i++) head |= (uint64_t)key.bytes[i] << 8 * i;
+  return head;
+}
+
+/* The slot of a name, or the free one where it would go, its head and length filled in. */
+static name_slot *slot_of(const loader *l, name key) {
+  uint64_t head = name_head(key), hash = head + key.n_bytes;
+  for (size_t i = 8; i < key.n_bytes; i += 8) {
+    size_t n = key.n_bytes - i;
+    uint64_t word = name_head((name){key.bytes + i, n});
+    hash = (hash ^ hash >> 32 ^ word) * 0x9e3779b97f4a7c15u;
+  }
+  size_t i = (size_t)((hash ^ hash >> 32) * 0x9e3779b97f4a7c15u >> 32) & l->mask;
+  for (; l->slots[i].id_plus_1; i = (i + 1) & l->mask) {
+    const name_slot *s = &l->slots[i];
+    if (s->head != head || s->n_bytes != key.n_bytes) continue;
+    if (key.n_bytes <= 8) break;
+    if (memcmp(l->names[s->id_plus_1 - 1].bytes + 8, key.bytes + 8, key.n_bytes - 8) == 0) break;
   }
   return &l->slots[i];
 }
 
 /* -1: no such token. */
-static int32_t name_find(const loader *l, name key) { return *name_slot(l, key) - 1; }
+static int32_t name_find(const loader *l, name key) { return slot_of(l, key)->id_plus_1 - 1; }
 
 /* Bytes of a name that a message quotes: not all of a long one, whole characters. */
 static int quoted(name key) {
@@ -73,7 +92,7 @@ static llm_status loader_init(loader *l, int64_t n_vocab, uint64_t text_bytes) {
   t->n_vocab = n_vocab;
   t->bos = t->eos = -1;
   size_t n = (size_t)n_vocab, n_slots = 16;
-  while (n_slots / 2 < n) n_slots *= 2;
+  while (n_slots / 4 * 3 < n) n_slots *= 2;
   l->mask = n_slots - 1;
   t->text = malloc((size_t)text_bytes + 1); /* never of no bytes */
   t->offsets = calloc(n + 1, sizeof *t->offsets);
@@ -99,11 +118,11 @@ static llm_status set_name(loader *l, int64_t id, name key) {
     return error_set(l->err, l->bad, "%s: token %" PRId64 " has %zu bytes, expected at most %d",
                      l->where, id, key.n_bytes, MAX_TOKEN_BYTES);
   l->names[id] = key;
-  int32_t *slot = name_slot(l, key);
-  if (*slot)
+  name_slot *slot = slot_of(l, key);
+  if (slot->id_plus_1)
     return error_set(l->err, l->bad, "%s: tokens %" PRId32 " and %" PRId64 " are both \"%.*s\"",
-                     l->where, *slot - 1, id, quoted(key), (const char *)key.bytes);
-  *slot = (int32_t)(id + 1);
+                     l->where, slot->id_plus_1 - 1, id, quoted(key), (const char *)key.bytes);
+  *slot = (name_slot){name_head(key), (uint32_t)key.n_bytes, (int32_t)(id + 1)};
   return LLM_OK;
 }
 
@@ -132,7 +151,10 @@ static llm_status add_merge(loader *l, uint64_t index, int32_t left, int32_t rig
   if (key.n_bytes <= MAX_TOKEN_BYTES) {
     memcpy(l->joined, a.bytes, a.n_bytes);
     memcpy(l->joined + a.n_bytes, b.bytes, b.n_bytes);
-    product = name_find(l, key);
+    product = l->likely_product;
+    if (product >= l->t->n_vocab || !name_equal(l->names[product], key))
+      product = name_find(l, key);
+    l->likely_product = product + 1;
   }
   const char *fault = NULL;
   if (product < 0)
