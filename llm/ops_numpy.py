@@ -1,0 +1,181 @@
+"""The trainer's operations in NumPy: the specification. Layer 1.
+
+Each back end (`ops_c`, later `ops_cuda`) has the same methods and is tested against this one; each
+backward here is tested against central differences in float64. Conventions:
+
+- Outputs come first and are allocated by the caller with `empty`; nothing is returned but scalars.
+- Arrays are C-contiguous in the back end's dtype, tokens and targets int32. A backward takes the
+  gradient of its output under the output's name with a `d` in front.
+- A cheap forward is not kept for the backward: `rmsnorm_backward` and `swiglu_backward` leave the
+  recomputed output in the array that brought its gradient: the next weight product needs it.
+- Shapes: N rows (tokens), C = n_embd, V vocabulary, B batch, T time, H heads, K key/value heads,
+  D head_dim.
+
+Sources: Zhang and Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Shazeer 2020 (SwiGLU), Dao et al.
+2022 (attention backward from the log-sum-exp), Loshchilov and Hutter 2019 (AdamW).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+class OpsNumpy:
+    """float64 for gradient checks, float32 to compare with the fast back ends."""
+
+    name = "numpy"
+
+    def __init__(self, dtype=np.float64):
+        self.dtype = np.dtype(dtype)
+
+    def empty(self, *shape: int) -> np.ndarray:
+        return np.empty(shape, self.dtype)
+
+    # ---- matrix product ----
+
+    def gemm(self, c, a, b, trans_a=False, trans_b=False, add=None):
+        """c = op(a) op(b), plus `add` (which may be c). c (M, N), op(a) (M, K), op(b) (K, N).
+
+        Gradients are products too: for y = x w^T, dx = dy w and dw = dy^T x.
+        """
+        product = (a.T if trans_a else a) @ (b.T if trans_b else b)
+        np.add(product, 0 if add is None else add, out=c)
+
+    # ---- token embedding ----
+
+    def embed(self, x, table, tokens):
+        """x (N, C) = rows of table (V, C)."""
+        x[...] = table[tokens]
+
+    def embed_backward(self, dtable, dx, tokens):
+        """dtable[token] += dx, tokens in rising order. dtable holds a gradient already."""
+        np.add.at(dtable, tokens, dx)
+
+    # ---- RMSNorm ----
+
+    def rmsnorm(self, y, rstd, x, w, eps):
+        """y = x * rstd * w with rstd (N) = 1 / sqrt(mean(x^2) + eps); x, y (N, C), w (C)."""
+        rstd[...] = 1 / np.sqrt(np.mean(x * x, axis=1) + x.dtype.type(eps))
+        y[...] = x * rstd[:, None] * w
+
+    def rmsnorm_backward(self, dx, dw, dy, x, w, rstd):
+        """dx += rstd * (g - xhat * mean(g * xhat)), g = dy * w, xhat = x * rstd;
+        dw = sum over rows of dy * xhat; dy then holds y."""
+        xhat = x * rstd[:, None]
+        g = dy * w
+        dw[...] = np.sum(dy * xhat, axis=0)
+        dx += rstd[:, None] * (g - xhat * np.mean(g * xhat, axis=1, keepdims=True))
+        dy[...] = xhat * w
+
+    # ---- RoPE ----
+
+    def rope(self, x, cos, sin):
+        """Turns the adjacent pairs (2i, 2i+1) of x (B, T, H, D) in place by the angle of (t, i);
+        cos, sin (at least T, D / 2)."""
+        c, s = cos[: x.shape[1], None, :], sin[: x.shape[1], None, :]
+        even, odd = x[..., 0::2].copy(), x[..., 1::2].copy()
+        x[..., 0::2] = even * c - odd * s
+        x[..., 1::2] = even * s + odd * c
+
+    def rope_backward(self, dx, cos, sin):
+        """A rotation's transpose: the same by minus the angle, in place."""
+        self.rope(dx, cos, -sin)
+
+    # ---- causal attention ----
+
+    def attention(self, o, lse, q, k, v):
+        """o = softmax(q k^T / sqrt(D)) v over positions up to the query's own.
+
+        q, o (B, T, H, D), k, v (B, T, K, D), K divides H; lse (B, H, T) = log of the sum of exp.
+        """
+        for batch, head, kv_head, scores in self._scores(q, k):
+            top = scores.max(axis=1)
+            p = np.exp(scores - top[:, None])
+            total = p.sum(axis=1)
+            lse[batch, head] = top + np.log(total)
+            o[batch, :, head] = (p / total[:, None]) @ v[batch, :, kv_head]
+
+    def attention_backward(self, dq, dk, dv, do, o, q, k, v, lse):
+        """p = exp(s - lse); ds = p * (do v^T - rowsum(do * o)) / sqrt(D);
+        dq = ds k, dk = ds^T q, dv = p^T do, the last two summed over a group's heads."""
+        dk[...] = 0
+        dv[...] = 0
+        scale = 1 / math.sqrt(q.shape[3])
+        for batch, head, kv_head, scores in self._scores(q, k):
+            do_h = do[batch, :, head]
+            p = np.exp(scores - lse[batch, head][:, None])
+            delta = np.sum(do_h * o[batch, :, head], axis=1)
+            ds = p * (do_h @ v[batch, :, kv_head].T - delta[:, None]) * scale
+            dq[batch, :, head] = ds @ k[batch, :, kv_head]
+            dk[batch, :, kv_head] += ds.T @ q[batch, :, head]
+            dv[batch, :, kv_head] += p.T @ do_h
+
+    @staticmethod
+    def _scores(q, k):
+        """(batch, head, its key/value head, masked scores (T, T)) of every head."""
+        B, T, H, D = q.shape
+        group = H // k.shape[2]
+        future = np.triu(np.ones((T, T), bool), 1)
+        for batch in range(B):
+            for head in range(H):
+                scores = q[batch, :, head] @ k[batch, :, head // group].T / math.sqrt(D)
+                scores[future] = -np.inf
+                yield batch, head, head // group, scores
+
+    # ---- SwiGLU ----
+
+    def swiglu(self, h, gate, up):
+        """h = gate * sigmoid(gate) * up, any shape."""
+        h[...] = gate / (1 + np.exp(-gate)) * up
+
+    def swiglu_backward(self, gate, up, dh):
+        """With s = sigmoid(gate): gate becomes dgate = dh * up * s * (1 + gate * (1 - s)),
+        up becomes dup = dh * gate * s, dh becomes h."""
+        s = 1 / (1 + np.exp(-gate))
+        dgate = dh * up * s * (1 + gate * (1 - s))
+        dup = dh * gate * s
+        dh[...] = gate * s * up
+        gate[...] = dgate
+        up[...] = dup
+
+    # ---- softmax cross-entropy ----
+
+    def cross_entropy(self, losses, logits, targets, scale=None):
+        """losses (N) = -log softmax(logits)[target] in nats, 0 where the target is negative.
+
+        With a scale, logits (N, V) become the gradient of scale * sum(losses):
+        scale * (softmax - onehot), zero in ignored rows. Otherwise they are used up.
+        """
+        used = np.flatnonzero(targets >= 0)
+        logits -= logits.max(axis=1, keepdims=True)
+        losses[...] = 0
+        losses[used] = -logits[used, targets[used]]
+        np.exp(logits, out=logits)
+        total = logits.sum(axis=1, keepdims=True)
+        losses[used] += np.log(total[used, 0])
+        if scale is not None:
+            logits /= total
+            logits[used, targets[used]] -= 1
+            logits *= np.where(targets >= 0, scale, 0)[:, None].astype(self.dtype)
+
+    # ---- optimizer ----
+
+    def sum_squares(self, x) -> float:
+        """Sum of x^2 of a flat array, accumulated in at least float64 between chunks."""
+        return float(np.sum(np.square(x, dtype=np.float64)))
+
+    def adamw(self, p, g, m, v, decay, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
+        """One step (counted from 1) on flat buffers; decay (size / 16) is 0 or 1 per 16 floats.
+
+        g *= grad_scale (not stored); m, v are the moving means of g and g^2, corrected by
+        1 - beta^step; p -= lr * (mhat / (sqrt(vhat) + eps) + weight_decay * decay * p).
+        """
+        g = g * self.dtype.type(grad_scale)
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g * g
+        mhat = m / (1 - beta1**step)
+        vhat = v / (1 - beta2**step)
+        shrink = lr * weight_decay * np.repeat(decay, 16)
+        p -= lr * mhat / (np.sqrt(vhat) + eps) + shrink * p

@@ -1,0 +1,91 @@
+"""AdamW against its textbook form, decay on matrices only, resume, schedules."""
+
+import numpy as np
+import pytest
+
+from llm.config import ModelConfig, layout, layout_size
+from llm.model import init_params
+from llm.ops_numpy import OpsNumpy
+from llm.optim import AdamW, clip_scale, warmup_cosine, warmup_linear
+
+CONFIG = ModelConfig(n_vocab=33, n_ctx=12, n_embd=24, n_layer=2, n_head=4, n_kv_head=2, n_ff=20)
+
+
+def random_grads(seed):
+    grads = np.zeros(layout_size(CONFIG), np.float32)
+    rng = np.random.default_rng(seed)
+    for entry in layout(CONFIG):
+        grads[entry.offset :][: entry.size] = rng.standard_normal(entry.size)
+    return grads
+
+
+def test_textbook():
+    params = init_params(CONFIG, 1)
+    optimizer = AdamW(CONFIG, betas=(0.8, 0.9), weight_decay=0.1, eps=1e-3)
+    expected, m, v = params.astype(np.float64), 0, 0
+    for step in (1, 2, 3):
+        grads = random_grads(step)
+        optimizer.step(params, grads, lr=0.01, grad_scale=0.5)
+        g = grads.astype(np.float64) * 0.5
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        update = m / (1 - 0.8**step) / (np.sqrt(v / (1 - 0.9**step)) + 1e-3)
+        for entry in layout(CONFIG):
+            part = slice(entry.offset, entry.offset + entry.size)
+            decay = 0.1 if len(entry.shape) == 2 else 0.0
+            expected[part] -= 0.01 * (update[part] + decay * expected[part])
+    np.testing.assert_allclose(params, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_stays_zero():
+    params = init_params(CONFIG, 1)
+    AdamW(CONFIG).step(params, random_grads(1), lr=0.01)
+    used = np.zeros(params.size, bool)
+    for entry in layout(CONFIG):
+        used[entry.offset : entry.offset + entry.size] = True
+    assert not params[~used].any() and not used.all()
+
+
+def test_state_resumes_exactly():
+    whole, resumed = init_params(CONFIG, 1), init_params(CONFIG, 1)
+    first, second, third = AdamW(CONFIG), AdamW(CONFIG), AdamW(CONFIG)
+    for step in range(4):
+        first.step(whole, random_grads(step), lr=0.01)
+    for step in range(2):
+        second.step(resumed, random_grads(step), lr=0.01)
+    third.load_state({name: np.copy(value) for name, value in second.state.items()})
+    assert third.state["step"] == 2
+    for step in range(2, 4):
+        third.step(resumed, random_grads(step), lr=0.01)
+    np.testing.assert_array_equal(whole, resumed)
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="beta2 is 1.0"):
+        AdamW(CONFIG, betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="eps 0"):
+        AdamW(CONFIG, eps=0)
+    with pytest.raises(ValueError, match="state m has shape"):
+        AdamW(CONFIG).load_state({"m": np.zeros(3), "v": np.zeros(3), "step": 1})
+
+
+def test_works_in_float64():
+    params = init_params(CONFIG, 1).astype(np.float64)
+    AdamW(CONFIG, ops=OpsNumpy(np.float64)).step(params, random_grads(1).astype(np.float64), 0.1)
+    assert params.dtype == np.float64
+
+
+@pytest.mark.parametrize("schedule, end", [(warmup_cosine, 0.05), (warmup_linear, 0.0)])
+def test_schedules(schedule, end):
+    rates = [schedule(step, 100, 10, 2.0) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(2.0, rel=0.01)
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[-1] == pytest.approx(2.0 * end, abs=2.0 / 90 + 1e-9)
+    assert schedule(500, 100, 10, 2.0) == pytest.approx(2.0 * end)
+    assert schedule(0, 1, 0, 2.0) == pytest.approx(2.0)
+
+
+def test_clip_scale():
+    assert clip_scale(0.5, 1.0) == 1.0
+    assert clip_scale(4.0, 1.0) == 0.25
+    assert clip_scale(4.0, 0.0) == 1.0
