@@ -14,8 +14,10 @@ _HOME = {
     "Sampler": "engine",
     "Tokenizer": "engine",
     "ContextFullError": "errors",
+    "CorpusError": "errors",
     "FormatError": "errors",
     "LlmError": "errors",
+    "PackageError": "errors",
     "UnsupportedError": "errors",
 }
 __all__ = ["__version__", *_HOME]

