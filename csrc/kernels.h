@@ -17,13 +17,17 @@
  *     Q4_1 only: y = fmaf(mw_b, ma_b, y), ma_b = sa_b * (float)sum of a_b
  *   Q4_0's integer weight is nibble - 8, Q4_1's the nibble.
  *
- * Activation block: amax = max |x|; scale = amax / 127; inv = amax > 0 ? 127 / amax : 0;
- *   q = x * inv rounded to nearest even (|q| <= 127).
+ * Activation block: amax = max |x|; scale = amax / 127, inv = 127 / amax, or both 0 when amax is
+ *   below ACT_TINY (1 / amax would overflow); q = x * inv rounded to nearest even (|q| <= 127).
  */
 #ifndef LLM_KERNELS_H
 #define LLM_KERNELS_H
 
 #include "llm.h"
+
+#define ACT_TINY 0x1p-100f
+
+enum { LANES = 16 }; /* of every float sum */
 
 /* Activations of n_tok tokens, each n_in wide, in the two forms that matrix products read. The
  * quantized form exists only when q is not NULL (it needs n_in % 32 == 0). */
@@ -76,9 +80,9 @@ typedef struct kernels {
   /* One row of activations, n a multiple of 32: q (n), the rest (n / 32). */
   void (*quantize_row)(const float *x, size_t n, int8_t *q, float *scale, float *scaled_sum,
                        int32_t *sum);
-  /* y = x / sqrt(mean(x^2) + eps) * w; the sum of squares is the 16-lane dot of x with itself. */
+  /* y = (x * (1 / sqrt(sum / n + eps))) * w; sum is the 16-lane dot of x with itself. */
   void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
-  /* y = gate / (1 + num_expf(-gate)) * up; y may be gate or up. */
+  /* y = (gate / (1 + num_expf(-gate))) * up; y may be gate or up. */
   void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
   /* x += y */
   void (*add)(float *x, const float *y, size_t n);
@@ -97,5 +101,10 @@ const char *const *kernels_available(void);
 
 /* 1 where matmul[type] reads act->q rather than act->x. */
 int type_is_quantized(llm_type type);
+
+/* Each fills or overwrites the entries that its file has; kernels.c alone calls them. */
+void kernels_set_scalar(kernels *k);
+void kernels_set_avx2(kernels *k);
+void kernels_set_avx512(kernels *k);
 
 #endif

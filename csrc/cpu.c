@@ -1,0 +1,37 @@
+/* cpu.c: feature bits by CPUID and XGETBV (Intel SDM volume 1, chapters 14 and 15). Layer 0. Asked
+ * directly: the compilers' __builtin_cpu_supports differ in the names they know. */
+#include "cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <stdint.h>
+
+static uint64_t saved_registers(void) { /* XCR0: register files that the system saves */
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+}
+
+unsigned cpu_features(void) {
+  enum { YMM = 0x06, ZMM = 0xe6 };                                       /* of XCR0 */
+  enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };             /* leaf 1, ecx */
+  enum { AVX2 = 1 << 5 };                                                /* leaf 7, ebx */
+  const uint32_t avx512_ebx = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+  const uint32_t avx512_ecx = 1u << 1 | 1u << 11;                        /* VBMI, VNNI */
+  uint32_t eax, ebx, ecx, edx, ecx1;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx1, &edx) || !(ecx1 & OSXSAVE)) return 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return 0;
+  uint32_t n_subleaves = eax;
+  uint64_t saved = saved_registers();
+  unsigned features = 0;
+  if ((saved & YMM) == YMM && (ecx1 & FMA) && (ecx1 & F16C) && (ebx & AVX2)) features |= CPU_AVX2;
+  if (!features || (saved & ZMM) != ZMM) return features;
+  if ((ebx & avx512_ebx) != avx512_ebx || (ecx & avx512_ecx) != avx512_ecx) return features;
+  features |= CPU_AVX512;
+  if (n_subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5))
+    features |= CPU_AVX512_BF16;
+  return features;
+}
+#else
+unsigned cpu_features(void) { return 0; }
+#endif

@@ -1,0 +1,163 @@
+/* threads.c: see threads.h. One generation counter announces a job, one counter of busy workers its
+ * end; both are atomics that a waiting thread spins on for some microseconds before it sleeps on a
+ * condition. A sleeper counts itself before its last look at the counter, a waker moves the counter
+ * before it looks for sleepers (sequentially consistent both), so no wake-up is lost. */
+#define _GNU_SOURCE /* sched_getaffinity */
+#include "threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "error.h"
+
+enum { MAX_THREADS = 1024, SPINS = 4000 }; /* SPINS: about 50 us, longer than a layer's gaps */
+
+typedef struct worker {
+  struct thread_pool *pool;
+  pthread_t id;
+  int thread;
+} worker;
+
+struct thread_pool {
+  int n_threads, n_started; /* n_started: workers that exist, n_threads - 1 after construction */
+  int spins;
+  thread_job job; /* NULL tells the workers to leave */
+  void *arg;
+  _Alignas(64) atomic_uint generation;
+  _Alignas(64) atomic_int busy;
+  _Alignas(64) atomic_int sleepers; /* threads asleep, or about to be, on `wake` */
+  pthread_mutex_t mutex;
+  pthread_cond_t wake;
+  worker workers[];
+};
+
+static void spin_pause(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+/* A condition on one of the two counters. */
+typedef int (*pool_condition)(thread_pool *pool, unsigned seen);
+
+static int job_arrived(thread_pool *pool, unsigned seen) { return pool->generation != seen; }
+
+static int workers_done(thread_pool *pool, unsigned seen) {
+  (void)seen;
+  return pool->busy == 0;
+}
+
+static void pool_wait(thread_pool *pool, pool_condition holds, unsigned seen) {
+  for (int i = 0; i < pool->spins; i++) {
+    if (holds(pool, seen)) return;
+    spin_pause();
+  }
+  pthread_mutex_lock(&pool->mutex);
+  pool->sleepers++;
+  while (!holds(pool, seen)) pthread_cond_wait(&pool->wake, &pool->mutex);
+  pool->sleepers--;
+  pthread_mutex_unlock(&pool->mutex);
+}
+
+static void pool_wake(thread_pool *pool) {
+  if (pool->sleepers == 0) return;
+  pthread_mutex_lock(&pool->mutex);
+  pthread_cond_broadcast(&pool->wake);
+  pthread_mutex_unlock(&pool->mutex);
+}
+
+static void *worker_main(void *arg) {
+  worker *w = arg;
+  thread_pool *pool = w->pool;
+  for (unsigned seen = 0;; seen++) { /* each generation is served once: none starts before */
+    pool_wait(pool, job_arrived, seen);
+    if (!pool->job) return NULL;
+    pool->job(pool->arg, w->thread, pool->n_threads);
+    if (--pool->busy == 0) pool_wake(pool);
+  }
+}
+
+static void pool_start(thread_pool *pool, thread_job job, void *arg) {
+  pool->job = job;
+  pool->arg = arg;
+  pool->busy = pool->n_started;
+  pool->generation++;
+  pool_wake(pool);
+}
+
+int threads_available(void) {
+#if defined(__linux__)
+  for (int capacity = MAX_THREADS; capacity <= 64 * MAX_THREADS; capacity *= 2) {
+    cpu_set_t *set = CPU_ALLOC(capacity);
+    if (!set) break;
+    size_t size = CPU_ALLOC_SIZE(capacity);
+    int n = sched_getaffinity(0, size, set) ? 0 : CPU_COUNT_S(size, set);
+    CPU_FREE(set);
+    if (n > 0) return n;
+  }
+#endif
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n > 0 ? (int)n : 1;
+}
+
+llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err) {
+  *out = NULL;
+  if (n_threads < 1 || n_threads > MAX_THREADS)
+    return error_set(err, LLM_ERR_ARG, "threads: found %d, expected 1 to %d", n_threads,
+                     MAX_THREADS);
+  size_t n_bytes = sizeof(thread_pool) + (size_t)n_threads * sizeof(worker);
+  n_bytes = (n_bytes + 63) / 64 * 64;
+  thread_pool *pool = aligned_alloc(64, n_bytes);
+  if (!pool) return error_nomem(err, n_bytes, "a thread pool");
+  memset(pool, 0, n_bytes);
+  pool->n_threads = n_threads;
+  pool->spins = n_threads > threads_available() ? 0 : SPINS; /* a spinner would hold a core */
+  pthread_mutex_init(&pool->mutex, NULL);
+  pthread_cond_init(&pool->wake, NULL);
+  for (int i = 0; i < n_threads - 1; i++) {
+    worker *w = &pool->workers[i];
+    w->pool = pool;
+    w->thread = i + 1;
+    int failure = pthread_create(&w->id, NULL, worker_main, w);
+    if (failure) {
+      thread_pool_free(pool);
+      return error_set_errno(err, failure, "cannot start thread %d of %d", i + 2, n_threads);
+    }
+    pool->n_started++;
+  }
+  *out = pool;
+  return error_clear(err);
+}
+
+void thread_pool_free(thread_pool *pool) {
+  if (!pool) return;
+  pool_start(pool, NULL, NULL);
+  for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
+  pthread_cond_destroy(&pool->wake);
+  pthread_mutex_destroy(&pool->mutex);
+  free(pool);
+}
+
+int thread_pool_size(const thread_pool *pool) { return pool->n_threads; }
+
+void thread_pool_run(thread_pool *pool, thread_job job, void *arg) {
+  if (pool->n_started == 0) {
+    job(arg, 0, 1);
+    return;
+  }
+  pool_start(pool, job, arg);
+  job(arg, 0, pool->n_threads);
+  pool_wait(pool, workers_done, 0);
+}
+
+void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begin, size_t *end) {
+  size_t n_units = (n + unit - 1) / unit;
+  *begin = n_units * (size_t)thread / (size_t)n_threads * unit;
+  *end = n_units * ((size_t)thread + 1) / (size_t)n_threads * unit;
+  if (*begin > n) *begin = n;
+  if (*end > n) *end = n;
+}
