@@ -317,6 +317,8 @@ static void print_json_string(const char *text, size_t n) {
       fputs("\\ufffd", stdout);
     else if (*s == '"' || *s == '\\')
       printf("\\%c", *s);
+    else if (*s == '\n')
+      fputs("\\n", stdout);
     else if (*s < 0x20 || *s == 0x7f)
       printf("\\u%04x", *s);
     else

@@ -1,0 +1,162 @@
+/* test_forward.c: the same-bits rule (DESIGN rule 6). Logits must not depend on the kernel set, the
+ * number of threads, how the tokens were cut into calls, or what a context held before; for every
+ * tensor type, F16 and F32 caches, tied and untied output, shared key/value heads. Also the errors
+ * and limits of llm_context_eval. Agreement with another program's arithmetic is tested in Python.
+ */
+#include "kernels.h"
+#include "tiny_model.h"
+
+enum { N_IDS = 40 };
+
+static const int32_t *some_ids(void) {
+  static int32_t ids[N_IDS];
+  for (int i = 0; i < N_IDS; i++) ids[i] = (i * 37 + 11) % TINY_VOCAB;
+  return ids;
+}
+
+static llm_context *open_context(const tiny_model *t, const char *kernels, int n_threads,
+                                 llm_type kv_type) {
+  llm_context_options o = llm_context_default_options();
+  llm_context *c;
+  llm_error err;
+  o.kernels = kernels;
+  o.n_threads = n_threads;
+  o.kv_type = (int32_t)kv_type;
+  if (llm_context_new(&c, t->model, &o, &err)) {
+    fprintf(stderr, "%s\n", err.message);
+    abort();
+  }
+  return c;
+}
+
+/* All logits, (N_IDS, TINY_VOCAB), the ids cut into calls of at most `step`. */
+static float *eval_cut(llm_context *c, size_t step) {
+  float *logits = malloc(sizeof(float) * N_IDS * TINY_VOCAB);
+  for (size_t i = 0; i < N_IDS; i += step) {
+    size_t n = N_IDS - i < step ? N_IDS - i : step;
+    CHECK(!llm_context_eval(c, some_ids() + i, n, logits + i * TINY_VOCAB, n, NULL));
+  }
+  return logits;
+}
+
+static void check_equal(float *got, const float *expected, const char *what, const char *kernels,
+                        const tiny_shape *s) {
+  CHECK_MSG(!memcmp(got, expected, sizeof(float) * N_IDS * TINY_VOCAB),
+            "%s: other bits with kernels %s, type %d, n_embd %d", what, kernels, (int)s->type,
+            s->n_embd);
+  free(got);
+}
+
+static void check_kernels(const tiny_model *t, const tiny_shape *s, llm_type kv_type,
+                          const char *kernels, const float *expected) {
+  for (int n_threads = 1; n_threads <= 3; n_threads++) {
+    llm_context *c = open_context(t, kernels, n_threads, kv_type);
+    check_equal(eval_cut(c, N_IDS), expected, "threads", kernels, s);
+    llm_context_free(c);
+  }
+  llm_context *c = open_context(t, kernels, 2, kv_type);
+  for (size_t step = 1; step < N_IDS; step += step < 9 ? 1 : 7) {
+    CHECK(!llm_context_truncate(c, 0, NULL));
+    check_equal(eval_cut(c, step), expected, "cut", kernels, s);
+  }
+  /* A cached prefix, kept after longer use. */
+  float *logits = eval_cut(c, 5 + (size_t)llm_context_truncate(c, 0, NULL));
+  for (int64_t keep = 1; keep < N_IDS; keep += 6) {
+    size_t n = (size_t)(N_IDS - keep);
+    CHECK(!llm_context_truncate(c, keep, NULL));
+    CHECK(!llm_context_eval(c, some_ids() + keep, n, logits + keep * TINY_VOCAB, n, NULL));
+  }
+  check_equal(logits, expected, "prefix", kernels, s);
+  llm_context_free(c);
+}
+
+static void check_shape(tiny_shape s, llm_type kv_type) {
+  tiny_model t = tiny_open(&s);
+  llm_context *c = open_context(&t, "scalar", 1, kv_type);
+  float *expected = eval_cut(c, N_IDS);
+  for (size_t i = 0; i < N_IDS * TINY_VOCAB; i++) CHECK(expected[i] > -1e4f && expected[i] < 1e4f);
+  llm_context_free(c);
+  for (const char *const *name = kernels_available(); *name; name++)
+    check_kernels(&t, &s, kv_type, *name, expected);
+  free(expected);
+  tiny_close(&t);
+}
+
+static void test_same_bits(void) {
+  const llm_type types[] = {LLM_TYPE_F32,  LLM_TYPE_F16,  LLM_TYPE_BF16,
+                            LLM_TYPE_Q8_0, LLM_TYPE_Q4_0, LLM_TYPE_Q4_1};
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+    check_shape((tiny_shape){types[i], 2, 64, 4, 2, 96, 64, i % 2 == 1}, LLM_TYPE_F16);
+    check_shape((tiny_shape){types[i], 1, 96, 3, 1, 160, 64, i % 2 == 0}, LLM_TYPE_F32);
+  }
+  /* Widths that no vector divides. */
+  check_shape((tiny_shape){LLM_TYPE_F32, 2, 30, 3, 3, 41, 64, 0}, LLM_TYPE_F32);
+  check_shape((tiny_shape){LLM_TYPE_F16, 1, 42, 7, 7, 17, 64, 1}, LLM_TYPE_F16);
+}
+
+static int cancel_at_once(void *user) { return ++*(int *)user > 1; }
+
+static void test_limits(void) {
+  tiny_shape s = {LLM_TYPE_F32, 2, 32, 2, 1, 48, 16, 0};
+  tiny_model t = tiny_open(&s);
+  llm_context *c = open_context(&t, NULL, 2, LLM_TYPE_F16);
+  llm_error err;
+  float row[TINY_VOCAB];
+  CHECK(llm_context_n_ctx(c) == 16 && llm_context_n_past(c) == 0);
+  CHECK(llm_context_eval(c, some_ids(), 0, NULL, 0, &err) == LLM_ERR_ARG);
+  CHECK(llm_context_eval(c, some_ids(), 1, row, 2, &err) == LLM_ERR_ARG);
+  CHECK(llm_context_eval(c, (int32_t[]){TINY_VOCAB}, 1, row, 1, &err) == LLM_ERR_ARG);
+  CHECK(llm_context_eval(c, (int32_t[]){-1}, 1, row, 1, &err) == LLM_ERR_ARG);
+  CHECK(!llm_context_eval(c, some_ids(), 10, NULL, 0, &err) && llm_context_n_past(c) == 10);
+  CHECK(llm_context_eval(c, some_ids(), 7, row, 1, &err) == LLM_ERR_CONTEXT_FULL);
+  CHECK(err.found == 17 && err.limit == 16 && llm_context_n_past(c) == 10);
+  CHECK(!llm_context_eval(c, some_ids(), 6, row, 1, &err) && llm_context_n_past(c) == 16);
+  CHECK(llm_context_eval(c, some_ids(), 1, row, 1, &err) == LLM_ERR_CONTEXT_FULL);
+  CHECK(llm_context_truncate(c, 17, &err) == LLM_ERR_ARG);
+  CHECK(llm_context_truncate(c, -1, &err) == LLM_ERR_ARG);
+  llm_context_free(c);
+
+  int calls = 0;
+  llm_context_options o = llm_context_default_options();
+  o.cancel_check = cancel_at_once;
+  o.cancel_user = &calls;
+  CHECK(!llm_context_new(&c, t.model, &o, &err));
+  CHECK(llm_context_eval(c, some_ids(), 3, row, 1, &err) == LLM_ERR_CANCELLED);
+  CHECK(llm_context_n_past(c) == 0 && calls == 2);
+  llm_context_free(c);
+  tiny_close(&t);
+}
+
+static void test_options(void) {
+  tiny_shape s = {LLM_TYPE_F32, 1, 32, 2, 1, 48, 16, 0};
+  tiny_model t = tiny_open(&s);
+  const struct {
+    llm_context_options o;
+    const char *fragment;
+  } bad[] = {
+      {{.n_ctx = 17, .kv_type = LLM_TYPE_F16}, "trained"},
+      {{.n_ctx = -1, .kv_type = LLM_TYPE_F16}, "n_ctx"},
+      {{.n_threads = -1, .kv_type = LLM_TYPE_F16}, "n_threads"},
+      {{.n_threads = 1025, .kv_type = LLM_TYPE_F16}, "n_threads"},
+      {{.kv_type = LLM_TYPE_Q4_1}, "kv_type"},
+      {{.kv_type = LLM_TYPE_F16, .kernels = "abacus"}, "abacus"},
+  };
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    llm_context *c;
+    llm_error err;
+    CHECK(llm_context_new(&c, t.model, &bad[i].o, &err) == LLM_ERR_ARG && !c);
+    CHECK_MSG(strstr(err.message, bad[i].fragment) != NULL, "%s", err.message);
+  }
+  llm_context *c;
+  llm_context_options o = {.n_ctx = 40, .allow_long_context = 1, .kv_type = LLM_TYPE_F32};
+  CHECK(!llm_context_new(&c, t.model, &o, NULL) && llm_context_n_ctx(c) == 40);
+  llm_context_free(c);
+  tiny_close(&t);
+}
+
+int main(void) {
+  test_same_bits();
+  test_limits();
+  test_options();
+  return check_report("test_forward");
+}
