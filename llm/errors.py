@@ -28,3 +28,11 @@ class ContextFullError(LlmError):
 
 class CorpusError(LlmError, ValueError):
     """Text that cannot be trained on: empty, binary, unreadable or gone."""
+
+
+class CheckpointError(LlmError):
+    """A run that cannot be resumed, or a folder that another run is using."""
+
+
+class PackageError(LlmError):
+    """A data package that cannot be had, or is not the one that the table means."""

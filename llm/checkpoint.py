@@ -1,0 +1,64 @@
+"""The state of a run: saved whole or not at all, read back bit for bit. Layer 3.
+
+A checkpoint is one .npz file: a JSON text under "state" and the arrays beside it. The zip format's
+CRC finds a damaged one. The lock keeps two runs out of one folder; the system drops it when
+the process ends in any way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from .atomic import atomic_file
+from .errors import CheckpointError
+
+VERSION = 1
+
+
+def save_checkpoint(path: Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
+    text = json.dumps({"version": VERSION, **state})
+    with atomic_file(path) as file:
+        np.savez(file, state=np.frombuffer(text.encode("utf-8"), np.uint8), **arrays)
+
+
+def load_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Raises CheckpointError for a file that is not a whole checkpoint, OSError as it comes."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        state = json.loads(arrays.pop("state").tobytes())
+        version = state.pop("version")
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
+    if version != VERSION:
+        raise CheckpointError(f"{path}: checkpoint version {version}, expected {VERSION}")
+    return state, arrays
+
+
+@contextmanager
+def run_folder(path: Path):
+    """Makes the folder and keeps other runs out of it until the block ends."""
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+            raise CheckpointError(
+                f"{path}: process {owner} is training in this folder; choose another: --run-dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        for leftover in path.glob("*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        yield path
+    finally:
+        os.close(descriptor)

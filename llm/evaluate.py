@@ -1,0 +1,43 @@
+"""How well a model predicts text that it never trained on. Layer 3."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .errors import CorpusError
+
+MAX_WINDOWS = 256  # bounds the time of a validation
+BATCH = 4
+
+
+class Validation:
+    """Fixed windows of the held-out tokens; bits per byte of any model over them.
+
+    tokens: the held-out stream; token_bytes: the length in bytes of each id's text, 0 for control
+    tokens. Windows do not overlap and each starts from nothing; where there are more than
+    MAX_WINDOWS, evenly spread ones are taken. The bytes counted are those of the scored tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, token_bytes: np.ndarray, n_ctx: int):
+        n_ctx = min(n_ctx, len(tokens) - 1)
+        if n_ctx < 1:
+            raise CorpusError(f"the held-out part has {len(tokens)} tokens, at least 2 are needed")
+        n_windows = (len(tokens) - 1) // n_ctx
+        n_used = min(n_windows, MAX_WINDOWS)
+        starts = np.arange(n_used) * n_windows // n_used * n_ctx
+        windows = np.stack([tokens[at : at + n_ctx + 1] for at in starts])
+        self.inputs = np.ascontiguousarray(windows[:, :-1])
+        self.targets = np.ascontiguousarray(windows[:, 1:])
+        self.n_bytes = int(token_bytes[self.targets].sum())
+        self.n_tokens = self.targets.size
+        if self.n_bytes == 0:
+            raise CorpusError("the held-out part has no text")
+
+    def bits_per_byte(self, model) -> float:
+        nats = 0.0
+        for at in range(0, len(self.inputs), BATCH):
+            batch = slice(at, at + BATCH)
+            nats += model.loss(self.inputs[batch], self.targets[batch])[0]
+        return nats / math.log(2) / self.n_bytes

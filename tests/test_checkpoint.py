@@ -1,0 +1,98 @@
+"""Checkpoints: bit for bit, whole or not at all; one run a folder."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llm import atomic
+from llm.checkpoint import load_checkpoint, run_folder, save_checkpoint
+from llm.errors import CheckpointError
+
+
+def test_state_and_arrays_come_back_bit_for_bit(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    odd = np.array([np.nan, -0.0, np.inf, 1e-45, 1 / 3], np.float32)
+    state = {"step": 7, "n_steps": None, "bits": 2.1 / 3, "text": "grüße"}
+    save_checkpoint(path, state, {"params": odd, "ids": np.arange(6, dtype=np.int32).reshape(2, 3)})
+    again, arrays = load_checkpoint(path)
+    assert again == state
+    assert arrays["params"].tobytes() == odd.tobytes()
+    assert arrays["ids"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 100, -1, -30])
+def test_a_cut_checkpoint_is_refused(tmp_path, n_bytes):
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(path, {"step": 1}, {"params": np.zeros(100, np.float32)})
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    params = np.full(1000, 1.5, np.float32)
+    save_checkpoint(path, {"step": 1}, {"params": params})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(params.tobytes()) + 500] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        load_checkpoint(path)
+
+
+def test_another_version_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.npz"
+    monkeypatch.setattr("llm.checkpoint.VERSION", 99)
+    save_checkpoint(path, {}, {})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="version 99, expected 1"):
+        load_checkpoint(path)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.npz"
+    save_checkpoint(path, {"step": 1}, {})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_checkpoint(path, {"step": 2}, {})
+    assert caught.value.filename == str(path)
+    assert load_checkpoint(path)[0] == {"step": 1}
+    assert os.listdir(tmp_path) == ["checkpoint.npz"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from llm.checkpoint import run_folder
+with run_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_in_the_folder_is_refused_until_the_first_dies(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(CheckpointError, match=f"process {first.pid} is training"):
+            with run_folder(folder):
+                pass
+        first.kill()
+    with run_folder(folder) as entered:
+        assert entered == folder
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    (tmp_path / "checkpoint.npz.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / "checkpoint.npz").write_bytes(b"whole")
+    with run_folder(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == ["checkpoint.npz", "lock"]
