@@ -1,0 +1,227 @@
+/* test_quant.c: half-precision conversion over all 65,536 patterns, expansion of every block format
+ * against its definition, and the reference rounding against digests that the public gguf package
+ * (0.19, numpy 2) gave for the same values: gguf.quants.quantize(x, type) with
+ *   h = arange(4096) * 2654435761 % 2**32
+ *   x = float32((h - 2**31) / 2**31) * 2**(i // 32 % 24 - 12); x[64:96] = 0; x[100] = 0.5
+ * and FNV-1a over the bytes. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "quant.h"
+
+static float float_of_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+static uint32_t bits_of_float(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+/* ---- half precision ---- */
+
+static float f16_by_definition(unsigned h) {
+  int exponent = h >> 10 & 31, fraction = h & 1023;
+  float x = exponent == 31 ? (fraction ? NAN : INFINITY)
+            : exponent     ? ldexpf((float)(1024 + fraction), exponent - 25)
+                           : ldexpf((float)fraction, -24);
+  return h & 0x8000 ? -x : x;
+}
+
+static void test_f16(void) {
+  for (unsigned h = 0; h < 0x10000; h++) {
+    float x = f16_to_f32((uint16_t)h), expected = f16_by_definition(h);
+    if (isnan(expected)) {
+      CHECK_MSG(isnan(x) && isnan(f16_to_f32(f32_to_f16(x))), "f16 %04x is NaN", h);
+      CHECK_MSG(bits_of_float(x) == ((h & 0x8000u) << 16 | 0x7fc00000 | (h & 0x3ffu) << 13),
+                "f16 %04x: NaN keeps its bits and becomes quiet, found %08x", h, bits_of_float(x));
+      continue;
+    }
+    CHECK_MSG(bits_of_float(x) == bits_of_float(expected), "f16_to_f32(%04x) = %g", h, (double)x);
+    CHECK_MSG(f32_to_f16(x) == h, "f32_to_f16(%g) = %04x", (double)x, f32_to_f16(x));
+  }
+}
+
+/* Around the middle of each pair of neighbours: nearest, ties to the even pattern. */
+static void test_f16_rounding(void) {
+  for (unsigned h = 0; h < 0x7c00; h++) {
+    uint16_t next = (uint16_t)(h + 1);
+    /* infinity stands where 65536 would be */
+    float high = next == 0x7c00 ? 65536.0f : f16_to_f32(next);
+    float middle = (f16_to_f32((uint16_t)h) + high) / 2; /* exact in float32 */
+    uint16_t even = h & 1 ? next : (uint16_t)h;
+    CHECK_MSG(f32_to_f16(middle) == even, "tie over %04x gave %04x", h, f32_to_f16(middle));
+    CHECK(f32_to_f16(nextafterf(middle, 0)) == h);
+    CHECK(f32_to_f16(nextafterf(middle, INFINITY)) == next);
+    CHECK(f32_to_f16(-middle) == (even | 0x8000));
+  }
+  CHECK(f32_to_f16(INFINITY) == 0x7c00 && f32_to_f16(-3e38f) == 0xfc00);
+  CHECK(f32_to_f16(float_of_bits(1)) == 0 && f32_to_f16(-float_of_bits(1)) == 0x8000);
+}
+
+static void test_bf16(void) {
+  for (unsigned h = 0; h < 0x10000; h++) {
+    float x = bf16_to_f32((uint16_t)h);
+    CHECK(bits_of_float(x) == h << 16);
+    if (isnan(x)) {
+      CHECK(isnan(bf16_to_f32(f32_to_bf16(x))));
+      continue;
+    }
+    CHECK(f32_to_bf16(x) == h);
+    if ((h & 0x7fff) >= 0x7f80) continue;
+    unsigned even = h + (h & 1);
+    CHECK_MSG(f32_to_bf16(float_of_bits(h << 16 | 0x8000)) == even, "tie over bf16 %04x", h);
+    CHECK(f32_to_bf16(float_of_bits(h << 16 | 0x7fff)) == h);
+    CHECK(f32_to_bf16(float_of_bits(h << 16 | 0x8001)) == h + 1);
+  }
+  CHECK(isnan(bf16_to_f32(f32_to_bf16(float_of_bits(0x7f800001)))));
+}
+
+/* ---- types ---- */
+
+static void test_types(void) {
+  static const struct {
+    llm_type type;
+    const char *name;
+    size_t n_per_block, bytes;
+  } expected[] = {
+      {LLM_TYPE_F32, "F32", 1, 4},     {LLM_TYPE_F16, "F16", 1, 2},
+      {LLM_TYPE_BF16, "BF16", 1, 2},   {LLM_TYPE_Q8_0, "Q8_0", 32, 34},
+      {LLM_TYPE_Q4_0, "Q4_0", 32, 18}, {LLM_TYPE_Q4_1, "Q4_1", 32, 20},
+  };
+  for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
+    llm_type_info info = llm_type_describe(expected[i].type);
+    CHECK(info.name && strcmp(info.name, expected[i].name) == 0);
+    CHECK(info.n_per_block == expected[i].n_per_block);
+    CHECK(info.bytes_per_block == expected[i].bytes);
+    CHECK(type_row_bytes(expected[i].type, 96) == 96 / info.n_per_block * info.bytes_per_block);
+  }
+  for (int type = -1; type < 64; type++) {
+    int known = type == 0 || type == 1 || type == 2 || type == 3 || type == 8 || type == 30;
+    CHECK(!llm_type_describe((llm_type)type).n_per_block == !known);
+  }
+}
+
+/* ---- blocks ---- */
+
+enum { N = 4096 };
+
+static void test_expansion(void) {
+  uint8_t src[20 * 3];
+  float dst[96];
+  for (size_t i = 0; i < sizeof src; i++) src[i] = (uint8_t)(i * 37 + 11);
+  for (int b = 0; b < 3; b++) src[b * 20 + 1] &= 0x3f, src[b * 20 + 3] &= 0xbf;
+  dequantize(LLM_TYPE_Q4_1, src, 96, dst);
+  for (int i = 0; i < 96; i++) {
+    const uint8_t *b = src + i / 32 * 20;
+    int j = i % 32, q = j < 16 ? b[4 + j] & 15 : b[4 + j - 16] >> 4;
+    float d = f16_by_definition(b[0] | b[1] << 8), m = f16_by_definition(b[2] | b[3] << 8);
+    CHECK(dst[i] == d * (float)q + m);
+  }
+  dequantize(LLM_TYPE_Q4_0, src, 96, dst);
+  for (int i = 0; i < 96; i++) {
+    const uint8_t *b = src + i / 32 * 18;
+    int j = i % 32, q = (j < 16 ? b[2 + j] & 15 : b[2 + j - 16] >> 4) - 8;
+    float expected = f16_by_definition(b[0] | b[1] << 8) * (float)q;
+    CHECK(dst[i] == expected || isnan(expected));
+  }
+  dequantize(LLM_TYPE_Q8_0, src, 32, dst);
+  for (int i = 0; i < 32; i++)
+    CHECK(dst[i] == f16_by_definition(src[0] | src[1] << 8) * (float)(int8_t)src[2 + i]);
+  for (int at = 0; at < 2; at++) { /* the last value at an odd address */
+    dequantize(LLM_TYPE_F16, src + at, 5, dst);
+    CHECK(dst[4] == f16_by_definition(src[at + 8] | src[at + 9] << 8) || isnan(dst[4]));
+    dequantize(LLM_TYPE_BF16, src + at, 5, dst);
+    CHECK(bits_of_float(dst[4]) == (uint32_t)(src[at + 8] | src[at + 9] << 8) << 16);
+    dequantize(LLM_TYPE_F32, src + at, 5, dst);
+    CHECK(memcmp(dst, src + at, 20) == 0);
+  }
+}
+
+static void test_public_expansion(void) {
+  block_q8_0 block = {.d = 0x3c00, .q = {-128, 1, 127}};
+  float dst[32];
+  llm_error err;
+  CHECK(llm_dequantize(LLM_TYPE_Q8_0, &block, 32, dst, &err) == LLM_OK && dst[0] == -128);
+  CHECK(llm_dequantize(LLM_TYPE_Q8_0, &block, 31, dst, &err) == LLM_ERR_ARG);
+  CHECK(strstr(err.message, "31") && strstr(err.message, "Q8_0"));
+  CHECK(llm_dequantize((llm_type)12, &block, 32, dst, &err) == LLM_ERR_UNSUPPORTED);
+  CHECK(strstr(err.message, "12"));
+  CHECK(llm_dequantize(LLM_TYPE_F32, dst, 0, NULL, NULL) == LLM_OK);
+}
+
+static void fill(float *x) {
+  for (int i = 0; i < N; i++) {
+    uint32_t h = (uint32_t)i * 2654435761u;
+    x[i] = ldexpf((float)(((double)h - 0x1p31) / 0x1p31), i / 32 % 24 - 12);
+  }
+  for (int i = 64; i < 96; i++) x[i] = 0;
+  x[100] = 0.5f;
+}
+
+static void test_rounding(void) {
+  static const struct {
+    llm_type type;
+    uint64_t fnv;
+    double bound; /* largest error over the block's largest magnitude */
+  } cases[] = {
+      /* half a step, and what the float16 scale adds to the largest integer */
+      {LLM_TYPE_Q8_0, 0x62c86d6adc7aebfc, 0.5 / 127 + 0x1p-11},
+      {LLM_TYPE_Q4_0, 0x282e764c93971a36, 1.0 / 8 + 0x1p-11}, /* a full step: +8 does not exist */
+      {LLM_TYPE_Q4_1, 0xbb6070e483bcf722, 1.0 / 15 + 0x1p-10},
+      {LLM_TYPE_F16, 0xe7791af5cc750f0e, 0x1p-11},
+      {LLM_TYPE_BF16, 0x5f99a94a2e125d8d, 0x1p-8},
+  };
+  const double tiny = 128 * 0x1p-25; /* scales below 2^-14 are multiples of 2^-24 */
+  static float x[N], back[N];
+  static uint8_t bytes[N * 4];
+  fill(x);
+  for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+    const char *name = llm_type_describe(cases[c].type).name;
+    size_t n_bytes = type_row_bytes(cases[c].type, N);
+    quantize(cases[c].type, x, N, bytes);
+    uint64_t fnv = 0xcbf29ce484222325;
+    for (size_t i = 0; i < n_bytes; i++) fnv = (fnv ^ bytes[i]) * 0x100000001b3;
+    CHECK_MSG(fnv == cases[c].fnv, "%s: digest %016llx, gguf's is %016llx", name,
+              (unsigned long long)fnv, (unsigned long long)cases[c].fnv);
+    dequantize(cases[c].type, bytes, N, back);
+    for (int i = 0; i < N; i++) {
+      double amax = 0;
+      for (int j = i / 32 * 32; j < i / 32 * 32 + 32; j++) amax = fmax(amax, fabs((double)x[j]));
+      double error = fabs((double)back[i] - (double)x[i]);
+      CHECK_MSG(error <= amax * cases[c].bound + tiny, "%s: x[%d] = %g came back as %g", name, i,
+                (double)x[i], (double)back[i]);
+    }
+  }
+}
+
+/* Values that make the inverse overflow or are no numbers must at least be defined behaviour. */
+static void test_strange_values(void) {
+  static const llm_type types[] = {LLM_TYPE_Q8_0, LLM_TYPE_Q4_0, LLM_TYPE_Q4_1};
+  static const float values[] = {0x1p-149f, 3e38f, INFINITY, NAN};
+  for (size_t v = 0; v < 4; v++)
+    for (size_t t = 0; t < 3; t++) {
+      float x[32] = {0};
+      uint8_t bytes[34];
+      x[3] = values[v], x[20] = -values[v];
+      quantize(types[t], x, 32, bytes);
+      dequantize(types[t], bytes, 32, x);
+      CHECK(v > 0 || x[3] == 0); /* below every float16 */
+    }
+}
+
+int main(void) {
+  test_f16();
+  test_f16_rounding();
+  test_bf16();
+  test_types();
+  test_expansion();
+  test_public_expansion();
+  test_rounding();
+  test_strange_values();
+  return check_report("test_quant");
+}

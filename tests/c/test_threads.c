@@ -1,0 +1,112 @@
+/* test_threads.c: every thread runs every job once, jobs do not overlap, and sleeping, crowded and
+ * failing pools behave. Run it under the thread sanitizer too. */
+#define _DEFAULT_SOURCE /* usleep */
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "threads.h"
+
+enum { MOST = 67 };
+
+typedef struct counts {
+  long runs[MOST]; /* each thread writes its own */
+  int n_threads;
+  int bad;
+} counts;
+
+static void count(void *arg, int thread, int n_threads) {
+  counts *c = arg;
+  if (n_threads != c->n_threads || thread < 0 || thread >= n_threads) {
+    c->bad = 1;
+    return;
+  }
+  c->runs[thread]++;
+}
+
+static void test_runs(int n_threads, int n_runs, useconds_t pause) {
+  counts c = {.n_threads = n_threads};
+  thread_pool *pool;
+  llm_error err;
+  CHECK_MSG(thread_pool_new(&pool, n_threads, &err) == LLM_OK, "%d threads: %s", n_threads,
+            err.message);
+  if (!pool) return;
+  CHECK(thread_pool_size(pool) == n_threads);
+  for (int i = 0; i < n_runs; i++) {
+    thread_pool_run(pool, count, &c);
+    /* all are back: plain reads are safe, and each count is exact after each run */
+    for (int t = 0; t < n_threads; t++)
+      CHECK_MSG(c.runs[t] == i + 1, "thread %d of %d ran %ld times, not %d", t, n_threads,
+                c.runs[t], i + 1);
+    if (pause) usleep(pause);
+  }
+  CHECK(!c.bad);
+  thread_pool_free(pool);
+}
+
+static void test_share(void) {
+  for (size_t n = 0; n < 70; n++)
+    for (size_t unit = 1; unit <= 16; unit *= 2)
+      for (int n_threads = 1; n_threads <= 9; n_threads++) {
+        size_t next = 0;
+        for (int t = 0; t < n_threads; t++) {
+          size_t begin, end;
+          thread_share(n, unit, t, n_threads, &begin, &end);
+          CHECK_MSG(begin == next && begin <= end, "share %d of %d", t, n_threads);
+          CHECK(begin == end || begin % unit == 0);
+          CHECK(end == n || end % unit == 0);
+          next = end;
+        }
+        CHECK_MSG(next == n, "%zu items in units of %zu over %d threads", n, unit, n_threads);
+      }
+}
+
+static void test_refusals(void) {
+  static const int bad[] = {0, -1, 1025, -2147483647 - 1, 2147483647};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    thread_pool *pool = (thread_pool *)&bad;
+    llm_error err;
+    CHECK(thread_pool_new(&pool, bad[i], &err) == LLM_ERR_ARG && !pool);
+    CHECK(strstr(err.message, "1 to 1024"));
+  }
+  thread_pool_free(NULL);
+}
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#endif
+
+/* 1,024 stacks do not fit a gigabyte of addresses: the ones that started must end again. */
+static void test_no_room(void) {
+#ifndef SANITIZED /* sanitizers need the addresses themselves */
+  struct rlimit limit, small;
+  getrlimit(RLIMIT_AS, &limit);
+  small = limit;
+  small.rlim_cur = 1u << 30;
+  if (setrlimit(RLIMIT_AS, &small)) return;
+  thread_pool *pool;
+  llm_error err;
+  CHECK(thread_pool_new(&pool, 1024, &err) == LLM_ERR_IO && !pool);
+  CHECK(strstr(err.message, "of 1024") && err.sys_errno != 0);
+  setrlimit(RLIMIT_AS, &limit);
+#endif
+}
+
+int main(void) {
+  CHECK(threads_available() >= 1);
+  test_share();
+  test_refusals();
+  test_runs(1, 100, 0);
+  test_runs(2, 20000, 0);
+  test_runs(3, 2000, 0); /* more than two cores: no spinning */
+  test_runs(MOST, 100, 0);
+  test_runs(2, 100, 1000);                                      /* the workers park in between */
+  for (int i = 0; i < 200; i++) test_runs(i % 4 + 1, i % 3, 0); /* made and ended, unused too */
+  test_no_room();
+  return check_report("test_threads");
+}
