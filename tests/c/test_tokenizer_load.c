@@ -1,0 +1,360 @@
+/* Test of tokenizer_load.c: reading tokenizer.ggml.*, one refusal per rule, the same for specs, and
+ * GPT-2's published vocabulary with llama.cpp's 47 cases where LLM_TEST_DATA names the data. */
+#include "tokenizer.h"
+
+#include "gguf_sample.h"
+#include "mapfile.h"
+#include "vocabulary_sample.h"
+
+/* ---- a file with these keys ---- */
+
+enum { MAX_ENTRIES = 12 };
+
+typedef struct recipe {
+  const char *model, *pre; /* NULL: the key is left out */
+  const char *tokens[MAX_ENTRIES], *merges[MAX_ENTRIES];
+  uint64_t n_tokens, n_merges, n_types, n_scores; /* of types and scores, 0: left out */
+  int32_t types[MAX_ENTRIES];
+  uint32_t tokens_type, types_type, scores_type;
+  int64_t bos, eos, eot, eom, unknown, padding; /* -1: left out */
+  int add_bos;                                  /* -1: left out */
+} recipe;
+
+static recipe good_recipe(void) {
+  return (recipe){
+      .model = "gpt2",
+      .pre = "gpt-2",
+      .tokens = {"a", "b", "ab", "\xc4\xa0",
+                 "\xc4\xa0"
+                 "a",
+                 "<|im_end|>", "<s>", "\xc3\x84", "\xe2\x96\x81x"},
+      .types = {1, 1, 1, 1, 1, 3, 3, 1, 1},
+      .merges = {"a b", "\xc4\xa0 a"},
+      .n_tokens = 9,
+      .n_types = 9,
+      .n_merges = 2,
+      .tokens_type = GGUF_STRING,
+      .types_type = GGUF_INT32,
+      .scores_type = GGUF_FLOAT32,
+      .bos = 6,
+      .eos = -1,
+      .eot = -1,
+      .eom = -1,
+      .unknown = -1,
+      .padding = -1,
+      .add_bos = 1,
+  };
+}
+
+static void put_id(sample *s, const char *key, int64_t id, uint64_t *n_keys) {
+  if (id < 0) return;
+  put_key(s, key, GGUF_UINT32), put_u32(s, (uint32_t)id);
+  ++*n_keys;
+}
+
+static void put_text(sample *s, const char *key, const char *text, uint64_t *n_keys) {
+  if (!text) return;
+  put_key(s, key, GGUF_STRING), put_string(s, text);
+  ++*n_keys;
+}
+
+static void put_strings(sample *s, const char *key, uint32_t type, const char *const *strings,
+                        uint64_t n, uint64_t *n_keys) {
+  put_array(s, key, type, n);
+  for (uint64_t i = 0; i < n; i++)
+    if (type == GGUF_STRING)
+      put_string(s, strings[i]);
+    else
+      put_u32(s, 0);
+  ++*n_keys;
+}
+
+static opened open_recipe(const recipe *r) {
+  sample *s = calloc(1, sizeof *s);
+  uint64_t n_keys = 0;
+  put(s, "GGUF", 4), put_u32(s, 3), put_u64(s, 0), put_u64(s, 0);
+  put_text(s, "tokenizer.ggml.model", r->model, &n_keys);
+  put_text(s, "tokenizer.ggml.pre", r->pre, &n_keys);
+  if (r->tokens_type)
+    put_strings(s, "tokenizer.ggml.tokens", r->tokens_type, r->tokens, r->n_tokens, &n_keys);
+  if (r->n_merges < MAX_ENTRIES)
+    put_strings(s, "tokenizer.ggml.merges", GGUF_STRING, r->merges, r->n_merges, &n_keys);
+  if (r->n_types) {
+    put_array(s, "tokenizer.ggml.token_type", r->types_type, r->n_types), n_keys++;
+    for (uint64_t i = 0; i < r->n_types; i++)
+      put(s, &r->types[i], r->types_type == GGUF_INT16 ? 2 : 4);
+  }
+  if (r->n_scores) {
+    put_array(s, "tokenizer.ggml.scores", r->scores_type, r->n_scores), n_keys++;
+    for (uint64_t i = 0; i < r->n_scores; i++) put_u32(s, 0);
+  }
+  put_id(s, "tokenizer.ggml.bos_token_id", r->bos, &n_keys);
+  put_id(s, "tokenizer.ggml.eos_token_id", r->eos, &n_keys);
+  put_id(s, "tokenizer.ggml.eot_token_id", r->eot, &n_keys);
+  put_id(s, "tokenizer.ggml.eom_token_id", r->eom, &n_keys);
+  put_id(s, "tokenizer.ggml.unknown_token_id", r->unknown, &n_keys);
+  put_id(s, "tokenizer.ggml.padding_token_id", r->padding, &n_keys);
+  if (r->add_bos >= 0) {
+    put_key(s, "tokenizer.ggml.add_bos_token", GGUF_BOOL), n_keys++;
+    put(s, &(uint8_t){(uint8_t)r->add_bos}, 1);
+  }
+  memcpy(s->bytes + 16, &n_keys, 8);
+  put_padding(s, 32);
+  opened o = open_bytes(s->bytes, s->n);
+  CHECK_MSG(o.status == LLM_OK, "%s", o.err.message);
+  free(s);
+  return o;
+}
+
+static llm_tokenizer *accept(const recipe *r) {
+  opened o = open_recipe(r);
+  llm_tokenizer *t = NULL;
+  llm_error err;
+  llm_status status = tokenizer_from_gguf(&t, o.g, &err);
+  CHECK_MSG(status == LLM_OK && t, "%s", err.message);
+  close_bytes(&o); /* a tokenizer outlives its file */
+  return t;
+}
+
+static void refuse(const recipe *r, llm_status want, const char *fragment) {
+  opened o = open_recipe(r);
+  llm_tokenizer *t = (llm_tokenizer *)&o;
+  llm_error err;
+  llm_status status = tokenizer_from_gguf(&t, o.g, &err);
+  CHECK_MSG(status == want && err.status == want && !t, "%s: status %d", fragment, status);
+  CHECK_MSG(strncmp(err.message, "x.gguf: ", 8) == 0 && strstr(err.message, fragment),
+            "\"%s\", expected \"%s\"", err.message, fragment);
+  CHECK(tokenizer_from_gguf(&t, o.g, NULL) == want);
+  close_bytes(&o);
+}
+
+static void expect_text(const llm_tokenizer *t, int32_t id, const char *want) {
+  char got[64];
+  size_t n = 0;
+  CHECK(llm_tokenizer_decode(t, &id, 1, 1, got, sizeof got, &n, NULL) == LLM_OK);
+  CHECK_MSG(n == strlen(want) && !memcmp(got, want, n), "%d is \"%.*s\"", (int)id, (int)n, got);
+}
+
+/* ---- good files ---- */
+
+static void test_good(void) {
+  recipe r = good_recipe();
+  llm_tokenizer *t = accept(&r);
+  CHECK(llm_tokenizer_n_vocab(t) == 9 && llm_tokenizer_n_byte_tokens(t) == 4);
+  CHECK(llm_tokenizer_bos(t) == 6 && llm_tokenizer_add_bos(t) == 1);
+  CHECK(llm_tokenizer_eos(t) == -1); /* absent, not some default */
+  CHECK(llm_tokenizer_is_eog(t, 5)); /* by its name */
+  CHECK(!llm_tokenizer_is_eog(t, 6) && !llm_tokenizer_is_eog(t, 0));
+  expect_text(t, 4, " a");
+  expect_text(t, 5, "<|im_end|>");
+  expect_text(t, 7, "\xc4");          /* a letter of the alphabet: one byte */
+  expect_text(t, 8, "\xe2\x96\x81x"); /* not in the alphabet: as spelled */
+  int32_t ids[8];
+  size_t n = 0;
+  CHECK(llm_tokenizer_encode(t, "ab a\xc4<|im_end|>", 15, 1, ids, 8, &n, NULL) == LLM_OK);
+  CHECK(n == 4 && ids[0] == 2 && ids[1] == 4 && ids[2] == 7 && ids[3] == 5);
+  llm_tokenizer_free(t);
+
+  r.n_types = 0;
+  r.add_bos = -1;
+  r.eos = 0, r.eot = 1, r.eom = 2;
+  r.n_scores = 9;
+  t = accept(&r);
+  CHECK(llm_tokenizer_token_type(t, 5) == LLM_TOKEN_NORMAL && !llm_tokenizer_add_bos(t));
+  CHECK(llm_tokenizer_eos(t) == 0);
+  for (int32_t id = 0; id < 9; id++) CHECK(llm_tokenizer_is_eog(t, id) == (id < 3));
+  llm_tokenizer_free(t);
+
+  r.n_merges = 0;
+  t = accept(&r);
+  llm_tokenizer_free(t);
+}
+
+/* ---- bad files ---- */
+
+static void test_bad_keys(void) {
+  recipe r = good_recipe();
+  r.model = NULL, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.model");
+  r.model = "llama", refuse(&r, LLM_ERR_UNSUPPORTED, "tokenizer model \"llama\"");
+  r = good_recipe(), r.pre = NULL, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.pre");
+  r.pre = "qwen2", refuse(&r, LLM_ERR_UNSUPPORTED, "\"qwen2\"; this program has gpt-2, smollm");
+  r = good_recipe(), r.tokens_type = 0, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.tokens");
+  r.tokens_type = GGUF_UINT32, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.tokens");
+  r = good_recipe(), r.n_merges = MAX_ENTRIES, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.merges");
+  r = good_recipe(), r.n_types = r.n_merges = r.n_tokens = 0;
+  refuse(&r, LLM_ERR_FORMAT, "0 tokens");
+
+  r = good_recipe(), r.n_types = 8;
+  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.token_type has 8 elements for 9 tokens");
+  r = good_recipe(), r.types_type = GGUF_INT16;
+  refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.token_type");
+  r = good_recipe(), r.n_scores = 10;
+  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.scores has 10 elements for 9 tokens");
+  r.n_scores = 9, r.scores_type = GGUF_INT32;
+  refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.scores");
+  r = good_recipe(), r.types[3] = 0, refuse(&r, LLM_ERR_FORMAT, "the type of token 3 is 0");
+  r.types[3] = 7, refuse(&r, LLM_ERR_FORMAT, "expected 1 to 6");
+  r.types[3] = -1, refuse(&r, LLM_ERR_FORMAT, "the type of token 3 is -1");
+
+  r = good_recipe(), r.bos = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id");
+  r.bos = UINT32_MAX, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id");
+  r.bos = -1, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id is missing");
+  r = good_recipe(), r.eos = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.eos_token_id");
+  r = good_recipe(), r.eot = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.eot_token_id");
+  r = good_recipe(), r.eom = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.eom_token_id");
+  r = good_recipe(), r.unknown = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.unknown_token_id");
+  r = good_recipe(), r.padding = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.padding_token_id");
+}
+
+static void test_bad_vocabulary(void) {
+  recipe r = good_recipe();
+  r.tokens[8] = "ab", refuse(&r, LLM_ERR_FORMAT, "tokens 2 and 8 are both \"ab\"");
+  r.tokens[8] = "<|im_end|>", refuse(&r, LLM_ERR_FORMAT, "tokens 5 and 8 are both");
+
+  r = good_recipe(), r.merges[1] = "ab", refuse(&r, LLM_ERR_FORMAT, "merge 1 is \"ab\"");
+  r.merges[1] = "", refuse(&r, LLM_ERR_FORMAT, "merge 1 is \"\"");
+  r.merges[1] = "b c", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \"c\", which is no token");
+  r.merges[1] = "c b", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \"c\"");
+  r.merges[1] = "a  b", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \" b\"");
+  r.merges[1] = " b", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \"\"");
+  r.merges[1] = "b a",
+  refuse(&r, LLM_ERR_FORMAT, "merge 1 of \"b\" and \"a\" makes no token of the vocabulary");
+  r.merges[1] = "a b", refuse(&r, LLM_ERR_FORMAT, "repeats an earlier merge");
+  r.types[2] = LLM_TOKEN_CONTROL;
+  refuse(&r, LLM_ERR_FORMAT, "merge 0 of \"a\" and \"b\" makes a control token");
+
+  /* what a message quotes of a hostile file is short and whole */
+  r = good_recipe();
+  char letters[301] = "";
+  for (int i = 0; i < 100; i++) strcat(letters, "\xe2\x96\x81");
+  r.tokens[7] = r.tokens[8] = letters;
+  refuse(&r, LLM_ERR_FORMAT, "tokens 7 and 8 are both \"\xe2\x96\x81");
+  r.tokens[7] = "\033[2J", r.tokens[8] = "\033[2J";
+  refuse(&r, LLM_ERR_FORMAT, "tokens 7 and 8 are both \"?[2J\"");
+}
+
+/* ---- specs ---- */
+
+static void refuse_spec(const llm_bpe_spec *spec, llm_status want, const char *fragment) {
+  llm_tokenizer *t = NULL;
+  llm_error err;
+  CHECK_MSG(llm_tokenizer_new_bpe(&t, spec, &err) == want && !t, "%s", fragment);
+  CHECK_MSG(strstr(err.message, fragment), "\"%s\", expected \"%s\"", err.message, fragment);
+}
+
+static void test_bad_spec(void) {
+  vocabulary *v = malloc(sizeof *v);
+  vocabulary_init(v);
+  vocabulary_merge(v, 'a', 'b');
+  const llm_bpe_spec good = vocabulary_spec(v, "gpt-2");
+  llm_bpe_spec s = good;
+  s.n_vocab = 0, refuse_spec(&s, LLM_ERR_ARG, "n_vocab");
+  s.n_vocab = (int64_t)1 << 31, refuse_spec(&s, LLM_ERR_ARG, "n_vocab");
+  s = good, s.n_merges = -1, refuse_spec(&s, LLM_ERR_ARG, "n_merges");
+  s = good, s.pre = NULL, refuse_spec(&s, LLM_ERR_ARG, "NULL");
+  s = good, s.merges = NULL, refuse_spec(&s, LLM_ERR_ARG, "NULL");
+  s = good, s.text = NULL, refuse_spec(&s, LLM_ERR_ARG, "text[0]");
+  s = good, s.offsets = good.offsets + 1, refuse_spec(&s, LLM_ERR_ARG, "text[0]");
+  s = good, s.pre = "gpt2", refuse_spec(&s, LLM_ERR_UNSUPPORTED, "\"gpt2\"");
+  v->types[7] = 9, refuse_spec(&good, LLM_ERR_ARG, "type of token 7"), v->types[7] = 1;
+  v->offsets[7] = 9, refuse_spec(&good, LLM_ERR_ARG, "offsets of the tokens fall");
+  v->offsets[7] = 7;
+  v->merges[0] = 257, refuse_spec(&good, LLM_ERR_ARG, "merge names no token");
+  v->merges[0] = -1, refuse_spec(&good, LLM_ERR_ARG, "merge names no token");
+  v->merges[0] = 'b', refuse_spec(&good, LLM_ERR_ARG, "makes no token"), v->merges[0] = 'a';
+  v->text[7] = 8, refuse_spec(&good, LLM_ERR_ARG, "tokens 7 and 8"), v->text[7] = 7;
+  free(v);
+}
+
+/* Tokens of 65,536 bytes load and merge; one byte more is refused. */
+static void test_long_token(void) {
+  vocabulary *v = malloc(sizeof *v);
+  vocabulary_init(v);
+  uint8_t *text = calloc(65537, 1);
+  memset(text, 'x', 65537);
+  int32_t half = vocabulary_add(v, text, 32768), whole = vocabulary_add(v, text, 65536);
+  vocabulary_pair(v, half, half, whole);
+  llm_tokenizer_free(vocabulary_tokenizer(v, "gpt-2"));
+  v->n_vocab--;
+  vocabulary_add(v, text, 65537);
+  llm_bpe_spec s = vocabulary_spec(v, "gpt-2");
+  refuse_spec(&s, LLM_ERR_ARG, "token 257 has 65537 bytes, expected at most 65536");
+  free(text);
+  free(v);
+}
+
+/* ---- GPT-2's vocabulary ---- */
+
+static char *read_text(const char *folder, const char *name) {
+  char path[1024];
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  mapfile map;
+  if (mapfile_open(&map, path, NULL) != LLM_OK) return NULL;
+  char *text = calloc(map.n_bytes + 1, 1);
+  memcpy(text, map.data, map.n_bytes);
+  mapfile_close(&map);
+  return text;
+}
+
+static void run_cases(const llm_tokenizer *t, const char *text, const char *ids) {
+  static const char border[] = "\n__ggml_vocab_test__\n";
+  int n_cases = 0;
+  for (const char *end; text; text = end ? end + strlen(border) : NULL) {
+    end = strstr(text, border);
+    size_t n_bytes = end ? (size_t)(end - text) : strlen(text), n = 0;
+    int32_t got[1024];
+    CHECK(llm_tokenizer_encode(t, text, n_bytes, 0, got, 1024, &n, NULL) == LLM_OK);
+    size_t i = 0;
+    for (; *ids && *ids != '\n'; i++) {
+      char *after;
+      int32_t want = (int32_t)strtol(ids, &after, 10);
+      CHECK_MSG(i < n && got[i] == want, "case %d, id %zu", n_cases, i);
+      for (ids = after; *ids == ' ';) ids++;
+    }
+    CHECK_MSG(i == n, "case %d: %zu ids, expected %zu", n_cases, n, i);
+    ids += *ids == '\n';
+    n_cases++;
+  }
+  CHECK_MSG(n_cases == 47, "%d cases", n_cases);
+}
+
+static void test_published(void) {
+  const char *folder = getenv("LLM_TEST_DATA");
+  if (!folder) {
+    puts("test_tokenizer_load: GPT-2's vocabulary skipped, LLM_TEST_DATA is not set");
+    return;
+  }
+  char path[1024];
+  snprintf(path, sizeof path, "%s/ggml-vocab-gpt-2.gguf", folder);
+  mapfile map = {0};
+  gguf *g = NULL;
+  llm_tokenizer *t = NULL;
+  llm_error err = {0};
+  char *text = read_text(folder, "ggml-vocab-gpt-2.gguf.inp");
+  char *ids = read_text(folder, "ggml-vocab-gpt-2.gguf.out");
+  llm_status status = mapfile_open(&map, path, &err);
+  if (!status) status = gguf_parse(&g, map.data, map.n_bytes, "gpt-2", &err);
+  if (!status) status = tokenizer_from_gguf(&t, g, &err);
+  CHECK_MSG(status == LLM_OK, "%s", err.message);
+  CHECK(text && ids);
+  if (t && text && ids) {
+    CHECK(llm_tokenizer_n_vocab(t) == 50257 && llm_tokenizer_n_byte_tokens(t) == 256);
+    CHECK(llm_tokenizer_eos(t) == 50256 && llm_tokenizer_is_eog(t, 50256));
+    run_cases(t, text, ids);
+  }
+  llm_tokenizer_free(t);
+  gguf_free(g);
+  mapfile_close(&map);
+  free(text);
+  free(ids);
+}
+
+int main(void) {
+  test_good();
+  test_bad_keys();
+  test_bad_vocabulary();
+  test_bad_spec();
+  test_long_token();
+  test_published();
+  return check_report("test_tokenizer_load");
+}
