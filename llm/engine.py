@@ -238,7 +238,7 @@ class Context:
         with self._lock:
             yield self._pointer
 
-    def call(self, function: Callable, *args) -> None:
+    def _call(self, function: Callable, *args) -> None:
         err = ffi.new("llm_error *")
         status = function(*args, err)
         if status == lib.LLM_ERR_CANCELLED:

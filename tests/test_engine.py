@@ -1,0 +1,362 @@
+"""The bindings: agreement with the float64 NumPy model, generation, lifetimes, errors, threads."""
+
+import gc
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from models import EOT, TINY, write_trained, write_typed
+
+import llm
+from llm.engine import Context, Sampler, proof
+from llm.model import Transformer
+from llm.ops_numpy import OpsNumpy
+
+IDS = [(7 * i * i + 3 * i) % TINY.n_vocab for i in range(50)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("engine") / "tiny.bin"
+    write_trained(path)
+    return path
+
+
+@pytest.fixture
+def model(path):
+    with llm.Model(path, n_threads=2) as model:
+        yield model
+
+
+def log_softmax(x):
+    x = x.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+# ---- agreement ----
+
+# Largest difference of a log-probability from the float64 forward over the expanded weights. F32:
+# the bound that the project promises. The others measured on this model (F16 and BF16 differ from
+# F32 by nothing but the weights; the quantized ones round activations to 8 bits in blocks of 32),
+# doubled.
+TOLERANCE = {"F32": 1e-4, "F16": 1e-4, "BF16": 1e-4, "Q8_0": 0.4, "Q4_0": 0.4, "Q4_1": 0.4}
+
+
+@pytest.mark.parametrize("type_name", TOLERANCE)
+def test_logits_agree_with_float64_numpy(tmp_path, type_name):
+    path = tmp_path / "typed.gguf"
+    flat = write_typed(path, type_name)
+    reference = Transformer(TINY, OpsNumpy(np.float64), flat.astype(np.float64))
+    expected = log_softmax(reference.logits(np.array([IDS], np.int32))[0])
+    with llm.Model(path, kv_type="f32") as model:
+        got = log_softmax(model.logits(IDS))
+    assert np.abs(got - expected).max() < TOLERANCE[type_name]
+    agreement = np.mean(got.argmax(axis=1) == expected.argmax(axis=1))
+    assert agreement >= (0.9 if type_name.startswith("Q") else 1.0)
+    kl = np.sum(np.exp(expected) * (expected - got), axis=1).mean()
+    assert kl < (2e-3 if type_name.startswith("Q") else 1e-9)
+
+
+def test_same_bits_for_any_threads_and_cut(path):
+    with llm.Model(path) as model:
+        whole = model.logits(IDS)
+        for n_threads in (1, 2, 3):
+            context = Context(model, n_threads=n_threads)
+            rows = [
+                context.eval(IDS[i : i + 7], n_rows=len(IDS[i : i + 7])) for i in range(0, 50, 7)
+            ]
+            assert np.array_equal(np.concatenate(rows), whole)
+
+
+# ---- generation ----
+
+
+def test_generate_is_stream_joined_and_seeded(model):
+    text = model.generate("the", max_tokens=20, seed=5)
+    assert text == "".join(model.stream("the", max_tokens=20, seed=5))
+    assert model.generate("the", max_tokens=0) == ""
+    seeds = {model.generate("the", max_tokens=20, seed=seed) for seed in range(4)}
+    assert len(seeds) == 4
+
+
+def test_greedy_follows_the_logits(model):
+    ids = model.tokenize("th")
+    for _ in range(10):
+        ids.append(int(model.logits(ids)[-1].argmax()))
+    context = Context(model)
+    steps = list(context.stream(ids[:1], Sampler(TINY.n_vocab, temperature=0), 10))
+    assert [step.id for step in steps] == ids[1:11]
+    assert steps[-1].finish == "length"
+
+
+def test_text_is_cut_between_characters(model):
+    """A random model writes random bytes: pieces join to them, and whole characters stay whole."""
+    context = Context(model)
+    steps = list(context.stream([65], Sampler(TINY.n_vocab, temperature=5, top_k=0, seed=3), 60))
+    ids = [step.id for step in steps if step.id is not None]
+    assert b"".join(step.text for step in steps) == model.tokenizer.decode_bytes(
+        ids, render_special=False
+    )
+    euro = "x€😀é".encode()
+    piece, texts = b"", []
+    for byte in euro:
+        piece += bytes([byte])
+        texts.append(piece)
+    assert model.tokenizer.decode(list(euro)) == "x€😀é"
+
+
+def test_context_fills_exactly(model):
+    context = Context(model)
+    sampler = Sampler(TINY.n_vocab, temperature=2, top_k=0, seed=1)
+    steps = []
+    while not steps or steps[-1].finish == "stop":  # a random end of text: draw again
+        context.truncate(0)
+        steps = list(context.stream(IDS[:20], sampler))
+    n_new = sum(step.id is not None for step in steps)
+    assert steps[-1].finish == "context" and 20 + n_new == TINY.n_ctx
+    context.truncate(0)
+    full = list(context.stream((IDS + IDS)[: TINY.n_ctx], sampler))
+    assert [(s.id, s.text, s.finish) for s in full] == [(None, b"", "context")]
+
+
+def test_prompt_longer_than_the_context(model):
+    with pytest.raises(llm.ContextFullError, match="65 tokens.*64") as caught:
+        model.generate([1] * 65)
+    assert (caught.value.n_tokens, caught.value.n_ctx) == (65, 64)
+
+
+def test_score_agrees_with_logits_and_windows(model):
+    each, total = model.score(IDS)
+    logp = log_softmax(model.logits(IDS))
+    expected = -logp[np.arange(49), IDS[1:]]
+    assert np.isnan(each[0]) and np.allclose(each[1:], expected, atol=1e-5)
+    assert total == pytest.approx(expected.sum(), abs=1e-4)
+    long = (IDS * 4)[:150]  # windows of 64 from 0, 32, 64, 96: each token once
+    each, total = model.score(long)
+    assert np.isnan(each[0]) and np.isfinite(each[1:]).all()
+    assert total == pytest.approx(each[1:].sum(dtype=np.float64), abs=1e-3)
+    logp = log_softmax(model.logits(long[32:96]))
+    assert each[64:96] == pytest.approx(-logp[np.arange(31, 63), long[64:96]], abs=1e-5)
+    with pytest.raises(ValueError, match="nothing to score"):
+        model.score([1])
+
+
+# ---- calls inside calls, threads, Ctrl-C ----
+
+
+def test_a_call_inside_a_stream_does_not_disturb_it(model):
+    expected = model.generate("the", max_tokens=12, temperature=0)
+    pieces = []
+    for piece in model.stream("the", max_tokens=12, temperature=0):
+        pieces.append(piece)
+        model.logits([1, 2, 3])
+    assert "".join(pieces) == expected
+
+
+def test_threads_share_a_model(model):
+    expected = model.generate("th", max_tokens=10, temperature=0)
+    results = []
+    threads = [
+        threading.Thread(
+            target=lambda: results.append(model.generate("th", max_tokens=10, temperature=0))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 4
+
+
+def test_cancel_check_raises_its_own_exception(model):
+    class Enough(Exception):
+        pass
+
+    def check():
+        raise Enough
+
+    context = Context(model, cancel_check=check)
+    with pytest.raises(Enough):
+        context.eval([1, 2, 3])
+    assert context.n_past == 0
+
+
+def test_ctrl_c_interrupts_a_long_evaluation(path):
+    code = f"""
+import os, signal, threading, llm
+m = llm.Model({str(path)!r})
+timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+timer.start()
+try:
+    while True:
+        m.logits([1] * 60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupted\n" and done.returncode == 0, done.stderr
+
+
+# ---- lifetimes ----
+
+
+def test_tensor_views_are_read_only_and_outlive_the_model(path):
+    model = llm.Model(path)
+    view = model.tensors["blk.0.attn_q.weight"]
+    expected = view.copy()
+    assert view.shape == (64, 64) and view.dtype == np.float32
+    assert not view.flags.writeable and not view.flags.owndata
+    model.close()
+    del model
+    gc.collect()
+    assert np.array_equal(view, expected)
+    assert mapped(path)
+    del view
+    gc.collect()
+    assert not mapped(path)
+
+
+def mapped(path) -> bool:
+    with open("/proc/self/maps") as maps:
+        return str(path) in maps.read()
+
+
+def test_close_ends_new_calls_at_once(path):
+    model = llm.Model(path)
+    context, tokenizer = Context(model), model.tokenizer
+    stream = model.stream("the", max_tokens=5)
+    next(stream)
+    model.close()
+    for call in (
+        lambda: model.generate("x"),
+        lambda: model.logits([1]),
+        lambda: model.tensors["token_embd.weight"],
+        lambda: model.metadata["general.name"],
+        lambda: tokenizer.encode("x"),
+        lambda: context.eval([1]),
+        lambda: list(stream),
+        model.verify,
+    ):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+    model.close()  # twice is fine
+
+
+def test_quantized_tensors_are_expanded(tmp_path):
+    path = tmp_path / "q.gguf"
+    flat = write_typed(path, "Q4_1")
+    with llm.Model(path) as model:
+        table = model.tensors["token_embd.weight"]
+        assert table.shape == (TINY.n_vocab, TINY.n_embd) and table.dtype == np.float32
+        assert np.array_equal(table.ravel(), flat[: table.size])
+        assert model.tensors.type_name("token_embd.weight") == "Q4_1"
+
+
+def test_config_and_metadata(model):
+    assert (model.config.n_layer, model.config.n_embd, model.config.tied_output) == (2, 64, True)
+    assert model.metadata["general.architecture"] == "llama"
+    assert model.metadata["tokenizer.ggml.tokens"][:1] == ["Ā"]
+    assert model.metadata["two_file.proof.n_new"] == 4
+    assert model.tokenizer.eos == EOT and model.tokenizer.is_eog(EOT)
+    with pytest.raises(KeyError):
+        model.metadata["no.such.key"]
+
+
+# ---- errors ----
+
+
+def test_open_errors_are_typed(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        llm.Model(tmp_path / "none.bin")
+    assert caught.value.filename == str(tmp_path / "none.bin")
+    (tmp_path / "text.bin").write_text("hello, this is not a model at all\n")
+    with pytest.raises(llm.FormatError, match="text.bin"):
+        llm.Model(tmp_path / "text.bin")
+    with pytest.raises(llm.FormatError, match="directory"):
+        llm.Model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_k": 2**40},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"max_tokens": -1},
+    ],
+)
+def test_absurd_options(model, options):
+    with pytest.raises(ValueError):
+        model.generate("x", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_ctx": -1},
+        {"n_ctx": 65},
+        {"n_ctx": 2**70},
+        {"n_threads": -1},
+        {"kv_type": "q8"},
+        {"kernels": "abacus"},
+    ],
+)
+def test_absurd_context_options(model, options):
+    with pytest.raises((ValueError, OverflowError)):
+        Context(model, **options)
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [TINY.n_vocab], [2**31], [1.5], [[1, 2]], ["a"]])
+def test_bad_ids(model, ids):
+    with pytest.raises(ValueError):
+        model.logits(ids)
+
+
+# ---- proof ----
+
+
+def test_verify_and_a_flipped_bit(path, tmp_path, model):
+    report = model.verify()
+    assert report["has_hash"] and report["has_proof"] and report["n_probes"] == 2
+    assert report["max_logprob_diff"] < 1e-3
+    raw = bytearray(path.read_bytes())
+    raw[-100] ^= 1
+    flipped = tmp_path / "flipped.bin"
+    flipped.write_bytes(raw)
+    with llm.Model(flipped) as damaged, pytest.raises(llm.FormatError, match="SHA-256"):
+        damaged.verify()
+
+
+def test_proof_is_reproducible(path):
+    ids, digests = proof(path, [[116, 104], [72]], 4)
+    with llm.Model(path) as model:
+        assert model.metadata["two_file.proof.greedy_ids"].tolist() == sum(ids, [])
+        assert model.metadata["two_file.proof.logits_sha256"] == digests
+
+
+def test_a_false_proof_is_refused(path, tmp_path):
+    with llm.Model(path) as model:
+        digest = model.metadata["two_file.proof.logits_sha256"][1].encode()
+    false = bytes(reversed(digest))
+    assert false != digest
+    (tmp_path / "false.bin").write_bytes(path.read_bytes().replace(digest, false))
+    with (
+        llm.Model(tmp_path / "false.bin") as model,
+        pytest.raises(llm.FormatError, match="probe 1"),
+    ):
+        model.verify()
+
+
+def test_import_is_light():
+    code = "import sys, llm; print('numpy' in sys.modules, 'llm._llm' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.stdout.split() == ["False", "False"]
