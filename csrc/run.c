@@ -543,10 +543,6 @@ static int generate(llm_context *context, const llm_tokenizer *tokenizer, const 
   }
   if (!status)
     status = llm_sampler_new(&sampler, llm_tokenizer_n_vocab(tokenizer), &o->sampler, &err);
-  if (!status && !o->json && !o->no_echo) {
-    fwrite(prompt.data, 1, prompt.n, stdout);
-    fflush(stdout);
-  }
   double start = now();
   if (!status)
     status = llm_generator_new(&generator, context, sampler, ids.ids, ids.n, o->max_tokens, &err);
@@ -555,8 +551,10 @@ static int generate(llm_context *context, const llm_tokenizer *tokenizer, const 
   if (status == LLM_ERR_CANCELLED) {
     out.finish = LLM_FINISH_CANCELLED;
     status = LLM_OK;
-  } else if (!status)
+  } else if (!status) {
+    if (!o->json && !o->no_echo) fwrite(prompt.data, 1, prompt.n, stdout);
     status = run_steps(generator, o, &out, &err);
+  }
   t.decode = now() - start;
   if (!status && o->json) print_json(context, o, &ids, &out, &t);
   if (!status && !o->json) {

@@ -1,0 +1,248 @@
+"""The program ./run: every mode, exit codes, pipes, signals and wrong use, as a user meets them."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from models import TINY, byte_vocabulary, write_trained
+
+import llm
+from llm.vocabulary import tokenizer_of
+
+RUN = Path(__file__).parent.parent / "run"
+pytestmark = pytest.mark.skipif(not RUN.exists(), reason="./run is not built: make run")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "tiny.bin"
+    write_trained(path)
+    return str(path)
+
+
+def run(*arguments, stdin=b"", **options):
+    done = subprocess.run(
+        [RUN, *map(str, arguments)], input=stdin, capture_output=True, timeout=60, **options
+    )
+    assert done.returncode >= 0, f"died by signal {-done.returncode}"
+    return done
+
+
+def fails(code, fragment, *arguments, **options):
+    """One clear line on stderr, nothing on stdout, the exit code that was asked for."""
+    done = run(*arguments, **options)
+    message = done.stderr.decode()
+    assert done.returncode == code and done.stdout == b""
+    assert fragment in message and message.count("\n") == 1 and message.startswith("run: ")
+
+
+# ---- completing ----
+
+
+def test_plain_output_is_prompt_then_continuation(file):
+    done = run(file, "the th", "-n", 8, "--temp", 0)
+    with llm.Model(file) as model:
+        text = model.generate("the th", max_tokens=8, temperature=0)
+    assert done.stdout.decode("utf-8", "replace") == "the th" + text + "\n"
+    assert done.returncode == 0 and b"seed" in done.stderr
+    bare = run(file, "the th", "-n", 8, "--temp", 0, "--no-echo")
+    assert bare.stdout.decode("utf-8", "replace") == text + "\n"
+
+
+def test_options_in_any_place(file):
+    one = run("--temp", 0, file, "-n", 5, "the").stdout
+    assert one == run(file, "the", "--temp", 0, "-n", 5).stdout
+    assert one == run("-n", 5, "--temp", 0, "--", file, "the").stdout
+
+
+def test_json(file):
+    done = run(file, "the", "--json", "-n", 6, "--seed", 11, "--threads", 2)
+    out = json.loads(done.stdout)
+    assert out["prompt_ids"] == [257] and len(out["ids"]) <= 6
+    assert out["finish_reason"] in ("length", "stop") and out["seed"] == 11
+    assert out["n_ctx"] == TINY.n_ctx and out["threads"] == 2 and out["kernels"]
+    for key in ("load_s", "prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"):
+        assert out[key] >= 0
+    raw = tokenizer_of(byte_vocabulary()).decode_bytes(out["ids"], render_special=False)
+    assert out["text"].encode() == raw or "\ufffd" in out["text"]
+
+
+def test_the_seed_is_printed_and_reproduces(file):
+    first = run(file, "the", "-n", 12)
+    seed = first.stderr.decode().split("seed ")[1].split(",")[0]
+    again = run(file, "the", "-n", 12, "--seed", seed)
+    assert again.stdout == first.stdout
+
+
+def test_finish_context_and_no_off_by_one(file):
+    for seed in range(20):
+        out = json.loads(run(file, "a" * 60, "--json", "--seed", seed, "--temp", 3).stdout)
+        assert len(out["prompt_ids"]) + len(out["ids"]) <= TINY.n_ctx
+        if out["finish_reason"] == "context":
+            assert len(out["prompt_ids"]) + len(out["ids"]) == TINY.n_ctx
+            break
+    else:
+        pytest.fail("twenty runs ended before the context was full")
+
+
+def test_stdin_is_read_exactly(file):
+    text = b"the\x00 th\xff\n"
+    ids = run(file, "-", "--tokens", stdin=text).stdout.split()
+    with llm.Model(file) as model:
+        assert [int(i) for i in ids] == model.tokenize(text)
+        assert model.tokenizer.decode_bytes([int(i) for i in ids]) == text
+    done = run(file, "-", "-n", 3, "--temp", 0, stdin=text)
+    assert done.stdout.startswith(text)
+
+
+def test_special_tokens_only_when_asked(file):
+    assert run(file, "<|endoftext|>", "--tokens", "--special").stdout == b"258\n"
+    assert len(run(file, "<|endoftext|>", "--tokens").stdout.split()) > 5
+
+
+def test_empty_prompt(file):
+    done = run(file, "", "-n", 4, "--temp", 0)
+    assert done.returncode == 0
+    assert run(file, "-n", 4, "--temp", 0).stdout == done.stdout
+    assert run(file, "", "--tokens").stdout == b"\n"
+
+
+def test_kernels_and_threads_give_the_same_text(file):
+    expected = run(file, "the", "-n", 20, "--temp", 0).stdout
+    for options in (["--kernels", "scalar"], ["--threads", 1], ["--threads", 3]):
+        assert run(file, "the", "-n", 20, "--temp", 0, *options).stdout == expected
+    environment = os.environ | {"LLM_KERNELS": "scalar"}
+    out = json.loads(run(file, "the", "-n", 2, "--json", env=environment).stdout)
+    assert out["kernels"] == "scalar"
+
+
+# ---- other modes ----
+
+
+def test_info_and_verify(file, tmp_path):
+    info = run(file, "--info").stdout.decode()
+    assert "llama" in info and "n_layer 2" in info and "256 of 256" in info
+    done = run(file, "--verify")
+    assert done.returncode == 0 and b"verified" in done.stdout
+    raw = bytearray(Path(file).read_bytes())
+    raw[-777] ^= 16
+    (tmp_path / "flipped.bin").write_bytes(raw)
+    fails(1, "SHA-256", tmp_path / "flipped.bin", "--verify")
+
+
+def test_perplexity(file, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"the quick brown fox " * 12)
+    done = run(file, "--perplexity", text)
+    values = dict(line.split() for line in done.stdout.decode().splitlines())
+    with llm.Model(file) as model:
+        ids = model.tokenize(text.read_bytes())
+        _, total = model.score(ids)
+    assert int(values["tokens_scored"]) == len(ids) - 1
+    assert float(values["nats_per_token"]) == pytest.approx(total / (len(ids) - 1), abs=1e-5)
+    assert float(values["bits_per_byte"]) == pytest.approx(total / 0.693147 / 240, abs=1e-4)
+    fails(1, "none.txt", file, "--perplexity", tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    fails(1, "nothing to score", file, "--perplexity", tmp_path / "empty.txt")
+    fails(1, "directory", file, "--perplexity", tmp_path)
+
+
+def test_help_and_usage():
+    done = run("--help")
+    assert done.returncode == 0 and b"--max-tokens" in done.stdout and done.stderr == b""
+    done = run()
+    assert done.returncode == 2 and b"usage" in done.stderr and done.stdout == b""
+
+
+# ---- wrong use, each one line ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--temp", "-1"],
+        ["--temp", "hot"],
+        ["--temp", "nan"],
+        ["--top-k", "-1"],
+        ["--top-k", "1.5"],
+        ["--top-p", "0"],
+        ["--top-p", "2"],
+        ["-n", "-1"],
+        ["-n", "99999999999999999999"],
+        ["-n"],
+        ["--seed", "-1"],
+        ["--seed", "18446744073709551616"],
+        ["--ctx", "0"],
+        ["--threads", "0"],
+        ["--threads", "5000"],
+        ["--kv", "q8"],
+        ["--no-such-option"],
+        ["a second prompt"],
+        ["--info", "--verify"],
+    ],
+)
+def test_wrong_usage(file, arguments):
+    fails(2, "see run --help", file, "the", *arguments)
+
+
+def test_failures(file, tmp_path):
+    fails(1, "none.bin", tmp_path / "none.bin", "x")
+    fails(1, "directory", tmp_path, "x")
+    (tmp_path / "empty.bin").write_bytes(b"")
+    fails(1, "empty.bin", tmp_path / "empty.bin", "x")
+    (tmp_path / "foreign.bin").write_bytes(b"PK\x03\x04 a zip, say" * 10)
+    fails(1, "GGUF", tmp_path / "foreign.bin", "x")
+    (tmp_path / "cut.bin").write_bytes(Path(file).read_bytes()[:50000])
+    fails(1, "cut.bin", tmp_path / "cut.bin", "x")
+    fails(1, "--allow-long-context", file, "x", "--ctx", 65)
+    assert run(file, "x", "--ctx", 65, "--allow-long-context", "-n", 1).returncode == 0
+    fails(1, "abacus", file, "x", "--kernels", "abacus")
+
+
+def test_a_prompt_longer_than_the_context_says_both_counts(file):
+    fails(1, "65 tokens do not fit a context of 64", file, "a" * 65)
+
+
+# ---- pipes and signals ----
+
+
+def test_closed_pipe_ends_quietly(file):
+    process = subprocess.Popen(
+        [RUN, file, "the", "--temp", "3", "--ctx", "100000", "--allow-long-context"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.read(5)
+    process.stdout.close()
+    assert process.wait(60) in (1, -signal.SIGPIPE, 0)
+
+
+def test_full_disk(file):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([RUN, file, "the", "-n", "3"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and b"No space left" in done.stderr
+
+
+def test_ctrl_c_ends_in_good_order(file):
+    # An arg-max that never meets the end token, in a long context: it runs until it is stopped.
+    arguments = [RUN, file, "-", "--ctx", "200000", "--allow-long-context", "--json"]
+    arguments += ["--temp", "1000", "--top-k", "0", "--seed"]
+    for seed in range(20):
+        process = subprocess.Popen(
+            [*arguments, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        process.stdin.write(b"the" * 50000)
+        process.stdin.close()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out = json.loads(process.stdout.read())
+        assert process.wait(60) == 0
+        if out["finish_reason"] == "cancelled":
+            return
+    pytest.fail("every run had ended before it was stopped")
