@@ -1,0 +1,116 @@
+/* kernel_bench.h: the timings of test_kernels.c. Compare figures of one run only: the memory
+ * bandwidth of a shared machine drifts. */
+#ifndef LLM_TEST_KERNEL_BENCH_H
+#define LLM_TEST_KERNEL_BENCH_H
+
+#include <time.h>
+
+#include "kernel_cases.h"
+#include "threads.h"
+
+enum { BENCH_BYTES = 96 << 20, BENCH_MAX_THREADS = 64 }; /* more than a last-level cache */
+
+typedef struct bench_job {
+  const kernels *k;
+  matmul_args args;
+  llm_type type;
+  size_t n_bytes;
+  int repeats;
+  void *scratch[BENCH_MAX_THREADS];
+  uint64_t sink[BENCH_MAX_THREADS][8]; /* a cache line each */
+} bench_job;
+
+static inline double bench_now(void) {
+  struct timespec t;
+  timespec_get(&t, TIME_UTC);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static inline void bench_read(void *arg, int thread, int n_threads) {
+  bench_job *job = arg;
+  size_t begin, end;
+  thread_share(job->n_bytes / 64, 1, thread, n_threads, &begin, &end);
+  const uint64_t *p = (const uint64_t *)job->args.w + begin * 8;
+  uint64_t sum[8] = {0};
+  for (int r = 0; r < job->repeats; r++)
+    for (size_t i = 0; i < (end - begin) * 8; i += 8) {
+      if (i % 512 == 0) __builtin_prefetch(p + i + 2048);
+      for (size_t j = 0; j < 8; j++) sum[j] += p[i + j];
+    }
+  for (size_t j = 0; j < 8; j++) job->sink[thread][0] += sum[j];
+}
+
+static inline void bench_matmul(void *arg, int thread, int n_threads) {
+  bench_job *job = arg;
+  size_t begin, end;
+  thread_share(job->args.n_out, 16, thread, n_threads, &begin, &end);
+  for (int r = 0; r < job->repeats; r++)
+    job->k->matmul[job->type](&job->args, begin, end, job->scratch[thread]);
+}
+
+/* The best of three. */
+static inline double bench_time(thread_pool *pool, thread_job run, bench_job *job) {
+  double best = 1e30;
+  for (int i = 0; i < 3; i++) {
+    double start = bench_now();
+    thread_pool_run(pool, run, job);
+    double seconds = bench_now() - start;
+    if (seconds < best) best = seconds;
+  }
+  return best;
+}
+
+static inline void bench_one(thread_pool *pool, const kernels *k, llm_type type, size_t n_tok,
+                             size_t n_in) {
+  size_t row_bytes = type_row_bytes(type, n_in);
+  size_t n_out = n_tok == 1 ? BENCH_BYTES / row_bytes : 1536;
+  bench_job *job = calloc(1, sizeof *job);
+  char *w = malloc(n_out * row_bytes);
+  size_t unit = 256 * row_bytes, n_bytes = n_out * row_bytes; /* random once, then repeated */
+  fill_weights(type, ORDINARY, w, 256 * n_in);
+  for (size_t i = unit; i < n_bytes; i++) w[i] = w[i - unit];
+  act_rows acts = acts_new(ORDINARY, n_tok, n_in);
+  float *y = malloc(n_tok * n_out * sizeof *y);
+  size_t scratch_bytes = (k->scratch_bytes(n_in) + 64) / 64 * 64;
+  for (int t = 0; t < thread_pool_size(pool); t++)
+    job->scratch[t] = aligned_alloc(64, scratch_bytes);
+  job->k = k, job->type = type, job->n_bytes = n_bytes, job->repeats = 1;
+  job->args = (matmul_args){w, n_out, &acts, y, n_out};
+  double seconds = bench_time(pool, bench_matmul, job);
+  if (n_tok == 1) {
+    double read = bench_time(pool, bench_read, job);
+    printf("%-7s %-5s n_in %5zu  1 tok, %d threads: %6.2f GB/s of %6.2f read (%.0f %%)\n", k->name,
+           llm_type_describe(type).name, n_in, thread_pool_size(pool),
+           1e-9 * (double)n_bytes / seconds, 1e-9 * (double)n_bytes / read, 100 * read / seconds);
+  } else {
+    printf("%-7s %-5s n_in %5zu %2zu tok, %d threads: %7.1f GFLOP/s\n", k->name,
+           llm_type_describe(type).name, n_in, n_tok, thread_pool_size(pool),
+           2e-9 * (double)(n_out * n_in * n_tok) / seconds);
+  }
+  fflush(stdout);
+  for (int t = 0; t < thread_pool_size(pool); t++) free(job->scratch[t]);
+  acts_free(&acts);
+  free(y), free(w), free(job);
+}
+
+static inline int kernel_bench(const kernels *scalar, const kernels *const *tables) {
+  int n_threads = threads_available() < BENCH_MAX_THREADS ? threads_available() : BENCH_MAX_THREADS;
+  for (int threads = 1; threads <= n_threads; threads += threads < n_threads ? n_threads - 1 : 1) {
+    thread_pool *pool;
+    if (thread_pool_new(&pool, threads, NULL)) return 1;
+    for (size_t t = 0; t < N_TYPES; t++) {
+      bench_one(pool, scalar, all_types[t], 8, 576);
+      for (const kernels *const *k = tables; *k; k++) {
+        bench_one(pool, *k, all_types[t], 1, 576);
+        bench_one(pool, *k, all_types[t], 1, 2048);
+        bench_one(pool, *k, all_types[t], 4, 576);
+        bench_one(pool, *k, all_types[t], 128, 576);
+        bench_one(pool, *k, all_types[t], 128, 2048);
+      }
+    }
+    thread_pool_free(pool);
+  }
+  return 0;
+}
+
+#endif

@@ -1,0 +1,158 @@
+/* kernel_cases.h: data for test_kernels.c. Numbers from a seed, memory that ends at a page which
+ * may not be touched, weights and activations of ordinary and of extreme values. */
+#ifndef LLM_TEST_KERNEL_CASES_H
+#define LLM_TEST_KERNEL_CASES_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernels.h"
+#include "quant.h"
+
+static uint64_t random_state = 88172645463325252u;
+
+static inline uint64_t random_u64(void) { /* xorshift64 */
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state;
+}
+
+static inline float random_float(void) { /* [-1, 1) */
+  return (float)(int32_t)(random_u64() >> 32) * 0x1p-31f;
+}
+
+/* ---- guarded memory: the byte after the last one is not readable ---- */
+
+typedef struct guarded {
+  char *base, *end; /* end: first byte of the forbidden page */
+} guarded;
+
+static inline guarded guarded_new(size_t n_bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), size = (n_bytes + page - 1) / page * page;
+  char *base = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED || mprotect(base + size, page, PROT_NONE)) {
+    perror("mmap");
+    exit(1);
+  }
+  return (guarded){base, base + size};
+}
+
+static inline void guarded_free(guarded g) {
+  munmap(g.base, (size_t)(g.end - g.base) + (size_t)sysconf(_SC_PAGESIZE));
+}
+
+/* A copy of n_bytes that ends exactly at the forbidden page. */
+static inline void *guarded_copy(guarded g, const void *src, size_t n_bytes) {
+  return n_bytes ? memcpy(g.end - n_bytes, src, n_bytes) : g.end;
+}
+
+/* ---- values ---- */
+
+typedef enum case_mode { ORDINARY, ZEROS, LARGEST, TINY, HUGE_SCALES, N_MODES } case_mode;
+
+static const char *const mode_names[N_MODES] = {"ordinary", "zeros", "largest", "tiny", "huge"};
+
+static const llm_type all_types[] = {LLM_TYPE_F32,  LLM_TYPE_F16,  LLM_TYPE_BF16,
+                                     LLM_TYPE_Q8_0, LLM_TYPE_Q4_0, LLM_TYPE_Q4_1};
+enum { N_TYPES = sizeof all_types / sizeof *all_types };
+
+static inline float mode_float(case_mode mode) {
+  switch (mode) {
+  case ZEROS: return random_u64() & 1 ? 0.0f : -0.0f;
+  case LARGEST: return random_u64() & 1 ? 1.0f : -1.0f;
+  case TINY: return random_float() * 0x1p-70f; /* products are subnormal */
+  case HUGE_SCALES: return random_float() * 0x1p55f;
+  default: return random_float();
+  }
+}
+
+static inline uint16_t mode_scale(case_mode mode) {
+  switch (mode) {
+  case ZEROS: return 0;
+  case TINY: return (uint16_t)(random_u64() & 0x83ff); /* subnormal */
+  case HUGE_SCALES: return (uint16_t)(0x7800 | (random_u64() & 0x83ff));
+  default: return f32_to_f16(random_float() * 0.02f);
+  }
+}
+
+static inline void fill_weights(llm_type type, case_mode mode, void *dst, size_t n) {
+  uint8_t *bytes = dst;
+  if (!type_is_quantized(type)) {
+    size_t size = type_row_bytes(type, 1);
+    for (size_t i = 0; i < n; i++) {
+      float x = mode_float(mode);
+      if (type == LLM_TYPE_F16 && mode == HUGE_SCALES) x *= 0x1p-40f; /* still finite */
+      quantize(type, &x, 1, bytes + i * size);
+    }
+    return;
+  }
+  size_t size = type_row_bytes(type, QK), header = type == LLM_TYPE_Q4_1 ? 4 : 2;
+  for (size_t b = 0; b < n / QK; b++, bytes += size)
+    for (size_t i = 0; i < size; i++) {
+      if (i < header) {
+        uint16_t scale = mode_scale(mode);
+        memcpy(bytes + i, &scale, sizeof scale);
+        i++;
+      } else if (mode == LARGEST) { /* bytes -128, nibbles 0 and 15 */
+        bytes[i] = type == LLM_TYPE_Q8_0 ? 0x80 : random_u64() & 1 ? 0xff : 0x00;
+      } else {
+        bytes[i] = mode == ZEROS ? 0 : (uint8_t)random_u64();
+      }
+    }
+}
+
+/* ---- activations ---- */
+
+static inline void acts_free(act_rows *a) {
+  free((void *)a->x);
+  free(a->q);
+  free(a->scale);
+  free(a->scaled_sum);
+  free(a->sum);
+}
+
+static inline act_rows acts_new(case_mode mode, size_t n_tok, size_t n_in) {
+  size_t n = n_tok * n_in;
+  float *x = malloc(n * sizeof *x);
+  for (size_t i = 0; i < n; i++) x[i] = mode_float(mode);
+  act_rows a = {.n_tok = n_tok, .n_in = n_in, .x = x};
+  if (n_in % QK) return a;
+  size_t n_blocks = n / QK;
+  a.q = malloc(n);
+  a.scale = malloc(n_blocks * sizeof *a.scale);
+  a.scaled_sum = malloc(n_blocks * sizeof *a.scaled_sum);
+  a.sum = malloc(n_blocks * sizeof *a.sum);
+  kernels_find("scalar")->quantize_row(x, n, a.q, a.scale, a.scaled_sum, a.sum);
+  return a;
+}
+
+/* The last n_tok tokens of `all`, each array ending at a forbidden page. */
+typedef struct guarded_acts {
+  guarded g[5];
+  act_rows rows;
+} guarded_acts;
+
+static inline guarded_acts guarded_acts_new(const act_rows *all, size_t n_tok) {
+  guarded_acts a = {.rows = *all};
+  size_t n = n_tok * all->n_in, skip = (all->n_tok - n_tok) * all->n_in;
+  a.rows.n_tok = n_tok;
+  size_t bytes[5] = {n * 4, n, n / QK * 4, n / QK * 4, n / QK * 4};
+  for (int i = 0; i < 5; i++) a.g[i] = guarded_new(bytes[i]);
+  a.rows.x = guarded_copy(a.g[0], all->x + skip, bytes[0]);
+  if (!all->q) return a;
+  a.rows.q = guarded_copy(a.g[1], all->q + skip, bytes[1]);
+  a.rows.scale = guarded_copy(a.g[2], all->scale + skip / QK, bytes[2]);
+  a.rows.scaled_sum = guarded_copy(a.g[3], all->scaled_sum + skip / QK, bytes[3]);
+  a.rows.sum = guarded_copy(a.g[4], all->sum + skip / QK, bytes[4]);
+  return a;
+}
+
+static inline void guarded_acts_free(guarded_acts *a) {
+  for (int i = 0; i < 5; i++) guarded_free(a->g[i]);
+}
+
+#endif

@@ -1,0 +1,426 @@
+/* test_kernels.c: every kernel set of this machine against the scalar one, bit for bit, and the
+ * scalar one against float64. Weights, activations and scratch end at forbidden pages; results lie
+ * between guard values.
+ *   test_kernels          the tests
+ *   test_kernels digest   a hash of scalar results: any compiler at any level must print the same
+ *   test_kernels bench    GB/s (one token) and GFLOP/s (many) beside a loop that only reads
+ * test_avx512_emulated.c includes this file and adds a table. */
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
+#include <math.h>
+
+#include "check.h"
+#include "kernel_bench.h"
+#include "kernel_cases.h"
+#include "numeric.h"
+
+static const kernels *scalar;
+
+static uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+/* ---- matrix products ---- */
+
+enum { MAX_ROWS = 75, MAX_TOK = 17, LDY = MAX_ROWS + 3 };
+
+static const uint32_t GUARD = 0x7fb00b1e; /* a NaN that no sum gives */
+
+typedef struct product_case {
+  llm_type type;
+  case_mode mode;
+  size_t n_in;
+  char *w;       /* (MAX_ROWS, n_in) */
+  act_rows acts; /* MAX_TOK tokens */
+  float *y;      /* (MAX_TOK, MAX_ROWS), by the scalar kernel */
+} product_case;
+
+static product_case product_case_new(llm_type type, case_mode mode, size_t n_in) {
+  product_case c = {type, mode, n_in, .acts = acts_new(mode, MAX_TOK, n_in)};
+  c.w = malloc(type_row_bytes(type, MAX_ROWS * n_in));
+  fill_weights(type, mode, c.w, MAX_ROWS * n_in);
+  c.y = malloc(MAX_TOK * MAX_ROWS * sizeof *c.y);
+  matmul_args args = {c.w, MAX_ROWS, &c.acts, c.y, MAX_ROWS};
+  scalar->matmul[type](&args, 0, MAX_ROWS, NULL);
+  return c;
+}
+
+static void product_case_free(product_case *c) {
+  acts_free(&c->acts);
+  free(c->w);
+  free(c->y);
+}
+
+/* Tolerance: each of the n roundings of a sum costs at most 2^-24 of the sum of magnitudes, the
+ * product of two scales one more; results below 2^-126 are rounded to multiples of 2^-149. */
+static void check_against_float64(const product_case *c) {
+  size_t n_in = c->n_in;
+  float *w = malloc(n_in * sizeof *w);
+  for (size_t r = 0; r < MAX_ROWS; r++) {
+    dequantize(c->type, c->w + r * type_row_bytes(c->type, n_in), n_in, w);
+    for (size_t t = 0; t < MAX_TOK; t++) {
+      double sum = 0, magnitude = 0;
+      for (size_t k = 0; k < n_in; k++) {
+        double x = (double)c->acts.x[t * n_in + k];
+        if (type_is_quantized(c->type))
+          x = (double)c->acts.scale[(t * n_in + k) / QK] * c->acts.q[t * n_in + k];
+        sum += (double)w[k] * x;
+        magnitude += fabs((double)w[k] * x);
+      }
+      /* q4_1: dequantize rounds d * q + m twice, relative to the larger of the two */
+      double steps = (double)n_in / (type_is_quantized(c->type) ? 8 : 16) + 8;
+      double tolerance = magnitude * steps * 0x1p-24 * (c->type == LLM_TYPE_Q4_1 ? 32 : 1);
+      tolerance += (double)n_in * 0x1p-149;
+      double y = (double)c->y[t * MAX_ROWS + r];
+      CHECK_MSG(fabs(y - sum) <= tolerance, "scalar %s %s n_in %zu row %zu tok %zu: %g, not %g",
+                llm_type_describe(c->type).name, mode_names[c->mode], n_in, r, t, y, sum);
+    }
+  }
+  free(w);
+}
+
+/* The last n_out rows and n_tok tokens of the case, rows r0 to r1 of those. */
+static void check_product(const kernels *k, const product_case *c, const guarded_acts *acts,
+                          guarded w_memory, size_t n_out, size_t r0, size_t r1) {
+  static float y[MAX_TOK * LDY + 8];
+  size_t n_tok = acts->rows.n_tok, row0 = MAX_ROWS - n_out, tok0 = MAX_TOK - n_tok;
+  size_t w_bytes = type_row_bytes(c->type, n_out * c->n_in);
+  size_t scratch_bytes = k->scratch_bytes(c->n_in);
+  guarded scratch = guarded_new(scratch_bytes);
+  for (size_t i = 0; i < sizeof y / sizeof *y; i++) memcpy(&y[i], &GUARD, sizeof GUARD);
+  matmul_args args = {w_memory.end - w_bytes, n_out, &acts->rows, y + 4, LDY};
+  k->matmul[c->type](&args, r0, r1, scratch_bytes ? scratch.end - scratch_bytes : NULL);
+  guarded_free(scratch);
+  long wrong = 0, outside = 0;
+  for (size_t i = 0; i < sizeof y / sizeof *y; i++) {
+    size_t t = (i - 4) / LDY, r = (i - 4) % LDY;
+    if (i < 4 || t >= n_tok || r < r0 || r >= r1)
+      outside += bits_of(y[i]) != GUARD;
+    else
+      wrong += bits_of(y[i]) != bits_of(c->y[(tok0 + t) * MAX_ROWS + row0 + r]);
+  }
+  CHECK_MSG(!wrong && !outside,
+            "%s %s %s n_in %zu n_out %zu n_tok %zu rows %zu to %zu: %ld wrong, %ld outside",
+            k->name, llm_type_describe(c->type).name, mode_names[c->mode], c->n_in, n_out, n_tok,
+            r0, r1, wrong, outside);
+}
+
+static void check_products(const kernels *k, const product_case *c) {
+  static const size_t tokens[] = {1, 2, 3, 5, 7, 12, 13, 17};
+  size_t bytes = type_row_bytes(c->type, MAX_ROWS * c->n_in);
+  guarded w = guarded_new(bytes);
+  guarded_copy(w, c->w, bytes);
+  for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
+    if (c->mode != ORDINARY && i % 3) continue;
+    guarded_acts acts = guarded_acts_new(&c->acts, tokens[i]);
+    for (size_t n_out = 1; n_out <= MAX_ROWS; n_out += n_out < 20 ? 1 : 11) {
+      check_product(k, c, &acts, w, n_out, 0, n_out);
+      size_t cut = random_u64() % (n_out + 1);
+      check_product(k, c, &acts, w, n_out, 0, cut);
+      check_product(k, c, &acts, w, n_out, cut, n_out);
+    }
+    guarded_acts_free(&acts);
+  }
+  guarded_free(w);
+}
+
+static void test_products(const kernels *const *tables) {
+  static const size_t odd[] = {1, 2, 7, 15, 16, 17, 31, 33, 48, 63, 65, 100, 129};
+  static const size_t whole[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 576};
+  for (size_t ty = 0; ty < N_TYPES; ty++) {
+    llm_type type = all_types[ty];
+    size_t n_odd = type_is_quantized(type) ? 0 : sizeof odd / sizeof *odd;
+    for (size_t i = 0; i < n_odd + sizeof whole / sizeof *whole; i++) {
+      size_t n_in = i < n_odd ? odd[i] : whole[i - n_odd];
+      for (case_mode mode = ORDINARY; mode < N_MODES; mode++) {
+        if (mode != ORDINARY && n_in != 33 && n_in != 160) continue;
+        product_case c = product_case_new(type, mode, n_in);
+        check_against_float64(&c);
+        for (const kernels *const *k = tables; *k; k++) check_products(*k, &c);
+        product_case_free(&c);
+      }
+    }
+  }
+}
+
+/* ---- attention ---- */
+
+static double attention_float64(const attention_args *a, const float *k, const float *v, size_t h,
+                                size_t d) {
+  double max = -INFINITY, sum = 0, out = 0;
+  for (int pass = 0; pass < 2; pass++)
+    for (size_t i = 0; i < a->n_pos; i++) {
+      double score = 0;
+      for (size_t j = 0; j < a->head_dim; j++)
+        score += (double)a->q[h * a->head_dim + j] * (double)k[i * a->stride + j];
+      score *= (double)a->scale;
+      if (pass == 0) {
+        max = fmax(max, score);
+      } else {
+        sum += exp(score - max);
+        out += exp(score - max) * (double)v[i * a->stride + d];
+      }
+    }
+  return out / sum;
+}
+
+static void check_attention(const kernels *const *tables, int half, size_t n_q, size_t n_pos,
+                            size_t head_dim, size_t stride) {
+  size_t n = (n_pos - 1) * stride + head_dim, n_out = n_q * head_dim, size = half ? 2 : 4;
+  float *kf = malloc(n * 4), *vf = malloc(n * 4), *q = malloc(n_out * 4);
+  for (size_t i = 0; i < n_out; i++) q[i] = random_float() * 4;
+  guarded gk = guarded_new(n * size), gv = guarded_new(n * size), gq = guarded_new(n_out * 4);
+  guarded scores = guarded_new(n_q * n_pos * 4), out = guarded_new(n_out * 4);
+  void *k = gk.end - n * size, *v = gv.end - n * size;
+  fill_weights(half ? LLM_TYPE_F16 : LLM_TYPE_F32, ORDINARY, k, n);
+  fill_weights(half ? LLM_TYPE_F16 : LLM_TYPE_F32, ORDINARY, v, n);
+  dequantize(half ? LLM_TYPE_F16 : LLM_TYPE_F32, k, n, kf);
+  dequantize(half ? LLM_TYPE_F16 : LLM_TYPE_F32, v, n, vf);
+  float *expected = malloc(n_out * 4);
+  attention_args a = {expected,
+                      guarded_copy(gq, q, n_out * 4),
+                      k,
+                      v,
+                      stride,
+                      n_q,
+                      n_pos,
+                      head_dim,
+                      1.0f / sqrtf((float)head_dim),
+                      (float *)scores.end - n_q * n_pos};
+  (half ? scalar->attention_f16 : scalar->attention_f32)(&a);
+  for (size_t i = 0; i < n_out; i++) { /* values are within [-1, 1], scores within 20 */
+    double y = attention_float64(&a, kf, vf, i / head_dim, i % head_dim);
+    CHECK_MSG(fabs((double)expected[i] - y) < 1e-5, "scalar attention: %g, not %g",
+              (double)expected[i], y);
+  }
+  a.out = (float *)out.end - n_out;
+  for (; *tables; tables++) {
+    memset(a.out, 0xff, n_out * 4);
+    (half ? (*tables)->attention_f16 : (*tables)->attention_f32)(&a);
+    CHECK_MSG(memcmp(a.out, expected, n_out * 4) == 0,
+              "%s attention_f%d: n_q %zu n_pos %zu head_dim %zu stride %zu", (*tables)->name,
+              half ? 16 : 32, n_q, n_pos, head_dim, stride);
+  }
+  guarded all[] = {gk, gv, gq, scores, out};
+  for (size_t i = 0; i < 5; i++) guarded_free(all[i]);
+  free(kf), free(vf), free(q), free(expected);
+}
+
+static void test_attention(const kernels *const *tables) {
+  static const size_t dims[] = {1, 2, 8, 15, 16, 20, 32, 40, 48, 64, 80, 96, 100, 128};
+  static const size_t positions[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 70};
+  for (int half = 0; half < 2; half++)
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+      for (size_t p = 0; p < sizeof positions / sizeof *positions; p++)
+        for (size_t n_q = 1; n_q <= 8; n_q += n_q < 5 ? 1 : 3)
+          check_attention(tables, half, n_q, positions[p], dims[d], dims[d] + (p % 2 ? 0 : 6));
+}
+
+/* ---- rows ---- */
+
+typedef union row { /* results of any row function, from the same bytes */
+  float f[256];
+  uint16_t h[512];
+  struct {
+    float scale[8], scaled_sum[8];
+    int32_t sum[8];
+    int8_t q[256];
+  } quantized;
+} row;
+
+/* Ordinary values, then large, tiny and zero ones, halves (ties), and the largest floats. */
+static float row_value(int style) {
+  switch (style) {
+  case 1: return random_float() * 100;
+  case 2: return random_float() * 0x1p-101f;
+  case 3: return random_u64() % 4 ? 0.0f : -0.0f;
+  case 4: return (float)(int)(random_u64() % 255) / 2 - 63.5f;
+  case 5: return random_float() * 0x1p62f;
+  case 6: return random_u64() % 3 ? random_float() * 0x1p-14f : 0x1p-149f;
+  default: return random_float();
+  }
+}
+
+enum { QUANTIZE, RMSNORM, SWIGLU, ADD, ROPE, HALF, N_ROW_FUNCTIONS };
+
+static void run_row(const kernels *k, int function, const float *x, const float *y, size_t n,
+                    row *r) {
+  switch (function) {
+  case QUANTIZE:
+    k->quantize_row(x, n, r->quantized.q, r->quantized.scale, r->quantized.scaled_sum,
+                    r->quantized.sum);
+    break;
+  case RMSNORM: k->rmsnorm(r->f, x, y, n, 1e-5f); break;
+  case SWIGLU: k->swiglu(r->f, x, y, n); break;
+  case ADD: k->add(r->f, x, n); break;
+  case ROPE: k->rope(r->f, x, y, n / 2); break;
+  case HALF: k->f32_to_f16(r->h, x, n); break;
+  }
+}
+
+static void check_row(const kernels *const *tables, int function, int style, size_t n) {
+  static const char *const names[] = {"quantize_row", "rmsnorm", "swiglu",
+                                      "add",          "rope",    "f32_to_f16"};
+  size_t used = function == ROPE ? n / 2 : n;
+  guarded gx = guarded_new(used * 4), gy = guarded_new(used * 4);
+  float *x = (float *)gx.end - used, *y = (float *)gy.end - used;
+  for (size_t i = 0; i < used; i++) x[i] = row_value(style), y[i] = row_value(0);
+  row start, expected, found;
+  for (size_t i = 0; i < 256; i++) start.f[i] = random_float();
+  expected = start;
+  run_row(scalar, function, x, y, n, &expected);
+  for (; *tables; tables++) {
+    found = start;
+    run_row(*tables, function, x, y, n, &found);
+    CHECK_MSG(memcmp(&found, &expected, sizeof found) == 0, "%s %s: n %zu style %d",
+              (*tables)->name, names[function], n, style);
+  }
+  guarded_free(gx), guarded_free(gy);
+}
+
+static void test_rows(const kernels *const *tables) {
+  for (int function = 0; function < N_ROW_FUNCTIONS; function++)
+    for (int style = 0; style < 7; style++)
+      for (size_t n = 1; n <= 256; n += n < 70 ? 1 : 31)
+        if (function != QUANTIZE || n % QK == 0) check_row(tables, function, style, n);
+  for (size_t n = 32; n <= 256; n += 32)
+    for (int style = 0; style < 7; style++) check_row(tables, QUANTIZE, style, n);
+}
+
+static void test_rows_float64(void) {
+  float x[40], w[40], y[40];
+  for (int i = 0; i < 40; i++) x[i] = random_float(), w[i] = random_float() * 9;
+  double sum = 0;
+  for (int i = 0; i < 40; i++) sum += (double)x[i] * (double)x[i];
+  scalar->rmsnorm(y, x, w, 40, 1e-5f);
+  for (int i = 0; i < 40; i++) { /* a handful of roundings */
+    double expected = (double)x[i] / sqrt(sum / 40 + 1e-5) * (double)w[i];
+    CHECK(fabs((double)y[i] - expected) <= fabs(expected) * 8 * 0x1p-24);
+  }
+  scalar->swiglu(y, w, x, 40);
+  for (int i = 0; i < 40; i++) {
+    double expected = (double)w[i] / (1 + exp(-(double)w[i])) * (double)x[i];
+    CHECK(fabs((double)y[i] - expected) <= fabs(expected) * 8 * 0x1p-24);
+  }
+}
+
+static void test_quantize_row_rule(void) {
+  float x[64], scale[2], scaled_sum[2];
+  int8_t q[64];
+  int32_t sum[2];
+  for (int style = 0; style < 7; style++)
+    for (int repeat = 0; repeat < 50; repeat++) {
+      for (int i = 0; i < 64; i++) x[i] = row_value(style);
+      scalar->quantize_row(x, 64, q, scale, scaled_sum, sum);
+      for (int b = 0; b < 2; b++) {
+        int total = 0;
+        for (int i = b * 32; i < b * 32 + 32; i++) {
+          total += q[i];
+          CHECK(q[i] >= -127 && q[i] <= 127);
+          /* half a step, and the rounding of scale and inverse */
+          double error = fabs((double)scale[b] * q[i] - (double)x[i]);
+          CHECK(error <= (double)scale[b] * (0.5 + 127 * 0x1p-22) + (double)ACT_TINY);
+        }
+        CHECK(sum[b] == total && bits_of(scaled_sum[b]) == bits_of(scale[b] * (float)total));
+      }
+    }
+}
+
+static void test_dequantize(const kernels *const *tables) {
+  for (size_t ty = 0; ty < N_TYPES; ty++)
+    for (case_mode mode = ORDINARY; mode < N_MODES; mode++)
+      for (size_t n = 1; n <= 192; n++) {
+        if (n % llm_type_describe(all_types[ty]).n_per_block) continue;
+        size_t bytes = type_row_bytes(all_types[ty], n);
+        guarded src = guarded_new(bytes), dst = guarded_new(n * 4);
+        float expected[192], *found = (float *)dst.end - n;
+        fill_weights(all_types[ty], mode, src.end - bytes, n);
+        dequantize(all_types[ty], src.end - bytes, n, expected);
+        for (const kernels *const *k = tables; *k; k++) {
+          (*k)->dequantize(all_types[ty], src.end - bytes, n, found);
+          CHECK_MSG(memcmp(found, expected, n * 4) == 0, "%s dequantize %s n %zu", (*k)->name,
+                    llm_type_describe(all_types[ty]).name, n);
+        }
+        guarded_free(src), guarded_free(dst);
+      }
+}
+
+/* Alone, so that a machine with the scalar set only still checks its values. */
+static void test_tables(void) {
+  const char *const *names = kernels_available();
+  CHECK(strcmp(names[0], "scalar") == 0);
+  for (; *names; names++) {
+    const kernels *k = kernels_find(*names);
+    CHECK(k && strcmp(k->name, *names) == 0);
+    for (size_t t = 0; k && t < N_TYPES; t++) CHECK(k->matmul[all_types[t]]);
+    if (!names[1]) CHECK(kernels_find(NULL) == k);
+  }
+  CHECK(!kernels_find("sse9") && !kernels_find(""));
+}
+
+/* ---- digest ---- */
+
+static uint64_t digest = 0xcbf29ce484222325;
+
+static void digest_add(const void *data, size_t n_bytes) { /* FNV-1a */
+  for (size_t i = 0; i < n_bytes; i++)
+    digest = (digest ^ ((const uint8_t *)data)[i]) * 0x100000001b3;
+}
+
+static int print_digest(void) {
+  for (size_t ty = 0; ty < N_TYPES; ty++)
+    for (case_mode mode = ORDINARY; mode < N_MODES; mode++) {
+      product_case c = product_case_new(all_types[ty], mode, 160);
+      digest_add(c.y, MAX_TOK * MAX_ROWS * sizeof *c.y);
+      product_case_free(&c);
+    }
+  for (int function = 0; function < N_ROW_FUNCTIONS; function++)
+    for (int style = 0; style < 7; style++) {
+      float x[256], y[256];
+      row r;
+      for (int i = 0; i < 256; i++) x[i] = row_value(style), y[i] = r.f[i] = row_value(0);
+      run_row(scalar, function, x, y, 256, &r);
+      digest_add(&r, sizeof r);
+    }
+  float q[8 * 64], k[50 * 64], v[50 * 64], scores[8 * 50], out[8 * 64];
+  for (int i = 0; i < 8 * 64; i++) q[i] = random_float();
+  for (int i = 0; i < 50 * 64; i++) k[i] = random_float(), v[i] = random_float();
+  attention_args a = {out, q, k, v, 64, 8, 50, 64, 0.125f, scores};
+  scalar->attention_f32(&a);
+  digest_add(out, sizeof out);
+  for (int i = 0; i < 20000; i++) {
+    double s, c, e, l;
+    num_sincos((double)random_float() * 1e4, &s, &c);
+    e = num_exp((double)random_float() * 100);
+    l = num_log((double)(i + 1));
+    digest_add(&s, 8), digest_add(&c, 8), digest_add(&e, 8), digest_add(&l, 8);
+  }
+  printf("%016llx\n", (unsigned long long)digest);
+  return 0;
+}
+
+#ifndef EXTRA_TABLE
+#define EXTRA_TABLE NULL /* a kernel set that this machine cannot run by itself */
+#define TEST_NAME   "test_kernels"
+#endif
+
+int main(int argc, char **argv) {
+  const kernels *tables[8];
+  size_t n = 0;
+  scalar = kernels_find("scalar");
+  for (const char *const *name = kernels_available() + 1; *name; name++)
+    tables[n++] = kernels_find(*name);
+  tables[n] = NULL;
+  if (argc > 1 && strcmp(argv[1], "digest") == 0) return print_digest();
+  if (argc > 1 && strcmp(argv[1], "bench") == 0) return kernel_bench(scalar, tables);
+  if (EXTRA_TABLE) tables[0] = EXTRA_TABLE, tables[1] = NULL;
+  test_tables();
+  test_products(tables);
+  test_attention(tables);
+  test_rows(tables);
+  test_rows_float64();
+  test_quantize_row_rule();
+  test_dequantize(tables);
+  return check_report(TEST_NAME);
+}
