@@ -74,7 +74,7 @@ $(B)/%.o: csrc/%.cu | need-cc
 # ---- the Python half ----
 
 # The build requirements first, so that the package can be built again without a network.
-.venv/ready: pyproject.toml | need-python
+.venv/ready: pyproject.toml | $(if $(wildcard $(VENV)),,need-python)
 	test -x $(VENV) || $(PYTHON) -m venv .venv
 	$(VENV) -m pip install --quiet "setuptools>=64" wheel "cffi>=1.15"
 	@touch $@

@@ -1,0 +1,45 @@
+"""What several test files share: where things are, with a reason to skip where they are not.
+
+Tests never download. The real model comes from `make model`, shared fixtures from the folder that
+the environment variable LLM_TEST_DATA names.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def run_binary() -> Path:
+    """The program, as `make run` leaves it."""
+    path = ROOT / "run"
+    if not path.exists():
+        pytest.fail("./run is not built: make run")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1."""
+    path = ROOT / "weights" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.exists():
+        pytest.skip("weights/ has no SmolLM2: make model")
+    return path
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of shared fixtures."""
+    folder = os.environ.get("LLM_TEST_DATA")
+    if not folder:
+        pytest.skip("LLM_TEST_DATA is not set")
+    return Path(folder)

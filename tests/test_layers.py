@@ -1,0 +1,133 @@
+"""The layers of the design: a file uses lower layers and its own group, never a higher one.
+
+Here, and only here, stands which file belongs to which layer. Lowest first; a tuple is a layer, a
+string in it a group whose files may use each other. Every #include "..." and every import is
+followed, also those inside functions; a file without a place in the table fails.
+"""
+
+import ast
+import re
+from fnmatch import fnmatchcase
+
+import pytest
+
+from conftest import ROOT
+
+C_LAYERS = (
+    ("llm",),
+    ("error", "numeric", "cpu", "port"),
+    ("mapfile", "threads", "unicode unicode_tables", "quant", "sha256"),
+    ("gguf gguf_get gguf_reader", "sampler"),
+    ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
+    ("model",),
+    ("context",),
+    ("forward",),
+    ("generate", "score proof", "chat"),
+    ("run",),
+)
+# The trainer's C may use the engine's first layers; no engine file may use the trainer's.
+C_TRAINER = "train train_* tokenizer_train port"
+C_TRAINER_MAY_USE = "llm error numeric cpu threads"
+
+PYTHON_LAYERS = (
+    ("errors", "atomic", "_llm", "_train", "_build"),
+    ("config", "packages", "binding engine"),
+    ("ops ops_*", "settings", "corpus", "data", "distributed"),
+    ("model", "optim"),
+    ("parameter_file", "checkpoint", "evaluate"),
+    ("vocabulary", "convert"),
+    ("report",),
+    ("train",),
+    ("cli", "server", "zip"),
+    ("__main__",),
+)
+
+
+def matches(name: str, group: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in group.split())
+
+
+def place(name: str, layers) -> tuple[int, str] | None:
+    """(layer, group), or None for a file that the table does not know."""
+    for level, groups in enumerate(layers):
+        for group in groups:
+            if matches(name, group):
+                return level, group
+    return None
+
+
+def fault(user: str, used: str, layers) -> str | None:
+    """What is wrong with `user` using `used`, or None."""
+    above, below = place(user, layers), place(used, layers)
+    if above is None or below is None:
+        return f"{user if above is None else used} has no place in the table of test_layers.py"
+    if above[1] != below[1] and above[0] <= below[0]:
+        return f"{user} (layer {above[0]}) uses {used} (layer {below[0]})"
+    return None
+
+
+def c_fault(user: str, used: str) -> str | None:
+    if matches(user, C_TRAINER):
+        fine = matches(used, C_TRAINER) or matches(used, C_TRAINER_MAY_USE)
+        return None if fine else f"{user} (trainer) uses {used}"
+    if matches(used, C_TRAINER):
+        return f"{user} (engine) uses {used} (trainer)"
+    if user == "run" and used not in ("run", "llm"):
+        return f"run uses {used}; it sees llm.h only"
+    return fault(user, used, C_LAYERS)
+
+
+def c_edges():
+    for path in sorted((ROOT / "csrc").glob("*.[ch]*")):
+        text = path.read_text(encoding="utf-8")
+        yield path.stem, path.stem
+        for used in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.M):
+            yield path.stem, used.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def python_edges():
+    for path in sorted((ROOT / "llm").glob("*.py")):
+        if path.stem == "__init__":
+            continue  # names every home, loads none
+        yield path.stem, path.stem
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = f"llm.{node.module or ''}" if node.level else node.module
+                named = module.rstrip(".") == "llm"  # `from . import x`, `from llm import x`
+                names = [f"llm.{alias.name}" for alias in node.names] if named else [module]
+            else:
+                continue
+            for name in names:
+                if name.startswith("llm.") and name != "llm.__version__":
+                    yield path.stem, name.split(".")[1]
+
+
+def test_c_includes_point_down():
+    faults = {c_fault(user, used) for user, used in c_edges()} - {None}
+    assert not faults, "\n".join(sorted(faults))
+
+
+def test_python_imports_point_down():
+    faults = {fault(user, used, PYTHON_LAYERS) for user, used in python_edges()} - {None}
+    assert not faults, "\n".join(sorted(faults))
+
+
+@pytest.mark.parametrize(
+    "user, used",
+    [
+        ("gguf", "model"),
+        ("model", "train"),
+        ("train_ops", "gguf"),
+        ("run", "model"),
+        ("new", "llm"),
+    ],
+)
+def test_a_wrong_include_is_found(user, used):
+    assert c_fault(user, used)
+
+
+@pytest.mark.parametrize("user, used", [("engine", "model"), ("errors", "config"), ("data", "new")])
+def test_a_wrong_import_is_found(user, used):
+    assert fault(user, used, PYTHON_LAYERS)
