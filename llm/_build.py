@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 FLAGS = "-std=c11 -O3 -ffp-contract=off -Wall -Wextra -pthread".split()
 
-# Engine files that the trainer's module takes along: the thread pool and what reports errors.
-SHARED = ("cpu", "error", "numeric", "threads")
+# Engine files that the trainer's module takes along: threads, errors, and how text is cut.
+SHARED = ("cpu", "error", "numeric", "pretokenize", "threads", "unicode", "unicode_tables")
 
 
 def is_trainer(path: Path) -> bool:
