@@ -35,6 +35,10 @@ class Validation:
         if self.n_bytes == 0:
             raise CorpusError("the held-out part has no text")
 
+    @property
+    def bytes_per_token(self) -> float:
+        return self.n_bytes / self.n_tokens
+
     def bits_per_byte(self, model) -> float:
         nats = 0.0
         for at in range(0, len(self.inputs), BATCH):

@@ -1,0 +1,165 @@
+"""`python -m llm COMMAND`: train, inspect, generate. Each command imports what it needs. Layer 5.
+
+Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 128 + the signal
+for a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .errors import LlmError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
+    except (LlmError, ValueError, MemoryError) as error:
+        return _fail(str(error) or "out of memory")
+
+
+def _fail(message: str) -> int:
+    from .report import escape
+
+    print(f"llm: {escape(message).splitlines()[0]}", file=sys.stderr)
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m llm", description=(__doc__ or "").split(".")[0])
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    add_train(commands.add_parser("train", help="learn a text, write a parameter file"))
+    add_inspect(commands.add_parser("inspect", help="what a parameter file is; compare two"))
+    add_generate(commands.add_parser("generate", help="continue a prompt"))
+    return top
+
+
+# ---- train ----
+
+
+def add_train(command: argparse.ArgumentParser) -> None:
+    """Flags carry the names of Settings; what is not given keeps the default there."""
+    command.set_defaults(command=run_train)
+
+    def group(title: str):
+        options = command.add_argument_group(title)
+
+        def add(flag: str, text: str, **kind) -> None:
+            options.add_argument(flag, default=argparse.SUPPRESS, help=text, **kind)
+
+        return add
+
+    add = group("what to learn")
+    add("--text", "files, folders of .txt and .md (default: the World English Bible)", nargs="+")
+    add("--holdout", "the 5 %% kept for validation: by hash, or the last", choices=["hash", "last"])
+    add("--prompt", "what samples continue (default: the first words of the text)")
+
+    add = group("how long")
+    add("--minutes", "of training; measured once, then a number of steps (5)", type=float)
+    add("--steps", "exactly so many steps, instead of minutes", type=int)
+    options = command.add_argument_group("stop and go on")
+    options.add_argument("--resume", action="store_true", help="go on from the checkpoint, exactly")
+    add = group("where")
+    add("--out", "the parameter file (weights/weights.bin); loss.png lies beside it")
+    add("--run-dir", "folder of the checkpoint, one run each (runs/default)")
+    add("--save-seconds", "between checkpoints (30)", type=float)
+    add("--threads", "0: one per core; does not change the result", type=int)
+
+    add = group("size of the model (default: chosen for the minutes by measured speed)")
+    add("--n-embd", "width; the sizes below follow from it where they are not given", type=int)
+    add("--n-layer", "blocks (n_embd / 48, rounded up)", type=int)
+    add("--n-head", "query heads (of about 48)", type=int)
+    add("--n-kv-head", "key and value heads (n_head)", type=int)
+    add("--n-ff", "width of the feed-forward part (8/3 n_embd)", type=int)
+    add("--n-vocab", "most tokens of the vocabulary (4096)", type=int)
+    add("--n-ctx", "tokens of a window (256)", type=int)
+    add(
+        "--tied",
+        "output matrix is the embedding (--no-tied)",
+        action=argparse.BooleanOptionalAction,
+    )
+
+    add = group("recipe")
+    add("--batch", "sequences of a step (4)", type=int)
+    add("--slot-sequences", "sequences of a slot; batch / this is a power of two", type=int)
+    add("--lr", "peak learning rate (0.0015)", type=float)
+    add("--warmup", "steps of linear warm-up (3 %% of all)", type=int)
+    add("--weight-decay", "of matrices (0.1)", type=float)
+    add("--clip", "largest norm of a gradient (1)", type=float)
+    add("--seed", "of the first weights and of the order of examples (1)", type=int)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    from .train import train
+
+    given = {k: v for k, v in vars(options).items() if k not in ("command", "resume")}
+    if "text" in given:
+        given["text"] = tuple(os.path.abspath(path) for path in given["text"])
+    return train(given, options.resume)
+
+
+# ---- inspect ----
+
+
+def add_inspect(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_inspect)
+    command.add_argument("file")
+    command.add_argument(
+        "other", nargs="?", help="compare with this file: exit 1 where they differ"
+    )
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    from .parameter_file import compare_files
+    from .report import escape, label
+
+    if options.other is None:
+        print(label(options.file))
+        return 0
+    differences = compare_files(options.file, options.other)
+    for line in differences:
+        print(escape(line))
+    if not differences:
+        print("the same file")
+    return 1 if differences else 0
+
+
+# ---- generate ----
+
+
+def add_generate(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_generate)
+    command.add_argument("file")
+    command.add_argument("prompt")
+    command.add_argument("--max-tokens", type=int, default=None)
+    command.add_argument("--temperature", type=float, default=0.8)
+    command.add_argument("--seed", type=int, default=None)
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    from .engine import Model
+
+    with Model(options.file) as model:
+        print(options.prompt, end="", flush=True)
+        for piece in model.stream(
+            options.prompt,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        ):
+            print(piece, end="", flush=True)
+        print()
+    return 0

@@ -1,0 +1,226 @@
+"""What a run tells: plain lines or a progress bar, samples, and the picture of its curves. Layer 4.
+
+Text from files and models is printed with its control characters escaped. The bar appears only
+where standard output is a terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROGRAM = Path(__file__).resolve().parent.parent / "run"
+
+
+def escape(text: str) -> str:
+    """Control characters but newline and tab, and what turns the direction of writing, as \\x1b."""
+    unsafe = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    return re.sub(unsafe, lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def human(n: float) -> str:
+    """1234567 as "1.23 M"."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.3g}"
+
+
+class Report:
+    def __init__(self):
+        self._bar = None
+        self._loss = math.nan  # nats per token, smoothed
+        self._shown = None  # what the bar says
+        self._start = (0, 0.0)  # step and time of this sitting
+
+    def say(self, text: str) -> None:
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+
+    # ---- before the first step ----
+
+    def corpus(self, corpus) -> None:
+        n = len(corpus.documents)
+        documents = f"{n:,} documents" if n > 1 else "1 document"
+        self.say(f"text       {escape(corpus.name)}: {corpus.n_bytes:,} bytes in {documents}")
+        for line in corpus.skipped[:5]:
+            self.say(f"skipped    {escape(line)}")
+        if len(corpus.skipped) > 5:
+            self.say(f"skipped    {len(corpus.skipped) - 5} more files")
+
+    def plan(self, run) -> None:
+        s, config, tokens = run.settings, run.model.config, run.examples.tokens
+        output = "tied" if s.tied else "untied"
+        self.say(
+            f"tokens     {len(tokens):,} to train on, validation on {run.validation.n_tokens:,} "
+            f"held out by {'hash' if s.holdout == 'hash' else 'position'}; vocabulary "
+            f"{config.n_vocab}, {run.validation.bytes_per_token:.2f} bytes a token"
+        )
+        self.say(
+            f"model      {human(config.n_params)} parameters: n_embd {s.n_embd}, "
+            f"n_layer {s.n_layer}, n_head {s.n_head}, n_kv_head {s.n_kv_head}, n_ff {s.n_ff}, "
+            f"n_ctx {s.n_ctx}, {output} output"
+        )
+        self.say(
+            f"recipe     AdamW, batch {s.batch} in {s.n_slots} slots, lr {s.lr:g}, "
+            f"warm-up {s.warmup} steps, cosine to 5 %, weight decay {s.weight_decay:g}, "
+            f"clip {s.clip:g}, seed {s.seed}"
+        )
+        budget = f"{s.minutes:g} minutes" if run.n_steps is None else f"{run.n_steps:,} steps"
+        kernels, threads = run.model.ops.kernels, run.model.ops.n_threads
+        self.say(f"budget     {budget}, {threads} threads, {kernels} kernels, in {s.run_dir}")
+
+    # ---- while it runs ----
+
+    def begin(self, run) -> None:
+        self._start = (run.step, time.perf_counter())
+        if run.step:
+            self.say(f"resuming   at step {run.step:,} of {run.n_steps:,}")
+        if sys.stdout.isatty():
+            from tqdm import tqdm
+
+            bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(
+                total=run.n_steps, initial=run.step, file=sys.stdout, bar_format=bar, leave=False
+            )
+
+    def tokens_per_second(self, run) -> float:
+        step, start = self._start
+        n_tokens = (run.step - step) * run.settings.batch * run.settings.n_ctx
+        return n_tokens / max(time.perf_counter() - start, 1e-9)
+
+    def step(self, run) -> None:
+        loss = run.losses[-1]
+        self._loss = loss if math.isnan(self._loss) else 0.98 * self._loss + 0.02 * loss
+        if self._bar is not None:
+            self._bar.total = run.n_steps
+            self._bar.set_postfix_str(self._figures(run), refresh=False)
+            self._bar.update()
+
+    def _figures(self, run) -> str:
+        return (
+            f"loss {self._loss:.3f}, validation {run.bits_per_byte:.3f} bits/byte, "
+            f"{human(self.tokens_per_second(run))} tokens/s"
+        )
+
+    def validated(self, run) -> None:
+        done = f"{run.step:,} of {run.n_steps:,}"
+        step, start = self._start
+        seconds = (time.perf_counter() - start) / max(1, run.step - step)
+        left = f"{seconds * (run.n_steps - run.step):.0f} s left"
+        self.say(f"step       {done}: {self._figures(run)}, {left}")
+
+    def sample(self, text: str) -> None:
+        self.say("sample     " + escape(text).replace("\n", "\n           "))
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    # ---- after the last step ----
+
+    def finish(self, run, out: Path, signal: int) -> None:
+        picture = out.with_name("loss.png")
+        draw_curves(run, picture)
+        n_epochs = run.n_tokens / len(run.examples.tokens)
+        self.say(
+            f"trained    {run.step:,} steps, {run.n_tokens:,} tokens "
+            f"({n_epochs:.1f} times the text) in {run.seconds:.0f} s: "
+            f"{run.bits_per_byte:.3f} validation bits per byte"
+        )
+        best_step, _, best = min(run.validations, key=lambda point: point[2])
+        if run.bits_per_byte > 1.02 * best:
+            self.say(
+                f"note       step {best_step:,} was better on held-out text ({best:.3f}): "
+                "the text is small for so many steps"
+            )
+        self.say(f"written    {out} ({out.stat().st_size:,} bytes), {picture}")
+        command = [str(PROGRAM), str(out), run.prompt, "--max-tokens", "80", "--seed", "1"]
+        if signal:
+            self.say(f"stopped    at step {run.step:,} of {run.n_steps:,}; to go on: --resume")
+        if PROGRAM.exists():
+            said = subprocess.run(command, capture_output=True, check=False)
+            self.sample(said.stdout.decode("utf-8", "replace").rstrip())
+        self.say(f"try        ./run {shlex.quote(str(out))} {shlex.quote(escape(run.prompt))}")
+
+
+def label(path: str) -> str:
+    """What a parameter file says about itself, a line each; nothing in it is believed or run."""
+    from .engine import Model
+
+    with Model(path) as model:
+        keys, config = model.metadata, model.config
+        types = sorted({model.tensors.type_name(name) for name in model.tensors})
+        lines = [
+            ("file", f"{path}, {Path(path).stat().st_size:,} bytes"),
+            ("name", keys.get("general.name", "")),
+            ("model", f"{config.architecture}, {model.n_params:,} parameters, {', '.join(types)}"),
+            (
+                "sizes",
+                f"n_embd {config.n_embd}, n_layer {config.n_layer}, n_head {config.n_head}, "
+                f"n_kv_head {config.n_kv_head}, n_ff {config.n_ff}, n_vocab {config.n_vocab}, "
+                f"n_ctx {config.n_ctx_train}",
+            ),
+        ]
+        own = {key: keys[key] for key in keys if key.startswith("two_file.")}
+        lines += [(key[9:], value) for key, value in own.items() if not _is_long(value)]
+        if not own:
+            lines.append(("origin", "the file does not say where it comes from"))
+    return "\n".join(f"{escape(name):32} {_shown(value)}" for name, value in lines)
+
+
+def _is_long(value) -> bool:
+    return not isinstance(value, str | int | float)
+
+
+def _shown(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return escape(f"{value:,}" if isinstance(value, int) else value).replace("\n", "\\n")
+
+
+def draw_curves(run, path: Path) -> None:
+    """Training and validation loss by step, in bits per byte, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
+    per_byte = 1 / math.log(2) / run.validation.bytes_per_token
+    losses = np.array(run.losses) * per_byte
+    steps = np.arange(1, len(losses) + 1)
+    if len(losses):
+        axes.plot(steps, losses, color="#9ecae1", linewidth=0.6, label="training, each step")
+        window = max(1, len(losses) // 50)
+        smooth = np.convolve(losses, np.ones(window) / window, "valid")
+        axes.plot(steps[window - 1 :], smooth, color="#1f77b4", label=f"mean of {window} steps")
+    at, _, bits = zip(*run.validations, strict=True)
+    axes.plot(at, bits, "o-", color="#d62728", markersize=4, label="validation")
+    axes.annotate(
+        f"{bits[-1]:.3f}", (at[-1], bits[-1]), (0, 8), textcoords="offset points", ha="right"
+    )
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits per byte")
+    low = min(min(bits), *losses) if len(losses) else min(bits)
+    axes.set_ylim(bottom=max(0, low - 0.1), top=max(bits[0], 1.1 * low))
+    config = run.model.config
+    axes.set_title(
+        f"{human(config.n_params)} parameters, {human(run.n_tokens)} tokens in {run.seconds:.0f} s",
+        loc="left",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+    pyplot.close(figure)

@@ -1,0 +1,401 @@
+"""A run from text to parameter file. Layer 4.
+
+train() is the story: prepare or resume, step until the schedule ends or someone says stop, write
+the parameter file. What decides the file's bits is in the checkpoint; clocks only decide when to
+save and, once, how many steps there are (fix_steps).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import signal
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoint import load_checkpoint, run_folder, save_checkpoint
+from .config import layout
+from .corpus import Corpus, read_corpus
+from .data import Examples, hold_out, token_stream
+from .engine import Model, Tokenizer
+from .errors import CheckpointError
+from .evaluate import Validation
+from .model import Transformer, init_params
+from .ops_c import OpsC
+from .optim import AdamW, clip_scale, warmup_cosine
+from .parameter_file import (
+    Provenance,
+    TensorData,
+    Vocabulary,
+    export_model,
+    trained_model_metadata,
+    write_parameter_file,
+)
+from .report import Report
+from .settings import DEFAULT_WIDTH, Settings, choose_width, merge_resumed
+from .vocabulary import (
+    learn_vocabulary,
+    token_bytes,
+    tokenizer_of,
+    vocabulary_from_arrays,
+    vocabulary_to_arrays,
+)
+
+N_VALIDATIONS = 10  # over the run, after the one before the first step
+N_SAMPLES = 3
+PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses width and warm-up
+MEASURE_SECONDS = 3.0  # of steps that count: fix their number
+
+
+@dataclass
+class Run:
+    """Everything that a step needs, and what a checkpoint keeps of it."""
+
+    settings: Settings
+    corpus: Corpus
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    examples: Examples
+    validation: Validation
+    model: Transformer
+    optimizer: AdamW
+    step: int = 0
+    n_steps: int | None = None
+    seconds: float = 0.0  # of training, over all sittings
+    losses: list[float] = field(default_factory=list)  # nats per token, of each step
+    validations: list[list[float]] = field(default_factory=list)  # [step, seconds, bits per byte]
+
+    @property
+    def n_tokens(self) -> int:
+        """Trained so far."""
+        return self.step * self.settings.batch * self.settings.n_ctx
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.validations[-1][2]
+
+    @property
+    def is_done(self) -> bool:
+        return self.step == self.n_steps
+
+    @property
+    def prompt(self) -> str:
+        """What samples go on from: by default the first three words of the text."""
+        if self.settings.prompt is not None:
+            return self.settings.prompt
+        return " ".join(self.corpus.documents[0][:1000].decode("utf-8", "ignore").split()[:3])
+
+
+# ---- the story ----
+
+
+def train(given: dict, resume: bool) -> int:
+    """Trains as asked by `given` (fields of Settings); returns the exit status: 0, or 128 + the
+    signal that ended the run early, in good order."""
+    folder = Path(given.get("run_dir", Settings.run_dir))
+    report = Report()
+    with run_folder(folder):
+        saved = folder / "checkpoint.npz"
+        if resume and saved.exists():
+            run = resume_run(saved, given, report)
+        else:
+            if resume:
+                report.say(f"{folder} holds no checkpoint yet: starting from the beginning")
+            set_aside(saved, report)
+            run = start_run(Settings(**given), report)
+        out = Path(run.settings.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with Interrupt() as interrupt:
+            step_until_done(run, folder, interrupt, report)
+            save(run, saved)
+            export(run, out)
+        report.finish(run, out, interrupt.signal)
+        return 128 + interrupt.signal if interrupt.signal else 0
+
+
+def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report) -> None:
+    settings, saved = run.settings, folder / "checkpoint.npz"
+    report.begin(run)
+    clock = time.perf_counter()
+    if not run.validations:
+        validate(run)
+    validation_seconds = time.perf_counter() - clock
+    first = clock = last_save = time.perf_counter()
+    if run.n_steps is not None and run.step == 0:
+        save(run, saved)
+    while not run.is_done and not interrupt.signal:
+        take_step(run)
+        if run.n_steps is None and (
+            run.step == settings.warmup or time.perf_counter() - first > MEASURE_SECONDS
+        ):
+            fix_steps(run, time.perf_counter() - first, validation_seconds)
+            save(run, saved)
+        now = time.perf_counter()
+        run.seconds, clock = run.seconds + now - clock, now
+        report.step(run)
+        if run.n_steps and run.step in milestones(run.n_steps, N_VALIDATIONS):
+            validate(run)
+            report.validated(run)
+        if run.n_steps and run.step in milestones(run.n_steps, N_SAMPLES + 1) and not run.is_done:
+            report.sample(sample(run, folder))
+        if time.perf_counter() - last_save > settings.save_seconds:
+            save(run, saved)
+            last_save = time.perf_counter()
+    if run.n_steps is None:  # stopped while measuring
+        fix_steps(run, time.perf_counter() - first, validation_seconds)
+    if run.validations[-1][0] != run.step:
+        validate(run)
+    report.end()
+
+
+# ---- one step ----
+
+
+def take_step(run: Run) -> None:
+    settings, model = run.settings, run.model
+    loss = gradient(run, run.step, 0, settings.n_slots)
+    norm = math.sqrt(model.ops.sum_squares(model.grads))
+    # n_steps is not known yet only during the warm-up, which does not ask for it.
+    rate = warmup_cosine(run.step, run.n_steps or 0, settings.warmup, settings.lr)
+    run.optimizer.step(model.params, model.grads, rate, clip_scale(norm, settings.clip))
+    run.losses.append(loss)
+    run.step += 1
+
+
+def gradient(run: Run, step: int, first: int, n_slots: int) -> float:
+    """Leaves in model.grads what the slots first .. first + n_slots - 1 add to the step's gradient;
+    returns their mean loss. Slots are summed in a binary tree, so that whoever holds an aligned
+    subtree adds the same numbers."""
+    if n_slots == 1:
+        tokens, targets = run.examples.slot(step, first)
+        return run.model.loss_and_grad(tokens, targets, scale=1 / run.settings.n_slots)
+    half = n_slots // 2
+    left_loss = gradient(run, step, first, half)
+    left = run.model.grads.copy()
+    right_loss = gradient(run, step, first + half, half)
+    np.add(left, run.model.grads, out=run.model.grads)
+    return (left_loss + right_loss) / 2
+
+
+def validate(run: Run) -> None:
+    bits = run.validation.bits_per_byte(run.model)
+    run.validations.append([run.step, round(run.seconds, 3), bits])
+
+
+def milestones(n_steps: int, count: int) -> set[int]:
+    return {n_steps * i // count for i in range(1, count + 1)} - {0}
+
+
+# ---- how many steps ----
+
+
+def fix_steps(run: Run, seconds: float, validation_seconds: float) -> None:
+    """Turns the minutes into a number of steps, once: the steps so far took `seconds`."""
+    left = 60 * run.settings.minutes - seconds - (N_VALIDATIONS + 1) * validation_seconds
+    run.n_steps = run.step + max(1, int(left / seconds * run.step))
+
+
+def plan(settings: Settings, model_of, examples: Examples, n_vocab: int) -> Settings:
+    """Chooses the width and the warm-up that are not given: 3 % of the steps, which for a budget in
+    minutes are estimated from a second of gradients that are thrown away."""
+    settings = replace(settings, slot_sequences=settings.batch // settings.n_slots)
+    sized = settings.with_width(settings.n_embd or DEFAULT_WIDTH)
+    if settings.n_embd is not None and settings.warmup is not None:
+        return sized
+    n_steps = settings.steps
+    if n_steps is None:
+        rate = flops_per_second(model_of(sized), examples)
+        if settings.n_embd is None:
+            sized = settings.with_width(choose_width(settings, n_vocab, rate))
+        step_tokens = settings.batch * settings.n_ctx
+        step_seconds = step_tokens * sized.model_config(n_vocab).flops_per_token / rate
+        n_steps = int(60 * settings.minutes / step_seconds)
+    warmup = max(1, n_steps * 3 // 100) if settings.warmup is None else settings.warmup
+    return replace(sized, warmup=warmup)
+
+
+def flops_per_second(model, examples: Examples) -> float:
+    tokens, targets = examples.slot(0, 0)
+    model.loss_and_grad(tokens, targets)  # first touches of memory
+    n, start = 0, time.perf_counter()
+    while time.perf_counter() - start < PROBE_SECONDS:
+        model.loss_and_grad(tokens, targets)
+        n += 1
+    return n * tokens.size * model.config.flops_per_token / (time.perf_counter() - start)
+
+
+# ---- beginning and going on ----
+
+
+def start_run(settings: Settings, report: Report) -> Run:
+    corpus = read_corpus(settings.text)
+    report.corpus(corpus)
+    training, held = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
+    vocabulary = learn_vocabulary(training, settings.n_vocab)
+    run = prepare(settings, corpus, vocabulary, training, held)
+    report.plan(run)
+    return run
+
+
+def resume_run(path: Path, given: dict, report: Report) -> Run:
+    state, arrays = load_checkpoint(path)
+    try:
+        settings = merge_resumed(Settings.from_dict(state["settings"]), given)
+        vocabulary = vocabulary_from_arrays(arrays)
+        corpus = read_corpus(settings.text)
+        if corpus.sha256 != state["corpus_sha256"]:
+            raise CheckpointError(
+                f"{', '.join(settings.text) or corpus.name}: the text has changed since the run "
+                f"began (SHA-256 {corpus.sha256}, expected {state['corpus_sha256']})"
+            )
+        report.corpus(corpus)
+        training, held = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
+        run = prepare(settings, corpus, vocabulary, training, held)
+        run.model.params[...] = arrays["params"]
+        run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["step"]})
+        run.losses = arrays["losses"].tolist()
+        run.step, run.n_steps = state["step"], state["n_steps"]
+        run.seconds, run.validations = state["seconds"], state["validations"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this program ({error})") from error
+    report.plan(run)
+    return run
+
+
+def min_held_bytes(settings: Settings) -> int:
+    """About a window of tokens."""
+    return 4 * settings.n_ctx
+
+
+def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> Run:
+    """A run at step 0."""
+    tokenizer, eot = tokenizer_of(vocabulary), vocabulary.eos
+    n_vocab = len(vocabulary.tokens)
+    held_tokens = token_stream(tokenizer, held, eot)
+    tokens = token_stream(tokenizer, training, eot)
+    slots = (settings.n_slots, settings.batch // settings.n_slots)
+    examples = Examples(tokens, settings.n_ctx, settings.seed, *slots)
+    ops = OpsC(settings.threads or len(os.sched_getaffinity(0)))
+
+    def model_of(settings: Settings) -> Transformer:
+        config = settings.model_config(n_vocab)
+        return Transformer(config, ops, init_params(config, settings.seed))
+
+    settings = plan(settings, model_of, examples, n_vocab)
+    model = model_of(settings)
+    return Run(
+        settings=settings,
+        corpus=corpus,
+        vocabulary=vocabulary,
+        tokenizer=tokenizer,
+        examples=examples,
+        validation=Validation(held_tokens, token_bytes(vocabulary), settings.n_ctx),
+        model=model,
+        optimizer=AdamW(model.config, weight_decay=settings.weight_decay, ops=ops),
+        n_steps=settings.steps,
+    )
+
+
+def set_aside(path: Path, report: Report) -> None:
+    """Keeps the checkpoint of an earlier run, which this one would overwrite."""
+    if path.exists():
+        kept = path.with_name("previous-checkpoint.npz")
+        os.replace(path, kept)
+        report.say(f"an earlier run's checkpoint is kept as {kept}")
+
+
+# ---- writing ----
+
+
+def save(run: Run, path: Path) -> None:
+    state = {
+        "settings": asdict(run.settings),
+        "corpus_sha256": run.corpus.sha256,
+        "step": run.step,
+        "n_steps": run.n_steps,
+        "seconds": run.seconds,
+        "validations": run.validations,
+    }
+    arrays = {
+        "params": run.model.params,
+        "m": run.optimizer.state["m"],
+        "v": run.optimizer.state["v"],
+        "losses": np.array(run.losses, np.float64),
+        **vocabulary_to_arrays(run.vocabulary),
+    }
+    save_checkpoint(path, state, arrays)
+
+
+def export(run: Run, path: Path) -> None:
+    """The parameter file, with provenance and proof."""
+    n_new = min(16, run.settings.n_ctx // 2)
+    longest = run.settings.n_ctx - n_new
+    held = run.validation.inputs[0]
+    probes = [ids[:longest] for ids in (run.tokenizer.encode(run.prompt), held[:32].tolist())]
+    export_model(
+        path, run.model.config, run.model.params, run.vocabulary, provenance(run), probes, n_new
+    )
+
+
+def provenance(run: Run) -> Provenance:
+    config = run.model.config
+    return Provenance(
+        name=f"{run.corpus.name}, {config.n_params / 1e6:.1f} M parameters",
+        corpus_name=run.corpus.name,
+        corpus_bytes=run.corpus.n_bytes,
+        corpus_sha256=run.corpus.sha256,
+        train_tokens=run.n_tokens,
+        train_steps=run.step,
+        train_seed=run.settings.seed,
+        train_flops=float(run.n_tokens * config.flops_per_token),
+        validation_bits_per_byte=run.bits_per_byte,
+        run={
+            "seconds": run.seconds,
+            "tokens_per_second": run.n_tokens / max(run.seconds, 1e-9),
+            "threads": run.model.ops.n_threads,
+        },
+    )
+
+
+def sample(run: Run, folder: Path) -> str:
+    """What the weights of this moment say, through the engine."""
+    config, params = run.model.config, run.model.params
+    path = folder / f"sample-{secrets.token_hex(4)}.tmp"
+    tensors = [
+        TensorData(e.gguf_name, e.shape, "F32", params[e.offset : e.offset + e.size])
+        for e in layout(config)
+    ]
+    try:
+        metadata = trained_model_metadata(config, run.vocabulary, provenance(run))
+        write_parameter_file(path, metadata, tensors)
+        with Model(path) as model:
+            return run.prompt + model.generate(run.prompt, max_tokens=60, temperature=0.7, seed=1)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+# ---- stopping in good order ----
+
+
+class Interrupt:
+    """Notes the first Ctrl-C or SIGTERM in `signal`; a second one ends the program at once."""
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self) -> Interrupt:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,82 @@
+"""Settings: bounds, sizes that follow from a width, the width that minutes afford, resuming."""
+
+import dataclasses
+
+import pytest
+
+from llm.errors import LlmError
+from llm.settings import FREE, WIDTHS, Settings, choose_width, merge_resumed
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("minutes", 0.0),
+        ("minutes", float("nan")),
+        ("steps", 0),
+        ("n_vocab", 256),
+        ("batch", 0),
+        ("batch", -4),
+        ("slot_sequences", 3),
+        ("lr", 0.0),
+        ("lr", float("inf")),
+        ("clip", 0.0),
+        ("seed", -1),
+        ("threads", -1),
+        ("holdout", "first"),
+    ],
+)
+def test_absurd_values_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field):
+        Settings(**{field: value})
+
+
+def test_the_benchmark_shape_follows_from_its_width():
+    s = Settings().with_width(288)
+    assert (s.n_layer, s.n_head, s.n_kv_head, s.n_ff) == (6, 6, 6, 768)
+    config = s.model_config(4096)
+    assert config.n_params == pytest.approx(7.15e6, rel=0.01)
+
+
+def test_given_sizes_stay():
+    s = Settings(n_layer=2, n_head=8, n_kv_head=2, n_ff=100).with_width(64)
+    assert (s.n_embd, s.n_layer, s.n_head, s.n_kv_head, s.n_ff) == (64, 2, 8, 2, 100)
+
+
+def test_every_width_of_the_ladder_is_a_model():
+    for width in WIDTHS:
+        Settings().with_width(width).model_config(4096)
+
+
+def test_more_time_or_a_faster_machine_buys_a_wider_model():
+    widths = [choose_width(Settings(minutes=m), 4096, 1e11) for m in (0.1, 1, 5, 30, 300)]
+    assert widths == sorted(widths) and widths[0] < widths[-1]
+    assert choose_width(Settings(minutes=5), 4096, 2e11) == choose_width(
+        Settings(minutes=10), 4096, 1e11
+    )
+    assert choose_width(Settings(minutes=0.01), 4096, 1.0) == WIDTHS[0]
+
+
+def test_the_width_fits_a_given_number_of_heads():
+    assert choose_width(Settings(n_head=7), 4096, 1e11) % 14 == 0
+    with pytest.raises(ValueError, match="n_head is 4096: give --n-embd"):
+        choose_width(Settings(n_head=4096), 4096, 1e11)
+
+
+def test_slots():
+    assert Settings(batch=4).n_slots == 1
+    assert Settings(batch=8, slot_sequences=2).n_slots == 4
+
+
+def test_settings_survive_json():
+    s = Settings(text=("a", "b"), slot_sequences=4).with_width(64)
+    assert Settings.from_dict(dataclasses.asdict(s)) == s
+
+
+def test_resuming_keeps_what_decides_the_file_and_takes_what_does_not():
+    saved = Settings(lr=0.002, minutes=7.0, n_embd=64)
+    merged = merge_resumed(saved, {"lr": 0.002, "minutes": 1.0, "threads": 3, "out": "x.bin"})
+    assert (merged.lr, merged.minutes, merged.threads, merged.out) == (0.002, 1.0, 3, "x.bin")
+    with pytest.raises(LlmError, match=r"--n-embd is 96, but the run to resume was begun with 64"):
+        merge_resumed(saved, {"n_embd": 96})
+    assert {field.name for field in dataclasses.fields(Settings)} >= FREE

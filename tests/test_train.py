@@ -1,0 +1,304 @@
+"""Runs from text to file: exact resume, stopping in good order, the order of sums, the budget.
+
+The corpus and the model are tiny; what the processes do is what a long run does.
+"""
+
+import errno
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from llm import cli, train
+from llm.checkpoint import load_checkpoint
+from llm.engine import Model
+from llm.parameter_file import compare_files
+from llm.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = "--n-embd 32 --n-layer 2 --n-vocab 300 --n-ctx 32".split()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    words, stir = "the cat and a dog who sat on mats under one tree.".split(), random.Random(1)
+    lines = (" ".join(stir.choices(words, k=stir.randint(3, 12))) for _ in range(1500))
+    path.write_text("\n\n".join(lines))
+    return path
+
+
+def arguments(text, folder, *more):
+    places = ["--out", str(folder / "out.bin"), "--run-dir", str(folder / "run")]
+    return ["train", "--text", str(text), *SIZES, *places, *map(str, more)]
+
+
+def start(text, folder, *more):
+    command = [sys.executable, "-u", "-m", "llm", *arguments(text, folder, *more)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes)
+
+
+def finish(text, folder, *more):
+    with start(text, folder, *more) as process:
+        said = process.communicate()[0]
+    assert process.returncode == 0, said
+    return said
+
+
+STEPS = ("--steps", 80, "--save-seconds", 0)
+
+
+@pytest.fixture(scope="module")
+def unbroken(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    said = finish(text, folder, *STEPS)
+    return SimpleNamespace(out=folder / "out.bin", said=said)
+
+
+# ---- a run that nobody disturbs ----
+
+
+def test_a_run_learns_and_says_how_it_goes(unbroken):
+    bits = [float(x) for x in re.findall(r"validation ([\d.]+) bits/byte", unbroken.said)]
+    assert len(bits) == 10
+    assert bits[-1] < bits[0] - 0.3
+    assert unbroken.said.count("\nsample ") >= 3
+    assert re.search(r"try +\./run .*out\.bin", unbroken.said)
+
+
+def test_the_file_runs_verifies_and_carries_its_origin(text, unbroken):
+    with Model(unbroken.out) as model:
+        assert model.verify()["n_probes"] == 2
+        keys = model.metadata
+        assert keys["two_file.corpus.name"] == "words.txt"
+        assert keys["two_file.corpus.bytes"] == text.stat().st_size
+        assert keys["two_file.train.steps"] == 80
+        assert keys["two_file.train.tokens"] == 80 * 4 * 32
+        assert keys["two_file.train.flops"] > 0
+        assert 0 < keys["two_file.validation.bits_per_byte"] < 8
+        assert model.generate("the cat", max_tokens=5, temperature=0)
+    assert (unbroken.out.parent / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_bits_per_byte_are_the_engines(text, unbroken, tmp_path):
+    """The engine scores the held-out windows and comes to the figure in the file."""
+    _, arrays = load_checkpoint(unbroken.out.parent / "run" / "checkpoint.npz")
+    run = train.resume_run(
+        unbroken.out.parent / "run" / "checkpoint.npz", {"threads": 1}, train.Report()
+    )
+    windows = np.concatenate([run.validation.inputs, run.validation.targets[:, -1:]], axis=1)
+    with Model(unbroken.out) as model:
+        nats = sum(model.score(window)[1] for window in windows)
+        stored = model.metadata["two_file.validation.bits_per_byte"]
+    assert nats / np.log(2) / run.validation.n_bytes == pytest.approx(stored, rel=1e-3)
+
+
+def test_the_number_of_threads_changes_nothing(text, unbroken, tmp_path):
+    finish(text, tmp_path, *STEPS, "--threads", 1)
+    assert compare_files(unbroken.out, tmp_path / "out.bin") == []
+
+
+def test_another_seed_gives_another_file(text, unbroken, tmp_path):
+    finish(text, tmp_path, *STEPS, "--seed", 2)
+    assert compare_files(unbroken.out, tmp_path / "out.bin") != []
+
+
+# ---- killed and stopped ----
+
+
+def wait_for(process, line):
+    for said in process.stdout:
+        if line in said:
+            return
+    pytest.fail(f"the run ended without saying {line!r}")
+
+
+@pytest.mark.parametrize("moment", ["text ", "budget", "8 of 80", "48 of 80", "80 of 80"])
+def test_killed_and_resumed_is_the_same_file(text, unbroken, tmp_path, moment):
+    with start(text, tmp_path, *STEPS) as process:
+        wait_for(process, moment)
+        time.sleep(random.Random(moment).uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode in (-signal.SIGKILL, 0)
+    finish(text, tmp_path, *STEPS, "--resume")
+    assert compare_files(unbroken.out, tmp_path / "out.bin") == []
+    assert not list(tmp_path.glob("run/*.tmp"))
+
+
+def test_killed_again_and_again(text, unbroken, tmp_path):
+    for i in range(4):
+        with start(text, tmp_path, *STEPS, "--resume" if i else "--seed=1") as process:
+            wait_for(process, "step ")
+            time.sleep(0.03 * i)
+            process.send_signal(signal.SIGKILL)
+    finish(text, tmp_path, *STEPS, "--resume", "--threads", 1)
+    assert compare_files(unbroken.out, tmp_path / "out.bin") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_good_order(text, unbroken, tmp_path, number):
+    with start(text, tmp_path, *STEPS) as process:
+        wait_for(process, "24 of 80")
+        process.send_signal(number)
+        said = process.communicate()[0]
+    assert process.returncode == 128 + number, said
+    assert "--resume" in said
+    with Model(tmp_path / "out.bin") as model:
+        model.verify()
+        assert 24 <= model.metadata["two_file.train.steps"] < 80
+    finish(text, tmp_path, *STEPS, "--resume")
+    assert compare_files(unbroken.out, tmp_path / "out.bin") == []
+
+
+def test_minutes_become_steps_once(text, tmp_path):
+    minutes = ("--minutes", 0.1, "--save-seconds", 0)
+    with start(text, tmp_path, *minutes) as process:
+        wait_for(process, "step ")
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[0]
+    state, _ = load_checkpoint(tmp_path / "run" / "checkpoint.npz")
+    assert state["n_steps"] > state["step"] > 0
+    said = finish(text, tmp_path, "--minutes", 5, "--resume")
+    again, _ = load_checkpoint(tmp_path / "run" / "checkpoint.npz")
+    assert again["step"] == again["n_steps"] == state["n_steps"], said
+    assert again["settings"]["warmup"] == state["settings"]["warmup"]
+
+
+# ---- refusals: one line, exit status 1 ----
+
+
+def refused(capfd, *args):
+    assert cli.main([str(a) for a in args]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture
+def begun(text, unbroken, tmp_path):
+    """A copy of the finished run's checkpoint, for others to break."""
+    (tmp_path / "run").mkdir()
+    saved = unbroken.out.parent / "run" / "checkpoint.npz"
+    (tmp_path / "run" / "checkpoint.npz").write_bytes(saved.read_bytes())
+    return tmp_path
+
+
+def test_a_changed_text_is_refused(text, begun, capfd, tmp_path):
+    changed = tmp_path / "changed.txt"
+    changed.write_text(text.read_text() + ".")
+    state, arrays = load_checkpoint(begun / "run" / "checkpoint.npz")
+    state["settings"]["text"] = [str(changed)]
+    train.save_checkpoint(begun / "run" / "checkpoint.npz", state, arrays)
+    line = refused(capfd, "train", "--resume", "--run-dir", begun / "run")
+    assert "changed.txt: the text has changed since the run began" in line
+
+
+def test_another_setting_is_refused(text, begun, capfd):
+    line = refused(capfd, *arguments(text, begun, *STEPS, "--resume", "--lr", 0.1))
+    assert "--lr is 0.1, but the run to resume was begun with 0.0015" in line
+
+
+def test_a_damaged_checkpoint_is_refused(text, begun, capfd):
+    path = begun / "run" / "checkpoint.npz"
+    path.write_bytes(path.read_bytes()[:-1000])
+    line = refused(capfd, *arguments(text, begun, *STEPS, "--resume"))
+    assert "not a whole checkpoint" in line
+
+
+def test_resuming_in_a_folder_that_is_not_there_is_refused(text, tmp_path, capfd):
+    line = refused(capfd, *arguments(text, tmp_path, *STEPS, "--resume"))
+    assert "run: no such run to resume" in line
+
+
+def test_a_folder_in_use_is_refused(text, begun, capfd):
+    with train.run_folder(begun / "run"):
+        line = refused(capfd, *arguments(text, begun, *STEPS))
+    assert f"process {os.getpid()} is training in this folder" in line
+
+
+def test_a_new_run_keeps_the_earlier_checkpoint(text, begun, capfd):
+    assert cli.main(arguments(text, begun, "--steps", 2)) == 0
+    old, _ = load_checkpoint(begun / "run" / "previous-checkpoint.npz")
+    new, _ = load_checkpoint(begun / "run" / "checkpoint.npz")
+    assert (old["step"], new["step"]) == (80, 2)
+
+
+@pytest.mark.parametrize("nth", [1, 3, 4, 5])
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
+    text, tmp_path, capfd, monkeypatch, nth
+):
+    """The nth write fails: checkpoint at step 0, at the end, the file to prove, the file."""
+    calls, real = [], os.fsync
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) >= nth:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr("llm.atomic.os.fsync", full)
+    line = refused(capfd, *arguments(text, tmp_path, "--steps", 2))
+    assert "No space left on device" in line
+    assert not (tmp_path / "out.bin").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_corpus_shorter_than_a_window(tmp_path, capfd):
+    short = tmp_path / "short.txt"
+    short.write_text("a b c " * 60)
+    line = refused(capfd, *arguments(short, tmp_path, *STEPS, "--n-ctx", 1024))
+    assert "360 bytes, at least 8192 are needed" in line
+
+
+# ---- the order of sums, the budget ----
+
+
+def tree_run(n_slots):
+    """A run whose slot k has the loss k and the gradient 10^-k everywhere, scaled."""
+    settings = Settings(batch=n_slots, slot_sequences=1)
+    grads = np.zeros(4, np.float32)
+
+    def loss_and_grad(tokens, targets, scale):
+        grads[...] = np.float32(scale) * np.float32(10.0**-tokens)
+        return float(tokens)
+
+    model = SimpleNamespace(grads=grads, loss_and_grad=loss_and_grad)
+    examples = SimpleNamespace(slot=lambda step, slot: (slot, None))
+    return SimpleNamespace(settings=settings, model=model, examples=examples)
+
+
+def test_slots_are_summed_in_a_binary_tree():
+    run = tree_run(8)
+    loss = train.gradient(run, 0, 0, 8)
+    leaf = [np.float32(1 / 8) * np.float32(10.0**-k) for k in range(8)]
+    left = (leaf[0] + leaf[1]) + (leaf[2] + leaf[3])
+    assert run.model.grads[0] == left + ((leaf[4] + leaf[5]) + (leaf[6] + leaf[7]))
+    assert loss == 3.5
+    train.gradient(run, 0, 0, 4)  # an aligned subtree, as another rank would hold it
+    assert run.model.grads[0] == left
+
+
+def test_the_budget_counts_validation_and_the_steps_so_far():
+    run = SimpleNamespace(settings=Settings(minutes=1), step=30, n_steps=None)
+    train.fix_steps(run, seconds=3.0, validation_seconds=0.5)
+    assert run.n_steps == 30 + int((60 - 3 - 11 * 0.5) * 10)
+
+
+def test_a_budget_that_is_used_up_still_ends():
+    run = SimpleNamespace(settings=Settings(minutes=0.01), step=1, n_steps=None)
+    train.fix_steps(run, seconds=3.0, validation_seconds=0.5)
+    assert run.n_steps == 2
+
+
+def test_milestones():
+    assert train.milestones(100, 4) == {25, 50, 75, 100}
+    assert train.milestones(3, 10) == {1, 2, 3}
