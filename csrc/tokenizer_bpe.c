@@ -5,9 +5,9 @@
 #include "tokenizer_bpe.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "error.h"
+#include "hash.h"
 
 enum {
   SHORT_PIECE = 32, /* bytes up to which scanning beats the heap */
@@ -26,17 +26,16 @@ struct bpe {
   pretokenizer next;
   int32_t byte_token[256];
   uint32_t n_merges;
-  unsigned shift; /* 64 - log2(slots) */
-  merge *slots;   /* open addressing, a power of two, at most half full */
+  merge *slots; /* open addressing, a power of two, at most 3/4 full */
+  size_t mask;  /* slots - 1 */
 };
 
 /* ---- merges ---- */
 
 llm_status bpe_new(bpe **out, pretokenizer next, const int32_t byte_token[256], size_t n_merges,
                    llm_error *err) {
-  unsigned log2 = 4;
-  while (((size_t)1 << log2) / 4 * 3 < n_merges) log2++;
-  size_t n_slots = (size_t)1 << log2;
+  size_t n_slots = 16;
+  while (n_slots / 4 * 3 < n_merges) n_slots *= 2;
   bpe *b = *out = calloc(1, sizeof *b);
   if (b) b->slots = calloc(n_slots, sizeof *b->slots);
   if (!b || !b->slots) {
@@ -46,7 +45,7 @@ llm_status bpe_new(bpe **out, pretokenizer next, const int32_t byte_token[256], 
   }
   b->next = next;
   memcpy(b->byte_token, byte_token, sizeof b->byte_token);
-  b->shift = 64 - log2;
+  b->mask = n_slots - 1;
   return LLM_OK;
 }
 
@@ -59,9 +58,8 @@ void bpe_free(bpe *b) {
 /* The slot of a pair, or the free one where it would go. */
 static merge *merge_slot(const bpe *b, int32_t left, int32_t right) {
   uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-  size_t mask = ((size_t)1 << (64 - b->shift)) - 1;
-  size_t i = (size_t)(pair * 0x9e3779b97f4a7c15u >> b->shift);
-  while (b->slots[i].rank && b->slots[i].pair != pair) i = (i + 1) & mask;
+  size_t i = (size_t)hash_mix(0, pair) & b->mask;
+  while (b->slots[i].rank && b->slots[i].pair != pair) i = (i + 1) & b->mask;
   return &b->slots[i];
 }
 
@@ -203,8 +201,7 @@ static void encode_short(const bpe *b, const uint8_t *piece, size_t n_bytes, cac
   if (n_bytes <= CACHED_BYTES) {
     uint64_t bytes[CACHED_BYTES / 8] = {0};
     memcpy(bytes, piece, n_bytes);
-    uint64_t hash = (bytes[0] ^ bytes[1] * 0xc2b2ae3d27d4eb4fu) * 0x9e3779b97f4a7c15u;
-    entry = &cache[hash >> 40 & mask];
+    entry = &cache[hash_mix(bytes[0], bytes[1]) & mask];
     if (entry->n_bytes == n_bytes && entry->bytes[0] == bytes[0] && entry->bytes[1] == bytes[1]) {
       for (size_t i = 0; i < entry->n_ids; i++) id_sink_put(out, entry->ids[i]);
       return;

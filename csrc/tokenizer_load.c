@@ -4,9 +4,9 @@
  * Everything is looked up in one hash table: 49,152 tokens load in a few milliseconds. */
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "error.h"
+#include "hash.h"
 #include "tokenizer.h"
 #include "tokenizer_parts.h"
 #include "unicode.h"
@@ -55,15 +55,10 @@ static uint64_t name_head(name key) {
   return head;
 }
 
-/* The slot of a name, or the free one where it would go, its head and length filled in. */
+/* The slot of a name, or the free one where it would go. */
 static name_slot *slot_of(const loader *l, name key) {
-  uint64_t head = name_head(key), hash = head + key.n_bytes;
-  for (size_t i = 8; i < key.n_bytes; i += 8) {
-    size_t n = key.n_bytes - i;
-    uint64_t word = name_head((name){key.bytes + i, n});
-    hash = (hash ^ hash >> 32 ^ word) * 0x9e3779b97f4a7c15u;
-  }
-  size_t i = (size_t)((hash ^ hash >> 32) * 0x9e3779b97f4a7c15u >> 32) & l->mask;
+  uint64_t head = name_head(key);
+  size_t i = (size_t)hash_bytes(key.bytes, key.n_bytes) & l->mask;
   for (; l->slots[i].id_plus_1; i = (i + 1) & l->mask) {
     const name_slot *s = &l->slots[i];
     if (s->head != head || s->n_bytes != key.n_bytes) continue;
