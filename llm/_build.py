@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 FLAGS = "-std=c11 -O3 -ffp-contract=off -Wall -Wextra -pthread".split()
 
-# Engine files that the trainer's module takes along: the pool, what reports errors, what cuts text.
-SHARED = ("cpu", "error", "numeric", "threads", "pretokenize", "unicode", "unicode_tables")
+# Engine files that the trainer's module takes along: threads, errors, and how text is cut.
+SHARED = ("cpu", "error", "numeric", "pretokenize", "threads", "unicode", "unicode_tables")
 
 
 def is_trainer(path: Path) -> bool:
