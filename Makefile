@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 20
-CFLAGS := -std=c11 -O3 -ffp-contract=off -Wall -Wextra -pthread
+CFLAGS := -std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -pthread
 LDLIBS := -lm
 
 comma := ,

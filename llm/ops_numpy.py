@@ -167,7 +167,7 @@ class OpsNumpy:
         return float(np.sum(np.square(x, dtype=np.float64)))
 
     def adamw(self, p, g, m, v, decay, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
-        """One step (counted from 1) on flat buffers; decay (size / 16) is 0 or 1 per 16 floats.
+        """One step (counted from 1) on flat buffers; decay (uint8) is 1 where weight decay acts.
 
         g *= grad_scale (not stored); m, v are the moving means of g and g^2, corrected by
         1 - beta^step; p -= lr * (mhat / (sqrt(vhat) + eps) + weight_decay * decay * p).
@@ -177,5 +177,4 @@ class OpsNumpy:
         v[...] = beta2 * v + (1 - beta2) * g * g
         mhat = m / (1 - beta1**step)
         vhat = v / (1 - beta2**step)
-        shrink = lr * weight_decay * np.repeat(decay, 16)
-        p -= lr * mhat / (np.sqrt(vhat) + eps) + shrink * p
+        p -= lr * mhat / (np.sqrt(vhat) + eps) + lr * weight_decay * decay * p

@@ -67,10 +67,10 @@ class AdamW:
         self._m, self._v = self.ops.empty(size), self.ops.empty(size)
         self._m[...] = self._v[...] = 0
         self._step = 0
-        self._decay = np.zeros(size // 16, self.ops.dtype)  # one flag per 16 floats
+        self._decay = np.zeros(size, np.uint8)
         for entry in layout(config):
             if len(entry.shape) == 2:
-                self._decay[entry.offset // 16 : -(-(entry.offset + entry.size) // 16)] = 1
+                self._decay[entry.offset : entry.offset + entry.size] = 1
 
     @property
     def state(self) -> dict:

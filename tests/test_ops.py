@@ -7,6 +7,7 @@ sums of a few hundred terms, a wrong formula misses by orders more.
 import numpy as np
 import pytest
 
+from llm import ops_c
 from llm.ops_numpy import OpsNumpy
 
 OPS = OpsNumpy(np.float64)
@@ -181,3 +182,146 @@ def test_cross_entropy_gradient():
 def test_sum_squares():
     x = normal(1000)
     assert OPS.sum_squares(x) == pytest.approx(np.dot(x, x), rel=1e-12)
+
+
+# ---- C against NumPy, every kernel set of this machine, odd shapes ----
+
+
+def kernel_sets():
+    """Names that this machine runs."""
+    found = []
+    for name in ("scalar", "avx2", "avx512"):
+        try:
+            ops_c.OpsC(1, name)
+        except ValueError:
+            continue
+        found.append(name)
+    return found
+
+
+@pytest.fixture(scope="module", params=kernel_sets())
+def ops(request):
+    return ops_c.OpsC(2, request.param)
+
+
+def single(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def assert_same(ops, method, *arrays, **options):
+    """Runs a method of both back ends on copies and compares every float array afterwards."""
+    mine = [a.copy() if isinstance(a, np.ndarray) else a for a in arrays]
+    theirs = [
+        a.astype(np.float64) if getattr(a, "dtype", None) == np.float32 else a for a in arrays
+    ]
+    getattr(ops, method)(*mine, **options)
+    getattr(OPS, method)(*theirs, **options)
+    for got, expected in zip(mine, theirs, strict=True):
+        if isinstance(got, np.ndarray) and got.dtype == np.float32:
+            largest = max(np.abs(expected).max(), 1.0)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * largest)
+
+
+GEMM_SHAPES = [(1, 1, 1), (6, 16, 3), (5, 17, 2), (7, 33, 40), (97, 48, 385), (31, 100, 801)]
+
+
+@pytest.mark.parametrize("m, n, k", GEMM_SHAPES)
+@pytest.mark.parametrize("trans_a, trans_b", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_gemm(ops, m, n, k, trans_a, trans_b):
+    a, b = single(*((k, m) if trans_a else (m, k))), single(*((n, k) if trans_b else (k, n)))
+    c, added = single(m, n), single(m, n)
+    assert_same(ops, "gemm", c, a, b, trans_a, trans_b)
+    assert_same(ops, "gemm", c, a, b, trans_a, trans_b, added)
+    expected = c + (a.T if trans_a else a) @ (b.T if trans_b else b)
+    ops.gemm(c, a, b, trans_a, trans_b, add=c)
+    np.testing.assert_allclose(c, expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n", [1, 16, 24, 50])
+def test_embed(ops, n):
+    tokens = RNG.integers(0, 7, 30, dtype=np.int32)
+    assert_same(ops, "embed", single(30, n), single(7, n), tokens)
+    assert_same(ops, "embed_backward", single(7, n), single(30, n), tokens)
+
+
+@pytest.mark.parametrize("n_rows, n", [(1, 1), (3, 16), (65, 50), (130, 288)])
+def test_rmsnorm(ops, n_rows, n):
+    x, w, rstd = single(n_rows, n), single(n), single(n_rows)
+    assert_same(ops, "rmsnorm", single(n_rows, n), rstd, x, w, 1e-5)
+    assert_same(ops, "rmsnorm_backward", single(n_rows, n), w, single(n_rows, n), x, w, abs(rstd))
+
+
+@pytest.mark.parametrize("head_dim", [2, 8, 26, 64])
+def test_rope(ops, head_dim):
+    cos, sin = (a.astype(np.float32) for a in angles(9, head_dim))
+    assert_same(ops, "rope", single(2, 5, 3, head_dim), cos, sin)
+    assert_same(ops, "rope_backward", single(2, 5, 3, head_dim), cos, sin)
+
+
+@pytest.mark.parametrize("n_head, n_kv_head", [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("T, head_dim", [(1, 8), (5, 10), (47, 16), (101, 50), (130, 64)])
+def test_attention(ops, n_head, n_kv_head, T, head_dim):
+    q, k, v = (single(2, T, n, head_dim) * 2 for n in (n_head, n_kv_head, n_kv_head))
+    o, lse = single(*q.shape), single(2, n_head, T)
+    assert_same(ops, "attention", o, lse, q, k, v)
+    ops.attention(o, lse, q, k, v)
+    dq, dk, dv, do = single(*q.shape), single(*k.shape), single(*k.shape), single(*q.shape)
+    assert_same(ops, "attention_backward", dq, dk, dv, do, o, q, k, v, lse)
+
+
+@pytest.mark.parametrize("n_rows, n", [(1, 1), (3, 17), (40, 64)])
+def test_swiglu(ops, n_rows, n):
+    gate, up = single(n_rows, n) * 4, single(n_rows, n)
+    gate[0, 0] = 60
+    assert_same(ops, "swiglu", single(n_rows, n), gate, up)
+    assert_same(ops, "swiglu_backward", gate, up, single(n_rows, n))
+    gate[0, 0] = -200  # exp overflows: the limit is 0, not NaN
+    h = single(n_rows, n)
+    ops.swiglu(h, gate, up)
+    assert h[0, 0] == 0
+
+
+@pytest.mark.parametrize("n_vocab", [1, 16, 33, 500])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_cross_entropy(ops, n_vocab, scale):
+    logits = single(9, n_vocab) * 5 + 80
+    targets = RNG.integers(-1, n_vocab, 9, dtype=np.int32)
+    targets[0], targets[1] = -1, n_vocab - 1
+    if scale is None:  # logits are used up, each back end in its way
+        losses, expected = single(9), OPS.empty(9)
+        ops.cross_entropy(losses, logits.copy(), targets)
+        OPS.cross_entropy(expected, logits.astype(np.float64), targets)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=2e-5)
+    else:
+        assert_same(ops, "cross_entropy", single(9), logits, targets, scale=scale)
+
+
+@pytest.mark.parametrize("n", [1, 4096, 10001])
+def test_optimizer(ops, n):
+    p, g, m, v = single(n), single(n), single(n), abs(single(n))
+    assert ops.sum_squares(g) == pytest.approx(OPS.sum_squares(g.astype(np.float64)), rel=1e-6)
+    decay = RNG.integers(0, 2, n, dtype=np.uint8)
+    assert_same(
+        ops, "adamw", p, g, m, v, decay, 0.01, 0.9, 0.999, 1e-8, 0.1, step=3, grad_scale=0.5
+    )
+
+
+def test_refuses_wrong_arrays(ops):
+    with pytest.raises(ValueError, match=r"b has shape \(5, 3\), expected \(4, 3\)"):
+        ops.gemm(single(2, 3), single(2, 4), single(5, 3))
+    with pytest.raises(ValueError, match="x is float64"):
+        ops.rmsnorm(single(2, 3), single(2), normal(2, 3), single(3), 1e-5)
+    with pytest.raises((ValueError, BufferError), match="contiguous"):
+        ops.sum_squares(single(20)[::2])
+    with pytest.raises(ValueError, match="not a multiple"):
+        ops.attention(
+            *(single(1, 2, 3, 4), single(1, 3, 2)),
+            *(single(1, 2, 3, 4), single(1, 2, 2, 4), single(1, 2, 2, 4)),
+        )
+
+
+def test_refuses_unknown_kernels():
+    with pytest.raises(ValueError, match='kernels "avx9"'):
+        ops_c.OpsC(1, "avx9")
+    with pytest.raises(ValueError, match="threads: found 0"):
+        ops_c.OpsC(0)

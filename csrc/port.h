@@ -1,0 +1,147 @@
+/* port.h: one kernel text for three instruction sets and two machines. Layer T.
+ *
+ * A kernel says once what happens to one row (or to one chunk of a fixed size):
+ *
+ *   ROW_KERNEL(scale) { EACH(i, a->n) a->y[row * a->n + i] *= a->factor; }
+ *
+ * `a` is its llm_scale_args, `row` the row's number. EACH runs over elements that do not depend on
+ * each other, ROW_SUM and ROW_MAX reduce over a row, ONCE guards what one thread does. The C
+ * compiler makes plain loops, built for each instruction set without fast-math: a reduction has 16
+ * fixed lanes and a fixed tree, so every set gives the same bits. CUDA makes one block per row. */
+#ifndef LLM_PORT_H
+#define LLM_PORT_H
+
+#ifdef __CUDACC_RTC__
+typedef long long int64_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef unsigned char uint8_t;
+#else
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#endif
+
+#ifdef __CUDACC__
+
+#define PORT_INLINE static __device__ __forceinline__
+#define ROW_KERNEL(name)                                                                           \
+  static __device__ void name##_row(const llm_##name##_args *a, int64_t row);                      \
+  extern "C" __global__ void name##_kernel(const llm_##name##_args args, int64_t n_rows) {         \
+    for (int64_t row = blockIdx.x; row < n_rows; row += gridDim.x) name##_row(&args, row);         \
+  }                                                                                                \
+  static __device__ void name##_row(const llm_##name##_args *a, int64_t row)
+#define EACH(i, n) for (int64_t i = threadIdx.x; i < (n); i += blockDim.x)
+#define ONCE       if (threadIdx.x == 0)
+#define ROW_REDUCE(result, i, n, expr, zero, join)                                                 \
+  float result = zero;                                                                             \
+  for (int64_t i = threadIdx.x; i < (n); i += blockDim.x) result = join(result, expr);             \
+  {                                                                                                \
+    __shared__ float lane_[32];                                                                    \
+    for (int s_ = 16; s_; s_ /= 2)                                                                 \
+      result = join(result, __shfl_xor_sync(0xffffffffu, result, s_));                             \
+    if (threadIdx.x % 32 == 0) lane_[threadIdx.x / 32] = result;                                   \
+    __syncthreads();                                                                               \
+    result = zero;                                                                                 \
+    for (int w_ = 0; w_ < (int)blockDim.x / 32; w_++) result = join(result, lane_[w_]);            \
+    __syncthreads();                                                                               \
+  }
+#define port_log(x) log(x)
+PORT_INLINE uint32_t port_bits(float x) { return __float_as_uint(x); }
+PORT_INLINE float port_float(uint32_t bits) { return __uint_as_float(bits); }
+
+#else
+
+#include "numeric.h"
+
+#define PORT_INLINE static inline __attribute__((always_inline))
+#define ONCE
+#if defined(__clang__)
+#define EACH(i, n) _Pragma("clang loop vectorize(assume_safety)") for (int64_t i = 0; i < (n); i++)
+#else
+#define EACH(i, n) _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); i++)
+#endif
+/* Lane l takes i = l, l + 16, ...; then lane[l] joins lane[l + 8], + 4, + 2, + 1. */
+#define ROW_REDUCE(result, i, n, expr, zero, join)                                                 \
+  float result;                                                                                    \
+  {                                                                                                \
+    float lane_[16];                                                                               \
+    for (int l_ = 0; l_ < 16; l_++) lane_[l_] = zero;                                              \
+    int64_t base_ = 0;                                                                             \
+    for (; base_ + 16 <= (n); base_ += 16)                                                         \
+      for (int l_ = 0; l_ < 16; l_++) {                                                            \
+        const int64_t i = base_ + l_;                                                              \
+        lane_[l_] = join(lane_[l_], expr);                                                         \
+      }                                                                                            \
+    for (int64_t i = base_; i < (n); i++) lane_[i - base_] = join(lane_[i - base_], expr);         \
+    for (int s_ = 8; s_; s_ /= 2)                                                                  \
+      for (int l_ = 0; l_ < s_; l_++) lane_[l_] = join(lane_[l_], lane_[l_ + s_]);                 \
+    result = lane_[0];                                                                             \
+  }
+#define port_log(x) num_log(x)
+PORT_INLINE uint32_t port_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+PORT_INLINE float port_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+/* Instruction sets: train_ops.h runs the build of the handle's set. */
+typedef void (*port_rows)(const void *args, int64_t begin, int64_t end);
+
+#define PORT_BUILD(name, isa, target)                                                              \
+  target static void name##_##isa(const void *p, int64_t begin, int64_t end) {                     \
+    const llm_##name##_args args = *(const llm_##name##_args *)p;                                  \
+    for (int64_t row = begin; row < end; row++) name##_row(&args, row);                            \
+  }
+#if defined(__x86_64__)
+#define TARGET_AVX2   __attribute__((target("avx2,fma")))
+#define TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#define PORT_BUILDS(name)                                                                          \
+  PORT_BUILD(name, scalar, )                                                                       \
+  PORT_BUILD(name, avx2, TARGET_AVX2)                                                              \
+  PORT_BUILD(name, avx512, TARGET_AVX512)                                                          \
+  static const port_rows name##_builds[] = {name##_scalar, name##_avx2, name##_avx512};
+#else
+#define PORT_BUILDS(name)                                                                          \
+  PORT_BUILD(name, scalar, )                                                                       \
+  static const port_rows name##_builds[] = {name##_scalar};
+#endif
+
+/* A row kernel and its public function. */
+#define ROW_KERNEL(name)                                                                           \
+  PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row);                            \
+  PORT_BUILDS(name)                                                                                \
+  void llm_ops_##name(llm_ops *ops, const llm_##name##_args *args, int64_t n_rows) {               \
+    ops_run_rows(ops, name##_builds, args, n_rows);                                                \
+  }                                                                                                \
+  PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row)
+
+#endif
+
+PORT_INLINE float port_add(float x, float y) { return x + y; }
+PORT_INLINE float port_max(float x, float y) { return x > y ? x : y; }
+#define ROW_SUM(result, i, n, expr) ROW_REDUCE(result, i, n, expr, 0.0f, port_add)
+#define ROW_MAX(result, i, n, expr) ROW_REDUCE(result, i, n, expr, -3.402823466e38f, port_max)
+
+/* num_expf without branches, the same bits. */
+PORT_INLINE float port_exp(float x) {
+  float shifted = fmaf(x, EXPF_LOG2E, EXPF_MAGIC), n = shifted - EXPF_MAGIC;
+  float r = fmaf(n, -EXPF_LN2_LOW, fmaf(n, -EXPF_LN2_HIGH, x));
+  float p = fmaf(EXPF_P5, r, EXPF_P4);
+  p = fmaf(p, r, EXPF_P3);
+  p = fmaf(p, r, EXPF_P2);
+  p = fmaf(p, r, EXPF_P1);
+  p = fmaf(p, r, EXPF_P0);
+  float y = fmaf(p, r * r, r) + 1.0f;
+  y = port_float(port_bits(y) + ((port_bits(shifted) - port_bits(EXPF_MAGIC)) << 23));
+  y = x < EXPF_MIN ? 0.0f : y;
+  y = x > EXPF_MAX ? port_float(0x7f800000u) : y;
+  return x != x ? x : y;
+}
+
+#endif

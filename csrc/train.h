@@ -1,0 +1,138 @@
+/* train.h: the trainer's kernels, as the bindings see them. Layer T. The text between the marker
+ * lines is cffi's cdef. llm/ops_numpy.py is the specification of every operation: names, shapes and
+ * formulas are said there and not repeated here. Matrices are row-major float32, tokens and targets
+ * int32; sizes and pointers are the caller's responsibility (llm/ops_c.py checks them).
+ *
+ * Same inputs, same instruction set: the same bits, whatever the number of threads. A handle serves
+ * one call at a time. */
+#ifndef LLM_TRAIN_H
+#define LLM_TRAIN_H
+
+#ifndef __CUDACC_RTC__
+#include "llm.h"
+#endif
+
+/* cffi: begin */
+
+typedef struct llm_ops llm_ops; /* threads, instruction set, scratch */
+
+/* kernels: "scalar", "avx2", "avx512"; NULL is the best that this machine has. */
+llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, llm_error *err);
+void llm_ops_free(llm_ops *ops);
+const char *llm_ops_kernels(const llm_ops *ops);
+int32_t llm_ops_threads_available(void);
+
+/* ---- row kernels: n_rows is what the comment calls a row ---- */
+
+typedef struct llm_embed_args { /* per token */
+  float *x;
+  const float *table;
+  const int32_t *tokens;
+  int64_t n_embd;
+} llm_embed_args;
+void llm_ops_embed(llm_ops *ops, const llm_embed_args *args, int64_t n_rows);
+
+typedef struct llm_embed_backward_args { /* per block of 16 columns */
+  float *dtable;
+  const float *dx;
+  const int32_t *tokens;
+  int64_t n_tokens, n_embd;
+} llm_embed_backward_args;
+void llm_ops_embed_backward(llm_ops *ops, const llm_embed_backward_args *args, int64_t n_rows);
+
+typedef struct llm_rmsnorm_args { /* per row */
+  float *y, *rstd;
+  const float *x, *w;
+  int64_t n;
+  float eps;
+} llm_rmsnorm_args;
+void llm_ops_rmsnorm(llm_ops *ops, const llm_rmsnorm_args *args, int64_t n_rows);
+
+typedef struct llm_rmsnorm_backward_args { /* per chunk of 64 rows */
+  float *dx, *dw_parts, *dy;               /* dw_parts (chunks, n): sum_rows adds them up */
+  const float *x, *w, *rstd;
+  int64_t n_total, n; /* rows in all chunks, columns */
+} llm_rmsnorm_backward_args;
+void llm_ops_rmsnorm_backward(llm_ops *ops, const llm_rmsnorm_backward_args *args, int64_t n_rows);
+
+typedef struct llm_sum_rows_args { /* per block of 16 columns */
+  float *sum;                      /* (n) */
+  const float *parts;              /* (n_parts, n) */
+  int64_t n_parts, n;
+} llm_sum_rows_args;
+void llm_ops_sum_rows(llm_ops *ops, const llm_sum_rows_args *args, int64_t n_rows);
+
+typedef struct llm_rope_args { /* per (batch, time) */
+  float *x;
+  const float *cos, *sin;
+  int64_t n_time, n_head, head_dim;
+  float direction; /* 1, or -1 for the backward */
+} llm_rope_args;
+void llm_ops_rope(llm_ops *ops, const llm_rope_args *args, int64_t n_rows);
+
+typedef struct llm_swiglu_args { /* per row */
+  float *h;
+  const float *gate, *up;
+  int64_t n;
+} llm_swiglu_args;
+void llm_ops_swiglu(llm_ops *ops, const llm_swiglu_args *args, int64_t n_rows);
+
+typedef struct llm_swiglu_backward_args { /* per row */
+  float *gate, *up, *dh;
+  int64_t n;
+} llm_swiglu_backward_args;
+void llm_ops_swiglu_backward(llm_ops *ops, const llm_swiglu_backward_args *args, int64_t n_rows);
+
+typedef struct llm_cross_entropy_args { /* per token */
+  float *losses, *logits;
+  const int32_t *targets;
+  int64_t n_vocab;
+  float scale;
+  int32_t with_gradient;
+} llm_cross_entropy_args;
+void llm_ops_cross_entropy(llm_ops *ops, const llm_cross_entropy_args *args, int64_t n_rows);
+
+typedef struct llm_sum_squares_args { /* per chunk of 4096 elements */
+  float *parts;
+  const float *x;
+  int64_t n;
+} llm_sum_squares_args;
+void llm_ops_sum_squares(llm_ops *ops, const llm_sum_squares_args *args, int64_t n_rows);
+
+typedef struct llm_adamw_args { /* per chunk of 4096 elements */
+  float *p, *m, *v;
+  const float *g;
+  const uint8_t *decay;
+  int64_t n;
+  float grad_scale, beta1, beta2, new1, new2, rate, eps, shrink, root; /* see the kernel */
+} llm_adamw_args;
+void llm_ops_adamw(llm_ops *ops, const llm_adamw_args *args, int64_t n_rows);
+
+/* ---- matrix product and attention: LLM_ERR_NOMEM is the only failure ---- */
+
+/* C (m, n) = op(A) op(B) + add; a_trans: A is stored (k, m); b_trans: B is stored (n, k). `ld` are
+ * floats from row to row as stored; add (m, n) is NULL, C itself, or apart from C. */
+typedef struct llm_gemm_args {
+  int64_t m, n, k;
+  const float *a, *b, *add;
+  float *c;
+  int64_t lda, ldb, ldc, ld_add;
+  int32_t a_trans, b_trans;
+} llm_gemm_args;
+llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err);
+
+/* q, o (n_batch, n_time, n_head, head_dim); k, v with n_kv_head; lse (n_batch, n_head, n_time).
+ * The forward writes o and lse, the backward reads them and writes dq, dk, dv. */
+typedef struct llm_attention_args {
+  int64_t n_batch, n_time, n_head, n_kv_head, head_dim;
+  const float *q, *k, *v;
+  float *o, *lse;
+  const float *d_o; /* "do" is a word of C */
+  float *dq, *dk, *dv;
+} llm_attention_args;
+llm_status llm_ops_attention(llm_ops *ops, const llm_attention_args *args, llm_error *err);
+llm_status llm_ops_attention_backward(llm_ops *ops, const llm_attention_args *args, llm_error *err);
+
+/* cffi: end */
+
+#endif

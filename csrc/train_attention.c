@@ -1,0 +1,266 @@
+/* train_attention.c: causal attention, forward and backward, by blocks of queries. Layer T.
+ *
+ * One unit of work is one batch entry and one key/value head with the heads that share it. Keys and
+ * values are packed once per unit, as B of the product in train_gemm.c; scores exist for one block
+ * of queries at a time, (Q_BLOCK, T) per thread. The log-sum-exp is kept and lets the backward make
+ * the probabilities again (Dao et al. 2022). Work above the diagonal is left out by tiles. Sums run
+ * in an order that the shape decides; a unit belongs to one thread. */
+#include "train_ops.h"
+
+enum {
+  Q_BLOCK = 48
+}; /* a multiple of every mr: scores of a block stay in the second-level cache */
+
+/* ---- rows of scores; a row is a query of the block, `first` the block's first position ---- */
+
+typedef struct llm_softmax_args {
+  float *scores; /* in: q . k up to the query; out: exp(scale * (s - max)), zero up to `end` */
+  int64_t ld, first, end;
+  float scale;
+  float *lse, *inverse; /* by query of the block: log of the sum of exp, 1 / sum */
+} llm_softmax_args;
+
+PORT_INLINE void softmax_row(const llm_softmax_args *a, int64_t row) {
+  float *s = a->scores + row * a->ld;
+  const int64_t n = a->first + row + 1;
+  const float scale = a->scale;
+  ROW_MAX(top, i, n, s[i]);
+  top *= scale;
+  EACH(i, n) s[i] = port_exp(s[i] * scale - top);
+  ROW_SUM(total, i, n, s[i]);
+  for (int64_t i = n; i < a->end; i++) s[i] = 0.0f;
+  a->lse[row] = top + (float)port_log((double)total);
+  a->inverse[row] = 1.0f / total;
+}
+PORT_BUILDS(softmax)
+
+typedef struct llm_scale_rows_args {
+  float *x;
+  int64_t ld, n;
+  const float *factors;
+} llm_scale_rows_args;
+
+PORT_INLINE void scale_rows_row(const llm_scale_rows_args *a, int64_t row) {
+  float *x = a->x + row * a->ld;
+  const float factor = a->factors[row];
+  EACH(i, a->n) x[i] *= factor;
+}
+PORT_BUILDS(scale_rows)
+
+typedef struct llm_score_gradient_args {
+  float *scores;   /* in: q . k; out: probabilities */
+  float *gradient; /* in: do . v; out: d(loss) / d(q . k) */
+  int64_t ld, first, end;
+  float scale;
+  const float *lse, *o, *d_o;
+  int64_t ld_o, head_dim;
+} llm_score_gradient_args;
+
+PORT_INLINE void score_gradient_row(const llm_score_gradient_args *a, int64_t row) {
+  float *p = a->scores + row * a->ld, *ds = a->gradient + row * a->ld;
+  const float *o = a->o + row * a->ld_o, *d_o = a->d_o + row * a->ld_o;
+  const int64_t n = a->first + row + 1;
+  const float scale = a->scale, lse = a->lse[row];
+  ROW_SUM(delta, i, a->head_dim, o[i] * d_o[i]);
+  EACH(i, n) {
+    p[i] = port_exp(p[i] * scale - lse);
+    ds[i] = p[i] * (ds[i] - delta) * scale;
+  }
+  for (int64_t i = n; i < a->end; i++) p[i] = ds[i] = 0.0f;
+}
+PORT_BUILDS(score_gradient)
+
+/* ---- a unit of work ---- */
+
+typedef struct attention_unit {
+  const llm_ops *ops;
+  const llm_attention_args *x;
+  size_t T, D;         /* n_time, head_dim */
+  size_t ld_q, ld_kv;  /* floats from position to position */
+  size_t ld_s;         /* of a row of scores: an odd number of cache lines, against conflicts */
+  size_t t_pad, d_pad; /* T and D in whole panels */
+  float scale;
+  /* The thread's scratch. "by_time": transposed, panels over positions, (t_pad, D); "by_dim":
+   * panels over head_dim, (rows, d_pad). */
+  float *k_by_time, *v_by_time, *kv_by_dim; /* of the key/value head */
+  float *q_by_dim, *do_by_dim;              /* of a block of queries */
+  float *scores, *gradient;                 /* (Q_BLOCK, ld_s) */
+  float *inverse;                           /* (Q_BLOCK) */
+} attention_unit;
+
+static attention_unit unit_of(const llm_ops *ops, const llm_attention_args *x) {
+  const size_t nr = ops->gemm->nr;
+  attention_unit u = {.ops = ops, .x = x, .T = (size_t)x->n_time, .D = (size_t)x->head_dim};
+  u.ld_q = (size_t)x->n_head * u.D;
+  u.ld_kv = (size_t)x->n_kv_head * u.D;
+  u.t_pad = round_up(u.T, nr);
+  u.d_pad = round_up(u.D, nr);
+  u.ld_s = round_up(u.t_pad, 32) + 16;
+  u.scale = (float)(1.0 / sqrt((double)u.D));
+  return u;
+}
+
+/* Hands out n floats from *used on; without memory it only counts. */
+static float *take(float *memory, size_t *used, size_t n) {
+  float *taken = memory ? memory + *used : NULL;
+  *used += round_up(n, 16);
+  return taken;
+}
+
+/* Lays the scratch out in `memory` (NULL: nowhere) and returns how many floats it takes. */
+static size_t unit_place(attention_unit *u, int backward, float *memory) {
+  size_t used = 0;
+  u->k_by_time = take(memory, &used, u->t_pad * u->D);
+  u->kv_by_dim = take(memory, &used, u->T * u->d_pad);
+  u->scores = take(memory, &used, Q_BLOCK * u->ld_s);
+  u->inverse = take(memory, &used, Q_BLOCK);
+  if (!backward) return used;
+  u->v_by_time = take(memory, &used, u->t_pad * u->D);
+  u->q_by_dim = take(memory, &used, Q_BLOCK * u->d_pad);
+  u->do_by_dim = take(memory, &used, Q_BLOCK * u->d_pad);
+  u->gradient = take(memory, &used, Q_BLOCK * u->ld_s);
+  return used;
+}
+
+/* ---- products of a block of m queries at positions [first, first + m) ---- */
+
+/* s (m, first + m) = x (m, D) times the packed keys or values; tiles above the diagonal left out.
+ */
+static void block_scores(const attention_unit *u, size_t first, size_t m, const float *x,
+                         const float *by_time, float *s) {
+  const gemm_kernel *g = u->ops->gemm;
+  for (size_t col = 0; col < first + m; col += g->nr) {
+    const size_t r = col > first ? (col - first) / g->mr * g->mr : 0;
+    gemm_panel(g, m - r, g->nr, u->D, x + r * u->ld_q, u->ld_q, 1, by_time + col * u->D,
+               s + r * u->ld_s + col, u->ld_s, NULL, 0);
+  }
+}
+
+/* y (m, D) = s (m, first + m) times the packed values or keys; the sum stops at the diagonal. */
+static void block_times_rows(const attention_unit *u, size_t first, size_t m, const float *s,
+                             float *y) {
+  const gemm_kernel *g = u->ops->gemm;
+  for (size_t r = 0; r < m; r += g->mr) {
+    if (r + g->mr > m && m >= g->mr) r = m - g->mr; /* a whole tile again: nothing accumulates */
+    const size_t rows = min_size(g->mr, m - r);
+    for (size_t d = 0; d < u->D; d += g->nr)
+      gemm_panel(g, rows, min_size(g->nr, u->D - d), first + r + rows, s + r * u->ld_s, u->ld_s, 1,
+                 u->kv_by_dim + d * u->T, y + r * u->ld_q + d, u->ld_q, NULL, 0);
+  }
+}
+
+/* y (first + m, D) += s^T (first + m, m) times the packed queries or output gradients; queries
+ * before a tile's first key have nothing to say to it. */
+static void add_transposed(const attention_unit *u, size_t first, size_t m, const float *s,
+                           const float *by_dim, float *y) {
+  const gemm_kernel *g = u->ops->gemm;
+  for (size_t r = 0; r < first + m; r += g->mr) {
+    const size_t rows = min_size(g->mr, first + m - r), skip = r > first ? r - first : 0;
+    for (size_t d = 0; d < u->D; d += g->nr) {
+      float *c = y + r * u->ld_kv + d;
+      gemm_panel(g, rows, min_size(g->nr, u->D - d), m - skip, s + skip * u->ld_s + r, 1, u->ld_s,
+                 by_dim + d * m + skip * g->nr, c, u->ld_kv, c, u->ld_kv);
+    }
+  }
+}
+
+/* ---- one head over all its queries ---- */
+
+/* q_at: floats from the start of q (and o, dq, do) to the head's first position; lse: its (T). */
+static void head_forward(const attention_unit *u, size_t q_at, float *lse) {
+  const train_isa isa = u->ops->isa;
+  for (size_t first = 0; first < u->T; first += Q_BLOCK) {
+    const size_t m = min_size(Q_BLOCK, u->T - first), at = q_at + first * u->ld_q;
+    block_scores(u, first, m, u->x->q + at, u->k_by_time, u->scores);
+    const llm_softmax_args softmax = {
+        u->scores, (int64_t)u->ld_s, (int64_t)first, (int64_t)(first + m),
+        u->scale,  lse + first,      u->inverse};
+    softmax_builds[isa](&softmax, 0, (int64_t)m);
+    block_times_rows(u, first, m, u->scores, u->x->o + at);
+    const llm_scale_rows_args scale = {u->x->o + at, (int64_t)u->ld_q, (int64_t)u->D, u->inverse};
+    scale_rows_builds[isa](&scale, 0, (int64_t)m);
+  }
+}
+
+static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, const float *lse) {
+  const llm_attention_args *x = u->x;
+  const gemm_kernel *g = u->ops->gemm;
+  for (size_t first = 0; first < u->T; first += Q_BLOCK) {
+    const size_t m = min_size(Q_BLOCK, u->T - first), at = q_at + first * u->ld_q;
+    block_scores(u, first, m, x->q + at, u->k_by_time, u->scores);
+    block_scores(u, first, m, x->d_o + at, u->v_by_time, u->gradient);
+    const llm_score_gradient_args gradient = {
+        u->scores,    u->gradient, (int64_t)u->ld_s, (int64_t)first, (int64_t)(first + m),
+        u->scale,     lse + first, x->o + at,        x->d_o + at,    (int64_t)u->ld_q,
+        (int64_t)u->D};
+    score_gradient_builds[u->ops->isa](&gradient, 0, (int64_t)m);
+    block_times_rows(u, first, m, u->gradient, x->dq + at);
+    gemm_pack_all(g, u->q_by_dim, m, u->D, x->q + at, u->ld_q, 1);
+    gemm_pack_all(g, u->do_by_dim, m, u->D, x->d_o + at, u->ld_q, 1);
+    add_transposed(u, first, m, u->gradient, u->q_by_dim, x->dk + kv_at);
+    add_transposed(u, first, m, u->scores, u->do_by_dim, x->dv + kv_at);
+  }
+}
+
+/* ---- units over threads ---- */
+
+typedef struct attention_job {
+  attention_unit unit; /* sizes only */
+  int backward;
+  size_t scratch_floats; /* per thread */
+} attention_job;
+
+static void unit_run(const attention_unit *u, size_t batch, size_t kv_head, int backward) {
+  const llm_attention_args *x = u->x;
+  const gemm_kernel *g = u->ops->gemm;
+  const size_t T = u->T, D = u->D, n_head = (size_t)x->n_head;
+  const size_t group = n_head / (size_t)x->n_kv_head;
+  const size_t kv_at = batch * T * u->ld_kv + kv_head * D;
+  gemm_pack_all(g, u->k_by_time, D, T, x->k + kv_at, 1, u->ld_kv);
+  gemm_pack_all(g, u->kv_by_dim, T, D, (backward ? x->k : x->v) + kv_at, u->ld_kv, 1);
+  if (backward) {
+    gemm_pack_all(g, u->v_by_time, D, T, x->v + kv_at, 1, u->ld_kv);
+    for (size_t t = 0; t < T; t++) {
+      memset(x->dk + kv_at + t * u->ld_kv, 0, D * sizeof(float));
+      memset(x->dv + kv_at + t * u->ld_kv, 0, D * sizeof(float));
+    }
+  }
+  for (size_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+    const size_t q_at = batch * T * u->ld_q + head * D;
+    float *lse = x->lse + (batch * n_head + head) * T;
+    if (backward)
+      head_backward(u, q_at, kv_at, lse);
+    else
+      head_forward(u, q_at, lse);
+  }
+}
+
+static void attention_thread(void *arg, int thread, int n_threads) {
+  const attention_job *j = arg;
+  const size_t n_kv_head = (size_t)j->unit.x->n_kv_head;
+  attention_unit u = j->unit;
+  unit_place(&u, j->backward, u.ops->scratch + (size_t)thread * j->scratch_floats);
+  size_t begin, end;
+  thread_share((size_t)u.x->n_batch * n_kv_head, 1, thread, n_threads, &begin, &end);
+  for (size_t i = begin; i < end; i++) unit_run(&u, i / n_kv_head, i % n_kv_head, j->backward);
+}
+
+static llm_status attention_run(llm_ops *ops, const llm_attention_args *args, int backward,
+                                llm_error *err) {
+  attention_job j = {unit_of(ops, args), backward, 0};
+  j.scratch_floats = unit_place(&j.unit, backward, NULL);
+  size_t n_threads = (size_t)thread_pool_size(ops->pool);
+  llm_status status = ops_scratch(ops, n_threads * j.scratch_floats, err);
+  if (status) return status;
+  ops_run(ops, attention_thread, &j);
+  return LLM_OK;
+}
+
+llm_status llm_ops_attention(llm_ops *ops, const llm_attention_args *args, llm_error *err) {
+  return attention_run(ops, args, 0, err);
+}
+
+llm_status llm_ops_attention_backward(llm_ops *ops, const llm_attention_args *args,
+                                      llm_error *err) {
+  return attention_run(ops, args, 1, err);
+}

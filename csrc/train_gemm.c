@@ -1,0 +1,278 @@
+/* train_gemm.c: float32 matrix products for the trainer. Layer T.
+ *
+ * B is packed into panels of nr columns, A is read where it lies (packed too when it is
+ * transposed), and tiles of mr x nr outputs stay in registers over a block of k (Goto and van de
+ * Geijn 2008). Threads share out rows of C; the sum of an output runs over k in rising order, in
+ * blocks that the shape alone decides, so neither threads nor tiles can change a bit. Not BLAS: its
+ * threads can. */
+#include "train_ops.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+/* Largest block of k: a panel of B and the rows of a tile share the first-level cache. Rows of A in
+ * a block: packed, they stay in the second level. */
+enum { MAX_KC = 384, MC = 96 };
+
+/* ---- packing: nr is a constant in each build ---- */
+
+PORT_INLINE void pack_panel(const size_t nr, float *dst, size_t k, size_t n, const float *b,
+                            size_t row, size_t step) {
+  if (n < nr) memset(dst, 0, k * nr * sizeof *dst);
+  if (n == nr && step == 1) {
+    for (size_t p = 0; p < k; p++) memcpy(dst + p * nr, b + p * row, nr * sizeof *dst);
+  } else if (n == nr) {
+    for (size_t p = 0; p < k; p++)
+      for (size_t j = 0; j < nr; j++) dst[p * nr + j] = b[p * row + j * step];
+  } else {
+    for (size_t p = 0; p < k; p++)
+      for (size_t j = 0; j < n; j++) dst[p * nr + j] = b[p * row + j * step];
+  }
+}
+
+/* ---- tiles ---- */
+
+enum { MR_SCALAR = 4, NR_SCALAR = 16, MR_AVX2 = 6, NR_AVX2 = 16, MR_AVX512 = 12, NR_AVX512 = 32 };
+
+static void pack_scalar(float *dst, size_t k, size_t n, const float *b, size_t row, size_t step) {
+  pack_panel(NR_SCALAR, dst, k, n, b, row, step);
+}
+
+/* The reference. Without a fused instruction it rounds the product, as the others do not. */
+static void tile_scalar(size_t k, const float *a, size_t row, size_t step, const float *b, float *c,
+                        size_t ldc, const float *add, size_t ld_add) {
+  float acc[MR_SCALAR][NR_SCALAR] = {{0}};
+  for (size_t p = 0; p < k; p++)
+    for (size_t i = 0; i < MR_SCALAR; i++)
+      for (size_t j = 0; j < NR_SCALAR; j++)
+        acc[i][j] += a[i * row + p * step] * b[p * NR_SCALAR + j];
+  for (size_t i = 0; i < MR_SCALAR; i++)
+    for (size_t j = 0; j < NR_SCALAR; j++)
+      c[i * ldc + j] = add ? acc[i][j] + add[i * ld_add + j] : acc[i][j];
+}
+
+#if defined(__x86_64__)
+
+TARGET_AVX2 static void pack_avx2(float *dst, size_t k, size_t n, const float *b, size_t row,
+                                  size_t step) {
+  pack_panel(NR_AVX2, dst, k, n, b, row, step);
+}
+
+/* The accumulators are named one by one: both compilers then keep them in registers. */
+TARGET_AVX2 static void tile_avx2(size_t k, const float *a, size_t row, size_t step, const float *b,
+                                  float *c, size_t ldc, const float *add, size_t ld_add) {
+#define EACH_ROW(F) F(0) F(1) F(2) F(3) F(4) F(5)
+#define ZERO(i)                                                                                    \
+  __m256 x##i = _mm256_setzero_ps(), y##i = x##i;                                                  \
+  _mm_prefetch((const char *)(c + (i)*ldc), _MM_HINT_T0);                                          \
+  _mm_prefetch((const char *)(c + (i)*ldc + 15), _MM_HINT_T0);
+#define FMA(i)                                                                                     \
+  {                                                                                                \
+    const __m256 ai = _mm256_broadcast_ss(a + (i)*row);                                            \
+    x##i = _mm256_fmadd_ps(ai, b0, x##i);                                                          \
+    y##i = _mm256_fmadd_ps(ai, b1, y##i);                                                          \
+  }
+#define ADD(i)                                                                                     \
+  x##i = _mm256_add_ps(x##i, _mm256_loadu_ps(add + (i)*ld_add));                                   \
+  y##i = _mm256_add_ps(y##i, _mm256_loadu_ps(add + (i)*ld_add + 8));
+#define STORE(i)                                                                                   \
+  _mm256_storeu_ps(c + (i)*ldc, x##i);                                                             \
+  _mm256_storeu_ps(c + (i)*ldc + 8, y##i);
+  EACH_ROW(ZERO)
+  for (; k; k--) {
+    const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
+    EACH_ROW(FMA)
+    a += step;
+    b += NR_AVX2;
+  }
+  if (add) {
+    EACH_ROW(ADD)
+  }
+  EACH_ROW(STORE)
+#undef EACH_ROW
+#undef ZERO
+#undef FMA
+#undef ADD
+#undef STORE
+}
+
+TARGET_AVX512 static void pack_avx512(float *dst, size_t k, size_t n, const float *b, size_t row,
+                                      size_t step) {
+  pack_panel(NR_AVX512, dst, k, n, b, row, step);
+}
+
+TARGET_AVX512 static void tile_avx512(size_t k, const float *a, size_t row, size_t step,
+                                      const float *b, float *c, size_t ldc, const float *add,
+                                      size_t ld_add) {
+#define EACH_ROW(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
+#define ZERO(i)                                                                                    \
+  __m512 x##i = _mm512_setzero_ps(), y##i = x##i;                                                  \
+  _mm_prefetch((const char *)(c + (i)*ldc), _MM_HINT_T0);                                          \
+  _mm_prefetch((const char *)(c + (i)*ldc + 31), _MM_HINT_T0);
+#define FMA(i)                                                                                     \
+  {                                                                                                \
+    const __m512 ai = _mm512_set1_ps(a[(i)*row]);                                                  \
+    x##i = _mm512_fmadd_ps(ai, b0, x##i);                                                          \
+    y##i = _mm512_fmadd_ps(ai, b1, y##i);                                                          \
+  }
+#define ADD(i)                                                                                     \
+  x##i = _mm512_add_ps(x##i, _mm512_loadu_ps(add + (i)*ld_add));                                   \
+  y##i = _mm512_add_ps(y##i, _mm512_loadu_ps(add + (i)*ld_add + 16));
+#define STORE(i)                                                                                   \
+  _mm512_storeu_ps(c + (i)*ldc, x##i);                                                             \
+  _mm512_storeu_ps(c + (i)*ldc + 16, y##i);
+  EACH_ROW(ZERO)
+  for (; k; k--) {
+    const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+    EACH_ROW(FMA)
+    a += step;
+    b += NR_AVX512;
+  }
+  if (add) {
+    EACH_ROW(ADD)
+  }
+  EACH_ROW(STORE)
+#undef EACH_ROW
+#undef ZERO
+#undef FMA
+#undef ADD
+#undef STORE
+}
+
+#endif
+
+const gemm_kernel gemm_kernels[] = {
+    {MR_SCALAR, NR_SCALAR, tile_scalar, pack_scalar},
+#if defined(__x86_64__)
+    {MR_AVX2, NR_AVX2, tile_avx2, pack_avx2},
+    {MR_AVX512, NR_AVX512, tile_avx512, pack_avx512},
+#endif
+};
+
+/* ---- edges ---- */
+
+void gemm_pack_all(const gemm_kernel *g, float *dst, size_t k, size_t n, const float *b, size_t row,
+                   size_t step) {
+  for (size_t j = 0; j < n; j += g->nr)
+    g->pack(dst + j * k, k, min_size(g->nr, n - j), b + j * step, row, step);
+}
+
+/* Rows [skip, rows) and columns [0, n) of a whole tile computed aside. */
+static void edge_tile(const gemm_kernel *g, size_t skip, size_t rows, size_t n, size_t k,
+                      const float *a, size_t row, size_t step, const float *b, float *c, size_t ldc,
+                      const float *add, size_t ld_add) {
+  _Alignas(64) float tile[MR_AVX512 * NR_AVX512];
+  g->tile(k, a, row, step, b, tile, g->nr, NULL, 0);
+  for (size_t i = skip; i < rows; i++)
+    for (size_t j = 0; j < n; j++)
+      c[i * ldc + j] = add ? tile[i * g->nr + j] + add[i * ld_add + j] : tile[i * g->nr + j];
+}
+
+void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float *a, size_t row,
+                size_t step, const float *b, float *c, size_t ldc, const float *add,
+                size_t ld_add) {
+  const size_t mr = g->mr, whole = m / mr * mr;
+  for (size_t i = 0; i < whole; i += mr) {
+    const float *add_i = add ? add + i * ld_add : NULL;
+    if (n == g->nr)
+      g->tile(k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add);
+    else
+      edge_tile(g, 0, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add);
+  }
+  if (whole == m) return;
+  if (m >= mr) { /* the last mr rows again; those that are done are skipped */
+    size_t i = m - mr;
+    edge_tile(g, whole - i, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc,
+              add ? add + i * ld_add : NULL, ld_add);
+    return;
+  }
+  for (size_t i = 0; i < m; i++) /* too few rows for a tile: row stride 0 repeats one */
+    edge_tile(g, 0, 1, n, k, a + i * row, 0, step, b, c + i * ldc, ldc,
+              add ? add + i * ld_add : NULL, ld_add);
+}
+
+/* ---- the product ---- */
+
+typedef struct gemm_job {
+  const gemm_kernel *g;
+  const llm_gemm_args *x;
+  size_t kc;       /* block of k */
+  size_t n_pad;    /* n in whole panels */
+  float *b_panels; /* (k blocks, panels, kc, nr) */
+  float *a_blocks; /* (n_threads, kc * MC), for a transposed A */
+} gemm_job;
+
+static void pack_b(void *arg, int thread, int n_threads) {
+  const gemm_job *j = arg;
+  const llm_gemm_args *x = j->x;
+  const size_t nr = j->g->nr, n = (size_t)x->n, k = (size_t)x->k, ldb = (size_t)x->ldb;
+  const size_t n_panels = j->n_pad / nr, n_blocks = (k + j->kc - 1) / j->kc;
+  const size_t row = x->b_trans ? 1 : ldb, step = x->b_trans ? ldb : 1;
+  size_t begin, end;
+  thread_share(n_blocks * n_panels, 1, thread, n_threads, &begin, &end);
+  for (size_t unit = begin; unit < end; unit++) {
+    const size_t p = unit / n_panels * j->kc, col = unit % n_panels * nr;
+    const size_t kc = min_size(j->kc, k - p);
+    j->g->pack(j->b_panels + p * j->n_pad + col * kc, kc, min_size(nr, n - col),
+               x->b + p * row + col * step, row, step);
+  }
+}
+
+/* A (m, kc), stored transposed, to panels of mr rows: the tile's row stride is 1, its step mr. A
+ * last panel with fewer rows is packed as wide as it is. */
+static void pack_a(float *dst, size_t mr, size_t m, size_t kc, const float *a, size_t lda) {
+  for (size_t i = 0; i < m; i += mr, dst += mr * kc) {
+    const size_t rows = min_size(mr, m - i);
+    for (size_t p = 0; p < kc; p++)
+      for (size_t r = 0; r < rows; r++) dst[p * mr + r] = a[p * lda + i + r];
+  }
+}
+
+static void multiply_rows(void *arg, int thread, int n_threads) {
+  const gemm_job *j = arg;
+  const llm_gemm_args *x = j->x;
+  const gemm_kernel *g = j->g;
+  const size_t k = (size_t)x->k, n = (size_t)x->n, lda = (size_t)x->lda, ldc = (size_t)x->ldc;
+  float *a_block = j->a_blocks + (size_t)thread * j->kc * MC;
+  size_t begin, end;
+  thread_share((size_t)x->m, g->mr, thread, n_threads, &begin, &end);
+  for (size_t p = 0; p < k; p += j->kc) {
+    const size_t kc = min_size(j->kc, k - p);
+    const float *add = p ? x->c : x->add;
+    const size_t ld_add = p ? ldc : (size_t)x->ld_add;
+    for (size_t i = begin; i < end; i += MC) {
+      const size_t m = min_size(MC, end - i);
+      if (x->a_trans) pack_a(a_block, g->mr, m, kc, x->a + p * lda + i, lda);
+      for (size_t col = 0; col < n; col += g->nr) {
+        const float *b = j->b_panels + p * j->n_pad + col * kc;
+        const size_t width = min_size(g->nr, n - col);
+        float *c = x->c + i * ldc + col;
+        const float *add_i = add ? add + i * ld_add + col : NULL;
+        if (!x->a_trans) {
+          gemm_panel(g, m, width, kc, x->a + i * lda + p, lda, 1, b, c, ldc, add_i, ld_add);
+          continue;
+        }
+        for (size_t r = 0; r < m; r += g->mr)
+          gemm_panel(g, min_size(g->mr, m - r), width, kc, a_block + r * kc, 1, g->mr, b,
+                     c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add);
+      }
+    }
+  }
+}
+
+llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err) {
+  const gemm_kernel *g = ops->gemm;
+  const size_t k = (size_t)args->k, n_blocks = (k + MAX_KC - 1) / MAX_KC;
+  gemm_job j = {g,    args, (k + n_blocks - 1) / n_blocks, round_up((size_t)args->n, g->nr),
+                NULL, NULL};
+  const size_t b_floats = round_up(k * j.n_pad, 16);
+  const size_t a_floats = args->a_trans ? (size_t)thread_pool_size(ops->pool) * j.kc * MC : 0;
+  llm_status status = ops_scratch(ops, b_floats + a_floats, err);
+  if (status) return status;
+  j.b_panels = ops->scratch;
+  j.a_blocks = ops->scratch + b_floats;
+  ops_run(ops, pack_b, &j);
+  ops_run(ops, multiply_rows, &j);
+  return LLM_OK;
+}

@@ -1,0 +1,140 @@
+/* train_kernels.cu: the trainer's row kernels, once for the C compiler and for CUDA (port.h has the
+ * style, llm/ops_numpy.py the formulas). Layer T. Plain C that is also C++: no casts from void, no
+ * designated initializers. */
+#include "port.h"
+#include "train.h"
+#ifndef __CUDACC__
+#include "train_ops.h"
+#endif
+
+enum { COLUMNS = 16, NORM_ROWS = 64, CHUNK = 4096 }; /* train.h names them */
+
+PORT_INLINE int64_t port_min(int64_t x, int64_t y) { return x < y ? x : y; }
+
+ROW_KERNEL(embed) {
+  const int64_t n = a->n_embd;
+  float *x = a->x + row * n;
+  const float *source = a->table + a->tokens[row] * n;
+  EACH(i, n) x[i] = source[i];
+}
+
+/* A thread owns columns, not tokens: a token that comes twice is summed in the order of the text.
+ */
+ROW_KERNEL(embed_backward) {
+  const int64_t first = row * COLUMNS, width = port_min(COLUMNS, a->n_embd - first);
+  for (int64_t t = 0; t < a->n_tokens; t++) {
+    float *dtable = a->dtable + a->tokens[t] * a->n_embd + first;
+    const float *dx = a->dx + t * a->n_embd + first;
+    EACH(i, width) dtable[i] += dx[i];
+  }
+}
+
+ROW_KERNEL(rmsnorm) {
+  const int64_t n = a->n;
+  float *y = a->y + row * n;
+  const float *x = a->x + row * n, *w = a->w;
+  ROW_SUM(square, i, n, x[i] * x[i]);
+  const float rstd = 1.0f / sqrtf(square / (float)n + a->eps);
+  EACH(i, n) y[i] = x[i] * rstd * w[i];
+  ONCE a->rstd[row] = rstd;
+}
+
+ROW_KERNEL(rmsnorm_backward) {
+  const int64_t n = a->n, end = port_min((row + 1) * NORM_ROWS, a->n_total);
+  float *dw = a->dw_parts + row * n;
+  const float *w = a->w;
+  EACH(i, n) dw[i] = 0.0f;
+  for (int64_t r = row * NORM_ROWS; r < end; r++) {
+    float *dx = a->dx + r * n, *dy = a->dy + r * n;
+    const float *x = a->x + r * n;
+    const float rstd = a->rstd[r];
+    ROW_SUM(dot, i, n, dy[i] * w[i] * x[i]);
+    const float mean = dot * rstd / (float)n;
+    EACH(i, n) {
+      const float xhat = x[i] * rstd;
+      dw[i] += dy[i] * xhat;
+      dx[i] += rstd * (dy[i] * w[i] - xhat * mean);
+      dy[i] = xhat * w[i];
+    }
+  }
+}
+
+ROW_KERNEL(sum_rows) {
+  const int64_t first = row * COLUMNS, width = port_min(COLUMNS, a->n - first);
+  float *sum = a->sum + first;
+  EACH(i, width) sum[i] = 0.0f;
+  for (int64_t part = 0; part < a->n_parts; part++) {
+    const float *parts = a->parts + part * a->n + first;
+    EACH(i, width) sum[i] += parts[i];
+  }
+}
+
+ROW_KERNEL(rope) {
+  const int64_t half = a->head_dim / 2, t = row % a->n_time;
+  const float *cos_t = a->cos + t * half, *sin_t = a->sin + t * half, direction = a->direction;
+  for (int64_t head = 0; head < a->n_head; head++) {
+    float *x = a->x + (row * a->n_head + head) * a->head_dim;
+    EACH(i, half) {
+      const float c = cos_t[i], s = direction * sin_t[i], even = x[2 * i], odd = x[2 * i + 1];
+      x[2 * i] = even * c - odd * s;
+      x[2 * i + 1] = even * s + odd * c;
+    }
+  }
+}
+
+ROW_KERNEL(swiglu) {
+  float *h = a->h + row * a->n;
+  const float *gate = a->gate + row * a->n, *up = a->up + row * a->n;
+  EACH(i, a->n) h[i] = gate[i] / (1.0f + port_exp(-gate[i])) * up[i];
+}
+
+ROW_KERNEL(swiglu_backward) {
+  float *gate = a->gate + row * a->n, *up = a->up + row * a->n, *dh = a->dh + row * a->n;
+  EACH(i, a->n) {
+    const float g = gate[i], u = up[i], d = dh[i], s = 1.0f / (1.0f + port_exp(-g));
+    gate[i] = d * u * s * (1.0f + g * (1.0f - s));
+    up[i] = d * g * s;
+    dh[i] = g * s * u;
+  }
+}
+
+ROW_KERNEL(cross_entropy) {
+  const int64_t n = a->n_vocab;
+  float *z = a->logits + row * n;
+  const int32_t target = a->targets[row];
+  if (target < 0) {
+    ONCE a->losses[row] = 0.0f;
+    if (a->with_gradient) EACH(i, n) z[i] = 0.0f;
+    return;
+  }
+  ROW_MAX(top, i, n, z[i]);
+  const float z_target = z[target] - top;
+  EACH(i, n) z[i] = port_exp(z[i] - top);
+  ROW_SUM(total, i, n, z[i]);
+  ONCE a->losses[row] = (float)port_log((double)total) - z_target;
+  if (!a->with_gradient) return;
+  const float scale = a->scale, factor = scale / total;
+  EACH(i, n) z[i] = z[i] * factor - (i == target ? scale : 0.0f);
+}
+
+ROW_KERNEL(sum_squares) {
+  const int64_t n = port_min(CHUNK, a->n - row * CHUNK);
+  const float *x = a->x + row * CHUNK;
+  ROW_SUM(sum, i, n, x[i] * x[i]);
+  ONCE a->parts[row] = sum;
+}
+
+/* new1 = 1 - beta1 and new2 = 1 - beta2, rounded once; rate = lr / (1 - beta1^step), root = 1 /
+ * sqrt(1 - beta2^step), shrink = lr * weight_decay. */
+ROW_KERNEL(adamw) {
+  const int64_t n = port_min(CHUNK, a->n - row * CHUNK), first = row * CHUNK;
+  float *p = a->p + first, *m = a->m + first, *v = a->v + first;
+  const float *g = a->g + first;
+  const uint8_t *decay = a->decay + first;
+  EACH(i, n) {
+    const float gi = g[i] * a->grad_scale;
+    m[i] = a->beta1 * m[i] + a->new1 * gi;
+    v[i] = a->beta2 * v[i] + a->new2 * gi * gi;
+    p[i] -= a->rate * m[i] / (sqrtf(v[i]) * a->root + a->eps) + a->shrink * (float)decay[i] * p[i];
+  }
+}

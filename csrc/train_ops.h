@@ -1,0 +1,58 @@
+/* train_ops.h: what the trainer's kernels share inside C: the handle, the choice of instruction
+ * set, and the product of a packed panel. Layer T; depends on the engine's layer 0 only. */
+#ifndef LLM_TRAIN_OPS_H
+#define LLM_TRAIN_OPS_H
+
+#include "port.h"
+#include "threads.h"
+#include "train.h"
+
+typedef enum train_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512 } train_isa; /* order of *_builds */
+
+/* One tile, C (mr, nr) = add + A B: A[i][p] is a[i * row + p * step], B[p][j] is b[p * nr + j], add
+ * is NULL for zero, or a matrix that may be C itself. An element is a chain of k multiply-adds in
+ * rising p from +0, then one addition: the same bits in whatever tile it falls. */
+typedef void (*gemm_tile)(size_t k, const float *a, size_t row, size_t step, const float *b,
+                          float *c, size_t ldc, const float *add, size_t ld_add);
+
+/* One panel of B: dst[p * nr + j] = b[p * row + j * step] for p < k, j < n <= nr, else zero. */
+typedef void (*gemm_pack)(float *dst, size_t k, size_t n, const float *b, size_t row, size_t step);
+
+typedef struct gemm_kernel {
+  size_t mr, nr;
+  gemm_tile tile;
+  gemm_pack pack;
+} gemm_kernel;
+
+struct llm_ops {
+  thread_pool *pool;
+  train_isa isa;
+  const gemm_kernel *gemm;
+  float *scratch; /* as large as the largest operation wanted, 64-byte aligned */
+  size_t scratch_floats;
+};
+
+extern const gemm_kernel gemm_kernels[]; /* by train_isa */
+
+static inline size_t min_size(size_t x, size_t y) { return x < y ? x : y; }
+static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+/* Packs all panels of an n-wide B; panel q lies at dst + q * k * nr. */
+void gemm_pack_all(const gemm_kernel *g, float *dst, size_t k, size_t n, const float *b, size_t row,
+                   size_t step);
+
+/* C (m, n) = add + A B for any m and one panel of B, n <= nr. */
+void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float *a, size_t row,
+                size_t step, const float *b, float *c, size_t ldc, const float *add, size_t ld_add);
+
+/* Makes ops->scratch hold n floats (contents lost). */
+llm_status ops_scratch(llm_ops *ops, size_t n, llm_error *err);
+
+/* thread_pool_run with subnormals flushed to zero in every thread while the job lasts: they cost a
+ * hundred cycles each and mean nothing to a gradient. */
+void ops_run(llm_ops *ops, thread_job job, void *arg);
+
+/* Runs builds[isa] over n_rows rows, split among the threads. */
+void ops_run_rows(llm_ops *ops, const port_rows *builds, const void *args, int64_t n_rows);
+
+#endif
