@@ -30,7 +30,6 @@ setup(
             "xllamacpp==2026.10.11549",
         ],
     },
-    cffi_modules=["llm/_build.py:engine"]
-    + (["llm/_build.py:trainer"] if (HERE / "csrc/train.h").exists() else []),
+    cffi_modules=["llm/_build.py:engine", "llm/_build.py:trainer"],
     zip_safe=False,
 )
