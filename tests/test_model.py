@@ -1,11 +1,15 @@
 """The whole model: gradients, one answer from every path, buffers, bad input."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from llm.config import ModelConfig, layout, layout_size
 from llm.model import Transformer, init_params
+from llm.ops_c import OpsC
 from llm.ops_numpy import OpsNumpy
+from llm.optim import AdamW, clip_scale
 
 CONFIG = dict(n_vocab=33, n_ctx=12, n_embd=24, n_layer=2, n_head=4, n_kv_head=2, n_ff=20)
 
@@ -126,3 +130,122 @@ def test_refuses_wrong_buffer():
     config = ModelConfig(**CONFIG)
     with pytest.raises(ValueError, match="params is float32"):
         Transformer(config, OpsNumpy(), init_params(config, 0))
+
+
+# ---- the C back end ----
+
+FAST = ModelConfig(n_vocab=70, n_ctx=130, n_embd=40, n_layer=2, n_head=4, n_kv_head=2, n_ff=56)
+
+
+def fast_model(n_threads, config=FAST):
+    return Transformer(config, OpsC(n_threads), init_params(config, 1) * np.float32(3))
+
+
+def test_c_agrees_with_numpy(monkeypatch):
+    """One tolerance relative to each tensor's largest gradient: float32 against float64. NumPy
+    takes the head in one chunk, C in five."""
+    tokens, targets = batch(3, 101, 70)
+    fast = fast_model(2)
+    slow = Transformer(FAST, OpsNumpy(), fast.params.astype(np.float64))
+    expected = slow.loss_and_grad(tokens, targets)
+    monkeypatch.setattr("llm.model._CHUNK_FLOATS", 1)
+    assert fast.loss_and_grad(tokens, targets) == pytest.approx(expected, rel=1e-6)
+    for name, expected in slow.grad_views.items():
+        got = fast.grad_views[name]
+        np.testing.assert_allclose(got, expected, atol=3e-5 * np.abs(expected).max(), err_msg=name)
+    np.testing.assert_allclose(fast.logits(tokens), slow.logits(tokens), atol=2e-5)
+    assert fast.loss(tokens, targets)[0] == pytest.approx(slow.loss(tokens, targets)[0], rel=1e-6)
+
+
+def test_threads_do_not_change_a_bit():
+    """Three steps with clipping on 1, 2, 3 and 5 threads; buffers are reused in between."""
+
+    def train(n_threads):
+        model = fast_model(n_threads)
+        optimizer = AdamW(FAST, ops=model.ops)
+        losses = []
+        for step, T in enumerate((101, 130, 7)):
+            losses.append(model.loss_and_grad(*batch(3, T, 70, seed=step)))
+            norm = model.ops.sum_squares(model.grads) ** 0.5
+            optimizer.step(model.params, model.grads, 0.01, clip_scale(norm, 0.1))
+        return np.concatenate([model.params, losses])
+
+    expected = train(1)
+    for n_threads in (2, 3, 5):
+        np.testing.assert_array_equal(train(n_threads), expected)
+
+
+def test_a_few_steps_learn():
+    """The same batch again and again: the loss falls far below chance."""
+    model = fast_model(2)
+    optimizer = AdamW(FAST, weight_decay=0.0, ops=model.ops)
+    tokens, targets = batch(2, 32, 70, lowest=0)
+    first = model.loss_and_grad(tokens, targets)
+    for _ in range(60):
+        last = model.loss_and_grad(tokens, targets)
+        optimizer.step(model.params, model.grads, 0.01)
+    assert last < 0.1 * first
+
+
+# ---- PyTorch ----
+
+
+def torch_loss(torch, config, w, tokens, targets):
+    """The same model in PyTorch's own operations (torch.nn.functional), on tensors `w` by name."""
+    F = torch.nn.functional
+    B, T = tokens.shape
+    D = config.head_dim
+    angle = torch.outer(
+        torch.arange(T), config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    )
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+
+    def norm(x, gain):
+        return F.rms_norm(x, (config.n_embd,), gain, config.norm_eps)
+
+    def heads(x, n, rotate):
+        x = x.view(B, T, n, D)
+        if rotate:
+            pairs = torch.view_as_complex(x.reshape(B, T, n, D // 2, 2))
+            x = torch.view_as_real(pairs * turn).reshape(B, T, n, D)
+        return x.transpose(1, 2)
+
+    x = w["tok_embd"][tokens]
+    for i in range(config.n_layer):
+        b = {name: w[f"blk.{i}.{name}"] for name in ("wq", "wk", "wv", "wo")}
+        xn = norm(x, w[f"blk.{i}.attn_norm"])
+        att = F.scaled_dot_product_attention(
+            heads(xn @ b["wq"].T, config.n_head, True),
+            heads(xn @ b["wk"].T, config.n_kv_head, True),
+            heads(xn @ b["wv"].T, config.n_kv_head, False),
+            is_causal=True,
+            enable_gqa=True,
+        )
+        x = x + att.transpose(1, 2).reshape(B, T, -1) @ b["wo"].T
+        xn = norm(x, w[f"blk.{i}.ffn_norm"])
+        gate, up = xn @ w[f"blk.{i}.w_gate"].T, xn @ w[f"blk.{i}.w_up"].T
+        x = x + (F.silu(gate) * up) @ w[f"blk.{i}.w_down"].T
+    logits = norm(x, w["out_norm"]) @ w.get("output", w["tok_embd"]).T
+    return F.cross_entropy(logits.view(B * T, -1), targets.reshape(-1), ignore_index=-1)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("tied", [True, False])
+def test_pytorch_agrees(tied):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-peers")
+    config = dataclasses.replace(FAST, tied_output=tied)
+    model = fast_model(2, config)
+    tokens, targets = batch(3, 101, 70)
+    loss = model.loss_and_grad(tokens, targets)
+    w = {
+        name: torch.tensor(view.astype(np.float64), requires_grad=True)
+        for name, view in model.views.items()
+    }
+    expected = torch_loss(
+        torch, config, w, torch.tensor(tokens).long(), torch.tensor(targets).long()
+    )
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for name, got in model.grad_views.items():
+        g = w[name].grad.numpy()
+        np.testing.assert_allclose(got, g, atol=3e-5 * np.abs(g).max(), err_msg=name)

@@ -1,0 +1,237 @@
+/* test_train.c: the trainer's C operations where Python does not look: guard floats around every
+ * output, strides, each instruction set and number of threads bit for bit, and double precision as
+ * the judge. tests/test_ops.py compares every operation with NumPy. */
+#include "train.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+
+enum { GUARD = 8 };
+static const float GUARD_VALUE = 12345.0f;
+
+/* n floats between guards */
+static float *guarded(size_t n) {
+  float *p = malloc((n + 2 * GUARD) * sizeof *p);
+  for (size_t i = 0; i < n + 2 * GUARD; i++) p[i] = GUARD_VALUE;
+  return p + GUARD;
+}
+
+static void release(float *p, size_t n, const char *what) {
+  for (int i = 1; i <= GUARD; i++)
+    CHECK_MSG(p[-i] == GUARD_VALUE && p[n + (size_t)i - 1] == GUARD_VALUE, "%s: guard %d", what, i);
+  free(p - GUARD);
+}
+
+static float *random_floats(size_t n) {
+  static uint32_t state = 1;
+  float *p = guarded(n);
+  for (size_t i = 0; i < n; i++) {
+    state = state * 1664525u + 1013904223u;
+    p[i] = (float)(state >> 8) / 8388608.0f - 1.0f;
+  }
+  return p;
+}
+
+static llm_ops *new_ops(int n_threads, const char *kernels) {
+  llm_ops *ops;
+  llm_error err;
+  return llm_ops_new(&ops, n_threads, kernels, &err) ? NULL : ops;
+}
+
+/* ---- products ---- */
+
+static double exact(const llm_gemm_args *x, int64_t i, int64_t j, double *size) {
+  double sum = x->add ? x->add[i * x->ld_add + j] : 0;
+  *size = fabs(sum);
+  for (int64_t p = 0; p < x->k; p++) {
+    double a = x->a_trans ? x->a[p * x->lda + i] : x->a[i * x->lda + p];
+    double b = x->b_trans ? x->b[j * x->ldb + p] : x->b[p * x->ldb + j];
+    sum += a * b;
+    *size += fabs(a * b);
+  }
+  return sum;
+}
+
+static void check_gemm(llm_ops *ops, int64_t m, int64_t n, int64_t k, int form, int with_add) {
+  const int a_trans = form & 1, b_trans = form >> 1;
+  llm_gemm_args x = {.m = m, .n = n, .k = k, .a_trans = a_trans, .b_trans = b_trans};
+  x.lda = (a_trans ? m : k) + 3;
+  x.ldb = (b_trans ? k : n) + 5;
+  x.ldc = n + 2;
+  x.ld_add = n + 1;
+  /* the last row ends where the matrix does: nothing may be read or written past it */
+  const size_t n_a = (size_t)((a_trans ? k - 1 : m - 1) * x.lda + (a_trans ? m : k));
+  const size_t n_b = (size_t)((b_trans ? n - 1 : k - 1) * x.ldb + (b_trans ? k : n));
+  const size_t n_c = (size_t)((m - 1) * x.ldc + n), n_add = (size_t)((m - 1) * x.ld_add + n);
+  float *a = random_floats(n_a), *b = random_floats(n_b), *add = random_floats(n_add);
+  x.a = a, x.b = b, x.c = guarded(n_c), x.add = with_add ? add : NULL;
+  llm_error err;
+  CHECK(llm_ops_gemm(ops, &x, &err) == LLM_OK);
+  for (int64_t i = 0; i < m; i++) {
+    for (int64_t j = 0; j < n; j++) {
+      double size, expected = exact(&x, i, j, &size);
+      CHECK_MSG(fabs(x.c[i * x.ldc + j] - expected) <= 1e-6 * size, /* k under 1000 */
+                "gemm %s m %d n %d k %d form %d at %d, %d: %g, expected %g", llm_ops_kernels(ops),
+                (int)m, (int)n, (int)k, form, (int)i, (int)j, x.c[i * x.ldc + j], expected);
+    }
+    for (int64_t j = n; j < x.ldc && i + 1 < m; j++)
+      CHECK_MSG(x.c[i * x.ldc + j] == GUARD_VALUE, "gemm wrote between rows");
+  }
+  release(a, n_a, "a");
+  release(b, n_b, "b");
+  release(add, n_add, "add");
+  release(x.c, n_c, "c");
+}
+
+static void test_gemm(const char *kernels) {
+  static const int64_t sizes[][3] = {{1, 1, 1},   {3, 40, 2},   {12, 32, 7},
+                                     {13, 31, 9}, {50, 70, 33}, {25, 17, 800}};
+  for (int n_threads = 1; n_threads <= 3; n_threads += 2) {
+    llm_ops *ops = new_ops(n_threads, kernels);
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+      for (int form = 0; form < 4; form++)
+        for (int add = 0; add < 2; add++)
+          check_gemm(ops, sizes[s][0], sizes[s][1], sizes[s][2], form, add);
+    llm_ops_free(ops);
+  }
+}
+
+/* ---- attention ---- */
+
+enum { BATCH = 2, TIME = 53, HEADS = 4, KV_HEADS = 2, DIM = 10 };
+enum { N_Q = BATCH * TIME * HEADS * DIM, N_KV = BATCH * TIME * KV_HEADS * DIM };
+enum { N_LSE = BATCH * HEADS * TIME };
+
+/* o of one query in double */
+static void exact_attention(const llm_attention_args *x, int64_t batch, int64_t t, int64_t head,
+                            double *o) {
+  const int64_t kv_head = head / (HEADS / KV_HEADS);
+  const float *q = x->q + ((batch * TIME + t) * HEADS + head) * DIM;
+  double p[TIME], total = 0;
+  for (int64_t s = 0; s <= t; s++) {
+    const float *k = x->k + ((batch * TIME + s) * KV_HEADS + kv_head) * DIM;
+    double dot = 0;
+    for (int d = 0; d < DIM; d++) dot += (double)q[d] * k[d];
+    total += p[s] = exp(dot / sqrt(DIM));
+  }
+  for (int d = 0; d < DIM; d++) {
+    o[d] = 0;
+    for (int64_t s = 0; s <= t; s++)
+      o[d] += p[s] / total * x->v[((batch * TIME + s) * KV_HEADS + kv_head) * DIM + d];
+  }
+}
+
+/* Forward and backward of fixed inputs; results in the caller's buffers. */
+static void run_attention(int n_threads, const char *kernels, llm_attention_args *x) {
+  llm_ops *ops = new_ops(n_threads, kernels);
+  llm_error err;
+  CHECK(llm_ops_attention(ops, x, &err) == LLM_OK);
+  CHECK(llm_ops_attention_backward(ops, x, &err) == LLM_OK);
+  llm_ops_free(ops);
+}
+
+static void test_attention(const char *kernels) {
+  float *q = random_floats(N_Q), *k = random_floats(N_KV), *v = random_floats(N_KV);
+  float *d_o = random_floats(N_Q), *first[5] = {0};
+  static const size_t sizes[5] = {N_Q, N_LSE, N_Q, N_KV, N_KV};
+  for (int n_threads = 1; n_threads <= 3; n_threads++) {
+    float *out[5];
+    for (int i = 0; i < 5; i++) out[i] = guarded(sizes[i]);
+    llm_attention_args x = {BATCH, TIME,   HEADS,  KV_HEADS, DIM,    q,      k,
+                            v,     out[0], out[1], d_o,      out[2], out[3], out[4]};
+    run_attention(n_threads, kernels, &x);
+    for (int64_t unit = 0; n_threads == 1 && unit < N_LSE; unit++) {
+      const int64_t batch = unit / (TIME * HEADS), t = unit / HEADS % TIME, head = unit % HEADS;
+      double o[DIM];
+      exact_attention(&x, batch, t, head, o);
+      for (int d = 0; d < DIM; d++)
+        CHECK_MSG(fabs(o[d] - x.o[((batch * TIME + t) * HEADS + head) * DIM + d]) < 2e-6,
+                  "attention %s: time %d head %d", kernels, (int)t, (int)head);
+    }
+    for (int i = 0; i < 5; i++) {
+      if (n_threads == 1) {
+        first[i] = out[i];
+        continue;
+      }
+      CHECK_MSG(!memcmp(first[i], out[i], sizes[i] * sizeof(float)),
+                "attention %s: output %d differs on %d threads", kernels, i, n_threads);
+      release(out[i], sizes[i], "attention");
+    }
+  }
+  for (int i = 0; i < 5; i++) release(first[i], sizes[i], "attention");
+  release(q, N_Q, "q"), release(k, N_KV, "k"), release(v, N_KV, "v"), release(d_o, N_Q, "do");
+}
+
+/* ---- row kernels give the same bits on every instruction set ---- */
+
+static void row_kernels(llm_ops *ops, float *x, float *y, float *z, float *rows) {
+  enum { N_ROWS = 66, N = 41 };
+  float w[N];
+  int32_t targets[N_ROWS];
+  for (int i = 0; i < N; i++) w[i] = 0.5f + 0.01f * (float)i;
+  for (int i = 0; i < N_ROWS; i++) targets[i] = i % 7 ? i % N : -1;
+  llm_rmsnorm_args norm = {y, rows, x, w, N, 1e-5f};
+  llm_ops_rmsnorm(ops, &norm, N_ROWS);
+  float parts[2 * N];
+  llm_rmsnorm_backward_args norm_backward = {z, parts, y, x, w, rows, N_ROWS, N};
+  llm_ops_rmsnorm_backward(ops, &norm_backward, 2);
+  llm_swiglu_backward_args swiglu = {x, y, z, N};
+  llm_ops_swiglu_backward(ops, &swiglu, N_ROWS);
+  llm_cross_entropy_args loss = {rows, z, targets, N, 0.1f, 1};
+  llm_ops_cross_entropy(ops, &loss, N_ROWS);
+}
+
+static void test_row_kernels(const char *const *sets) {
+  enum { N = 66 * 41, N_ROWS = 66 };
+  float *inputs[3], *first[4] = {0};
+  for (int i = 0; i < 3; i++) inputs[i] = random_floats(N);
+  for (; *sets; sets++) {
+    llm_ops *ops = new_ops(2, *sets);
+    if (!ops) continue;
+    float *out[4];
+    for (int i = 0; i < 4; i++) {
+      out[i] = guarded(i < 3 ? N : N_ROWS);
+      if (i < 3) memcpy(out[i], inputs[i], N * sizeof(float));
+    }
+    row_kernels(ops, out[0], out[1], out[2], out[3]);
+    for (int i = 0; i < 4; i++) {
+      size_t n = i < 3 ? N : N_ROWS;
+      if (!first[i]) {
+        first[i] = out[i];
+        continue;
+      }
+      CHECK_MSG(!memcmp(first[i], out[i], n * sizeof(float)),
+                "row kernels: %s differs at output %d", *sets, i);
+      release(out[i], n, "row kernels");
+    }
+    llm_ops_free(ops);
+  }
+  for (int i = 0; i < 4; i++) release(first[i], i < 3 ? N : N_ROWS, "row kernels");
+  for (int i = 0; i < 3; i++) release(inputs[i], N, "inputs");
+}
+
+static void test_handle(void) {
+  llm_ops *ops;
+  llm_error err;
+  CHECK(llm_ops_new(&ops, 0, NULL, &err) == LLM_ERR_ARG && !ops);
+  CHECK(llm_ops_new(&ops, 1, "sse9", &err) == LLM_ERR_ARG && !ops);
+  CHECK(strstr(err.message, "\"sse9\"") != NULL);
+  llm_ops_free(NULL);
+}
+
+int main(void) {
+  static const char *const sets[] = {"scalar", "avx2", "avx512", NULL};
+  test_handle();
+  for (const char *const *set = sets; *set; set++) {
+    llm_ops *ops = new_ops(1, *set);
+    if (!ops) continue;
+    llm_ops_free(ops);
+    test_gemm(*set);
+    test_attention(*set);
+  }
+  test_row_kernels(sets);
+  return check_report("test_train");
+}
