@@ -8,7 +8,7 @@ import numpy as np
 
 from .errors import CorpusError
 
-MAX_WINDOWS = 256  # bounds the time of a validation
+MAX_WINDOWS = 128  # bounds the time of a validation
 BATCH = 4
 
 

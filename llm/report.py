@@ -190,37 +190,43 @@ def _shown(value) -> str:
 
 
 def draw_curves(run, path: Path) -> None:
-    """Training and validation loss by step, in bits per byte, as a PNG."""
+    """Training and validation loss in bits per byte, by step and by second, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
-    per_byte = 1 / math.log(2) / run.validation.bytes_per_token
-    losses = np.array(run.losses) * per_byte
-    steps = np.arange(1, len(losses) + 1)
-    if len(losses):
-        axes.plot(steps, losses, color="#9ecae1", linewidth=0.6, label="training, each step")
-        window = max(1, len(losses) // 50)
-        smooth = np.convolve(losses, np.ones(window) / window, "valid")
-        axes.plot(steps[window - 1 :], smooth, color="#1f77b4", label=f"mean of {window} steps")
+    losses = np.array(run.losses) / math.log(2) / run.validation.bytes_per_token
     at, _, bits = zip(*run.validations, strict=True)
-    axes.plot(at, bits, "o-", color="#d62728", markersize=4, label="validation")
+    if len(losses):
+        steps, window = np.arange(1, len(losses) + 1), max(1, len(losses) // 50)
+        mean = np.convolve(losses, np.ones(window) / window, "valid")
+        middle = steps[(window - 1) // 2 :][: len(mean)]
+        axes.plot(steps, losses, color="#c6dbef", linewidth=0.6, label="training, each step")
+        axes.plot(middle, mean, color="#2171b5", label=f"training, mean of {window} steps")
+        seconds_per_step = run.seconds / len(losses)
+        if seconds_per_step > 0:
+            clock = (lambda x: x * seconds_per_step, lambda x: x / seconds_per_step)
+            axes.secondary_xaxis("top", functions=clock).set_xlabel("seconds")
+    axes.plot(at, bits, "o-", color="#d94801", markersize=4, label="validation")
     axes.annotate(
-        f"{bits[-1]:.3f}", (at[-1], bits[-1]), (0, 8), textcoords="offset points", ha="right"
+        f"{bits[-1]:.3f}",
+        (at[-1], bits[-1]),
+        (0, 12),
+        textcoords="offset points",
+        ha="right",
+        color="#d94801",
+        weight="bold",
     )
+    low, high = min([*bits, *losses]), max(bits[0], bits[-1])
+    axes.set_ylim(max(0, low - 0.1), high + 0.1)
     axes.set_xlabel("step")
     axes.set_ylabel("bits per byte")
-    low = min(min(bits), *losses) if len(losses) else min(bits)
-    axes.set_ylim(bottom=max(0, low - 0.1), top=max(bits[0], 1.1 * low))
-    config = run.model.config
-    axes.set_title(
-        f"{human(config.n_params)} parameters, {human(run.n_tokens)} tokens in {run.seconds:.0f} s",
-        loc="left",
-    )
+    title = f"{human(run.model.config.n_params)} parameters, {human(run.n_tokens)} tokens"
+    axes.set_title(title, loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["right"].set_visible(False)
     figure.savefig(path)
     pyplot.close(figure)

@@ -45,7 +45,6 @@ from .vocabulary import (
     vocabulary_to_arrays,
 )
 
-N_VALIDATIONS = 10  # over the run, after the one before the first step
 N_SAMPLES = 3
 PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses width and warm-up
 MEASURE_SECONDS = 3.0  # of steps that count: fix their number
@@ -65,6 +64,7 @@ class Run:
     optimizer: AdamW
     step: int = 0
     n_steps: int | None = None
+    n_validations: int = 10  # after the one before the first step
     seconds: float = 0.0  # of training, over all sittings
     losses: list[float] = field(default_factory=list)  # nats per token, of each step
     validations: list[list[float]] = field(default_factory=list)  # [step, seconds, bits per byte]
@@ -98,6 +98,8 @@ def train(given: dict, resume: bool) -> int:
     signal that ended the run early, in good order."""
     folder = Path(given.get("run_dir", Settings.run_dir))
     report = Report()
+    if resume and not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such run to resume")
     with run_folder(folder):
         saved = folder / "checkpoint.npz"
         if resume and saved.exists():
@@ -118,37 +120,30 @@ def train(given: dict, resume: bool) -> int:
 
 
 def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report) -> None:
-    settings, saved = run.settings, folder / "checkpoint.npz"
+    saved = folder / "checkpoint.npz"
     report.begin(run)
-    clock = time.perf_counter()
+    clock_start = time.perf_counter() - run.seconds
     if not run.validations:
         validate(run)
-    validation_seconds = time.perf_counter() - clock
-    first = clock = last_save = time.perf_counter()
-    if run.n_steps is not None and run.step == 0:
-        save(run, saved)
+    if run.n_steps is None:
+        measure(run, clock_start, interrupt, report)
+    save(run, saved)
+    last_save = time.perf_counter()
     while not run.is_done and not interrupt.signal:
         take_step(run)
-        if run.n_steps is None and (
-            run.step == settings.warmup or time.perf_counter() - first > MEASURE_SECONDS
-        ):
-            fix_steps(run, time.perf_counter() - first, validation_seconds)
-            save(run, saved)
-        now = time.perf_counter()
-        run.seconds, clock = run.seconds + now - clock, now
+        run.seconds = time.perf_counter() - clock_start
         report.step(run)
-        if run.n_steps and run.step in milestones(run.n_steps, N_VALIDATIONS):
+        if run.step in milestones(run.n_steps, run.n_validations):
             validate(run)
             report.validated(run)
-        if run.n_steps and run.step in milestones(run.n_steps, N_SAMPLES + 1) and not run.is_done:
+        if run.step in milestones(run.n_steps, N_SAMPLES + 1) and not run.is_done:
             report.sample(sample(run, folder))
-        if time.perf_counter() - last_save > settings.save_seconds:
+        if time.perf_counter() - last_save > run.settings.save_seconds:
             save(run, saved)
             last_save = time.perf_counter()
-    if run.n_steps is None:  # stopped while measuring
-        fix_steps(run, time.perf_counter() - first, validation_seconds)
     if run.validations[-1][0] != run.step:
         validate(run)
+    run.seconds = time.perf_counter() - clock_start
     report.end()
 
 
@@ -193,10 +188,28 @@ def milestones(n_steps: int, count: int) -> set[int]:
 # ---- how many steps ----
 
 
-def fix_steps(run: Run, seconds: float, validation_seconds: float) -> None:
-    """Turns the minutes into a number of steps, once: the steps so far took `seconds`."""
-    left = 60 * run.settings.minutes - seconds - (N_VALIDATIONS + 1) * validation_seconds
-    run.n_steps = run.step + max(1, int(left / seconds * run.step))
+def measure(run: Run, clock_start: float, interrupt: Interrupt, report: Report) -> None:
+    """Takes the first steps of the warm-up, whose rates do not depend on the number of steps, and
+    fixes that number by their speed."""
+    validation_seconds = time.perf_counter() - clock_start
+    marks = [time.perf_counter()]
+    while not interrupt.signal:
+        take_step(run)
+        report.step(run)
+        marks.append(time.perf_counter())
+        if run.step >= run.settings.warmup or marks[-1] - marks[0] > MEASURE_SECONDS:
+            break
+    run.seconds = marks[-1] - clock_start
+    seconds = np.diff(marks)[1:] if len(marks) > 2 else np.diff(marks)  # the first touches memory
+    fix_steps(run, float(seconds.mean()) if len(seconds) else MEASURE_SECONDS, validation_seconds)
+
+
+def fix_steps(run: Run, step_seconds: float, validation_seconds: float) -> None:
+    """Turns the minutes into a number of steps, once; validations may take 5 % of them."""
+    budget = 60 * run.settings.minutes
+    run.n_validations = max(3, min(10, int(0.05 * budget / validation_seconds)))
+    left = budget - run.seconds - run.n_validations * validation_seconds
+    run.n_steps = run.step + max(1, int(left / step_seconds))
 
 
 def plan(settings: Settings, model_of, examples: Examples, n_vocab: int) -> Settings:
@@ -259,6 +272,7 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
         run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["step"]})
         run.losses = arrays["losses"].tolist()
         run.step, run.n_steps = state["step"], state["n_steps"]
+        run.n_validations = state["n_validations"]
         run.seconds, run.validations = state["seconds"], state["validations"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this program ({error})") from error
@@ -317,6 +331,7 @@ def save(run: Run, path: Path) -> None:
         "corpus_sha256": run.corpus.sha256,
         "step": run.step,
         "n_steps": run.n_steps,
+        "n_validations": run.n_validations,
         "seconds": run.seconds,
         "validations": run.validations,
     }
