@@ -88,9 +88,12 @@ class Report:
         if sys.stdout.isatty():
             from tqdm import tqdm
 
-            bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(
-                total=run.n_steps, initial=run.step, file=sys.stdout, bar_format=bar, leave=False
+                total=run.n_steps,
+                initial=run.step,
+                file=sys.stdout,
+                bar_format="{percentage:3.0f}% |{bar:8}| {elapsed}<{remaining}{postfix}",
+                leave=False,
             )
 
     def tokens_per_second(self, run) -> float:
@@ -108,8 +111,8 @@ class Report:
 
     def _figures(self, run) -> str:
         return (
-            f"loss {self._loss:.3f}, validation {run.bits_per_byte:.3f} bits/byte, "
-            f"{human(self.tokens_per_second(run))} tokens/s"
+            f"loss {self._loss:.3f}, held-out {run.bits_per_byte:.3f} bits/byte, "
+            f"{human(self.tokens_per_second(run))} tok/s"
         )
 
     def validated(self, run) -> None:

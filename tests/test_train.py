@@ -68,7 +68,7 @@ def unbroken(text, tmp_path_factory):
 
 
 def test_a_run_learns_and_says_how_it_goes(unbroken):
-    bits = [float(x) for x in re.findall(r"validation ([\d.]+) bits/byte", unbroken.said)]
+    bits = [float(x) for x in re.findall(r"held-out ([\d.]+) bits/byte", unbroken.said)]
     assert len(bits) == 10
     assert bits[-1] < bits[0] - 0.3
     assert unbroken.said.count("\nsample ") >= 3

@@ -1,0 +1,106 @@
+"""`python -m llm`: usage, exit statuses, one line for a failure; inspect and generate."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from models import write_trained
+
+from conftest import ROOT
+from llm import cli
+from llm.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "tiny.bin"
+    write_trained(path)
+    return path
+
+
+def test_help_names_the_commands():
+    done = subprocess.run(
+        [sys.executable, "-m", "llm", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("train", "inspect", "generate"))
+
+
+def test_help_of_train_groups_the_flags_and_every_setting_has_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for title in ("what to learn", "how long", "size of the model", "recipe"):
+        assert title in said
+    flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", said)}
+    assert flags >= set(Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sing"],
+        ["train", "--sing"],
+        ["train", "--steps", "many"],
+        ["train", "--holdout", "x"],
+        ["inspect"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--steps", "0"], "steps is 0, expected 1 to"),
+        (["train", "--minutes", "-1"], "minutes is -1.0, expected 0.01 to"),
+        (["train", "--batch", "6", "--slot-sequences", "2"], "batch 6 is not a power of two times"),
+        (["train", "--text", "no-such-file"], "no-such-file: cannot read: No such file"),
+        (["inspect", "no-such-file"], "no-such-file"),
+        (["generate", "no-such-file", "x"], "no-such-file"),
+    ],
+)
+def test_a_failure_is_one_line_and_status_1(arguments, message, capsys, tmp_path):
+    if arguments[0] == "train":
+        arguments = [*arguments, "--run-dir", str(tmp_path / "run")]
+    assert cli.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("llm: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_the_line_of_a_failure_is_escaped(capsys):
+    assert cli.main(["inspect", "no\x1b[31m\nfile"]) == 1
+    err = capsys.readouterr().err
+    assert "no\\x1b[31m" in err and "\x1b" not in err and err.count("\n") == 1
+
+
+def test_inspect_one_file(tiny, capsys):
+    assert cli.main(["inspect", str(tiny)]) == 0
+    assert "corpus.bytes" in capsys.readouterr().out
+
+
+def test_inspect_two_files(tiny, tmp_path, capsys):
+    other = tmp_path / "other.bin"
+    write_trained(other, seed=2)
+    assert cli.main(["inspect", str(tiny), str(tiny)]) == 0
+    assert capsys.readouterr().out == "the same file\n"
+    assert cli.main(["inspect", str(tiny), str(other)]) == 1
+    assert "tensor token_embd.weight" in capsys.readouterr().out
+
+
+def test_generate_is_reproducible(tiny, capsys):
+    arguments = ["generate", str(tiny), "the", "--max-tokens", "5", "--seed", "7"]
+    said = []
+    for _ in range(2):
+        assert cli.main(arguments) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].startswith("the")
