@@ -4,6 +4,7 @@
  * cache. */
 #include "tokenizer_bpe.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "error.h"
@@ -97,90 +98,86 @@ static size_t merge_short(const bpe *b, int32_t *ids, size_t n) {
 
 /* ---- one long piece ---- */
 
-typedef struct symbol { /* a linked list over the bytes; SIZE_MAX ends it */
-  size_t prev, next;
+#define NONE UINT32_MAX
+
+typedef struct symbol { /* a linked list over the bytes; NONE ends it */
+  uint32_t prev, next;
   int32_t id, product; /* product and rank: of the merge with the next symbol */
   uint32_t rank;       /* 0: none, or this symbol was merged away */
 } symbol;
 
-typedef struct candidate {
-  size_t at;
-  uint32_t rank;
-} candidate;
-
 typedef struct long_piece {
   const bpe *b;
   symbol *symbols;
-  candidate *heap; /* the lowest first; stale candidates are skipped when they come up */
+  uint64_t
+      *heap; /* rank << 32 | symbol, the lowest first; what went stale is skipped on its turn */
   size_t n_heap;
 } long_piece;
 
-static int comes_before(candidate a, candidate b) {
-  return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
-}
-
-static void heap_push(long_piece *p, candidate c) {
+static void heap_push(long_piece *p, uint64_t key) {
   size_t i = p->n_heap++;
-  for (; i > 0 && comes_before(c, p->heap[(i - 1) / 2]); i = (i - 1) / 2)
-    p->heap[i] = p->heap[(i - 1) / 2];
-  p->heap[i] = c;
+  for (; i > 0 && key < p->heap[(i - 1) / 2]; i = (i - 1) / 2) p->heap[i] = p->heap[(i - 1) / 2];
+  p->heap[i] = key;
 }
 
-static candidate heap_pop(long_piece *p) {
-  candidate top = p->heap[0], c = p->heap[--p->n_heap];
+static uint64_t heap_pop(long_piece *p) {
+  uint64_t top = p->heap[0], key = p->heap[--p->n_heap];
   size_t i = 0, child;
   for (; (child = 2 * i + 1) < p->n_heap; i = child) {
-    if (child + 1 < p->n_heap && comes_before(p->heap[child + 1], p->heap[child])) child++;
-    if (!comes_before(p->heap[child], c)) break;
+    child += child + 1 < p->n_heap && p->heap[child + 1] < p->heap[child];
+    if (p->heap[child] >= key) break;
     p->heap[i] = p->heap[child];
   }
-  p->heap[i] = c;
+  p->heap[i] = key;
   return top;
 }
 
 /* Notes the merge of symbol i with the one after it. */
-static void consider(long_piece *p, size_t i) {
+static void consider(long_piece *p, uint32_t i) {
   symbol *s = &p->symbols[i];
   s->rank = 0;
-  if (s->next == SIZE_MAX) return;
+  if (s->next == NONE) return;
   const merge *m = merge_slot(p->b, s->id, p->symbols[s->next].id);
   s->rank = m->rank;
   s->product = m->product;
-  if (m->rank) heap_push(p, (candidate){i, m->rank});
+  if (m->rank) heap_push(p, (uint64_t)m->rank << 32 | i);
 }
 
-static void merge_at(long_piece *p, size_t i) {
+static void merge_at(long_piece *p, uint32_t i) {
   symbol *s = &p->symbols[i], *gone = &p->symbols[s->next];
   s->id = s->product;
   s->next = gone->next;
   gone->rank = 0;
-  if (s->next != SIZE_MAX) p->symbols[s->next].prev = i;
+  if (s->next != NONE) p->symbols[s->next].prev = i;
   consider(p, i);
-  if (s->prev != SIZE_MAX) consider(p, s->prev);
+  if (s->prev != NONE) consider(p, s->prev);
 }
 
 static llm_status encode_long(const bpe *b, const uint8_t *piece, size_t n_bytes, id_sink *out,
                               llm_error *err) {
+  if (n_bytes >= NONE)
+    return error_set(err, LLM_ERR_ARG, "one word has %zu bytes, expected less than %" PRIu32,
+                     n_bytes, NONE);
   /* Every merge takes one symbol away and adds at most two candidates for the one it used up. */
-  const size_t bytes_each = sizeof(symbol) + 2 * sizeof(candidate);
-  void *memory = calloc(n_bytes, bytes_each);
+  const size_t bytes_each = 2 * sizeof(uint64_t) + sizeof(symbol);
+  uint64_t *memory = calloc(n_bytes, bytes_each);
   if (!memory) return error_nomem(err, (uint64_t)n_bytes * bytes_each, "merging one long word");
-  long_piece p = {b, memory, (candidate *)((symbol *)memory + n_bytes), 0};
+  long_piece p = {b, (symbol *)(memory + 2 * n_bytes), memory, 0};
 
-  size_t n = 0;
+  uint32_t n = 0;
   for (size_t i = 0; i < n_bytes; i++) {
     int32_t id = b->byte_token[piece[i]];
     if (id < 0) continue;
-    p.symbols[n] = (symbol){.prev = n - 1, .next = n + 1, .id = id}; /* the first: SIZE_MAX */
+    p.symbols[n] = (symbol){.prev = n - 1, .next = n + 1, .id = id}; /* the first: NONE */
     n++;
   }
-  if (n) p.symbols[n - 1].next = SIZE_MAX;
-  for (size_t i = 0; i < n; i++) consider(&p, i);
+  if (n) p.symbols[n - 1].next = NONE;
+  for (uint32_t i = 0; i < n; i++) consider(&p, i);
   while (p.n_heap) {
-    candidate c = heap_pop(&p);
-    if (p.symbols[c.at].rank == c.rank) merge_at(&p, c.at);
+    uint64_t key = heap_pop(&p);
+    if (p.symbols[(uint32_t)key].rank == key >> 32) merge_at(&p, (uint32_t)key);
   }
-  for (size_t i = 0; i < n; i = p.symbols[i].next) id_sink_put(out, p.symbols[i].id);
+  for (uint32_t i = 0; i < n; i = p.symbols[i].next) id_sink_put(out, p.symbols[i].id);
   free(memory);
   return LLM_OK;
 }
