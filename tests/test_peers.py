@@ -1,0 +1,122 @@
+"""The engine against llama.cpp on files that we did not write: a published model and seeded models
+by the public gguf package, so that neither our writer nor our habits can hide an error. (Our own
+exports against llama.cpp: test_llama_cpp.py.)"""
+
+import numpy as np
+import pytest
+from llama_server import complete, log_softmax, next_logprobs, post, start_server
+
+import llm
+
+pytestmark = pytest.mark.peer
+
+N_CTX, N_VOCAB, N_EMBD, N_LAYER, N_HEAD, N_KV_HEAD, N_FF = 64, 130, 64, 2, 4, 2, 96
+PROMPTS = [[72], [72, 101, 108, 108, 111], *(list(range(n, n + 40)) for n in range(0, 88, 8))]
+
+EXACT = 1e-4  # of a log-probability: float32 sums in another order
+# Other types round activations, each program in its own way, so neither is right. Our distance from
+# the same weights in F32 may be so many times llama.cpp's own (root mean square over the prompts;
+# 0.89 to 1.06 over three seeds for the quantized types, none at all for F16 and BF16).
+NOT_WORSE = 1.25
+# Kullback-Leibler divergence from llama.cpp, in nats, on SmolLM2: 0.0015 to 0.012 on these prompts,
+# and each is 0.001 to 0.012 away from the same weights in F32.
+SMOLLM2_NATS = 0.04
+SMOLLM2_PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "In 1969 the first man"]
+
+
+def write_gguf(path, kind: str, stored: str | None = None) -> None:
+    """A llama of seeded random weights, matrices rounded to `kind` and stored as that, or as
+    `stored`; the vocabulary is ASCII."""
+    gguf = pytest.importorskip("gguf", reason="the public gguf package is not installed")
+    rng, types = np.random.default_rng(7), gguf.GGMLQuantizationType
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(N_LAYER)
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(N_KV_HEAD)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(N_VOCAB)
+    printable = [chr(b) if 33 <= b < 127 else chr(256 + b) for b in range(128)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*printable, "th", "<|endoftext|>"])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 129 + [gguf.TokenType.CONTROL])
+    writer.add_token_merges(["t h"])
+    writer.add_eos_token_id(129)
+    writer.add_add_bos_token(False)
+
+    def add(name: str, *shape: int) -> None:
+        if len(shape) == 1:
+            writer.add_tensor(name, rng.uniform(0.5, 1.5, shape).astype(np.float32))
+            return
+        values = (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float32)
+        rounded = gguf.quants.quantize(values, types[kind])
+        if stored:
+            rounded = gguf.quants.dequantize(rounded, types[kind]).astype(np.float32)
+        writer.add_tensor(name, rounded, raw_dtype=types[stored or kind])
+
+    n_kv = N_EMBD // N_HEAD * N_KV_HEAD
+    add("token_embd.weight", N_VOCAB, N_EMBD)
+    add("output_norm.weight", N_EMBD)
+    add("output.weight", N_VOCAB, N_EMBD)
+    for i in range(N_LAYER):
+        add(f"blk.{i}.attn_norm.weight", N_EMBD)
+        add(f"blk.{i}.attn_q.weight", N_EMBD, N_EMBD)
+        add(f"blk.{i}.attn_k.weight", n_kv, N_EMBD)
+        add(f"blk.{i}.attn_v.weight", n_kv, N_EMBD)
+        add(f"blk.{i}.attn_output.weight", N_EMBD, N_EMBD)
+        add(f"blk.{i}.ffn_norm.weight", N_EMBD)
+        add(f"blk.{i}.ffn_gate.weight", N_FF, N_EMBD)
+        add(f"blk.{i}.ffn_up.weight", N_FF, N_EMBD)
+        add(f"blk.{i}.ffn_down.weight", N_EMBD, N_FF)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def both_logprobs(path) -> tuple[np.ndarray, np.ndarray]:
+    """Ours and llama.cpp's, (len(PROMPTS), N_VOCAB) each."""
+    server = start_server(path, N_CTX)
+    with llm.Model(path, kv_type="f32") as model:
+        ours = np.array([log_softmax(model.logits(ids)[-1]) for ids in PROMPTS])
+    return ours, np.array([next_logprobs(server, ids, N_VOCAB) for ids in PROMPTS])
+
+
+def test_float32_agrees(tmp_path):
+    write_gguf(tmp_path / "f32.gguf", "F32")
+    ours, theirs = both_logprobs(tmp_path / "f32.gguf")
+    assert (np.ptp(theirs, axis=1) > 3).all()  # far from uniform, so that agreement means something
+    assert np.abs(ours - theirs).max() < EXACT
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_other_types_are_as_close_to_float32(tmp_path, kind):
+    write_gguf(tmp_path / "kind.gguf", kind)
+    write_gguf(tmp_path / "f32.gguf", kind, stored="F32")
+    ours, theirs = both_logprobs(tmp_path / "kind.gguf")
+    _, exact = both_logprobs(tmp_path / "f32.gguf")
+
+    def distance(logprobs):
+        return np.sqrt(np.mean((logprobs - exact) ** 2))
+
+    assert distance(ours) < NOT_WORSE * distance(theirs) + EXACT
+
+
+def test_smollm2(smollm2):
+    """A published model: ids, the distribution after a prompt, and a fact."""
+    server = start_server(smollm2, n_ctx=256)
+    with llm.Model(smollm2, kv_type="f32") as model:
+        n_vocab = model.config.n_vocab
+        for text in SMOLLM2_PROMPTS:
+            ids = model.tokenize(text)
+            assert ids == post(server, "tokenize", {"content": text})["tokens"]
+            ours = log_softmax(model.logits(ids)[-1])
+            theirs = next_logprobs(server, ids, n_vocab)
+            assert np.sum(np.exp(theirs) * (theirs - ours)) < SMOLLM2_NATS
+        ours = model.generate(SMOLLM2_PROMPTS[0], max_tokens=2, temperature=0)
+        assert ours == complete(server, SMOLLM2_PROMPTS[0], n_tokens=2)["content"] == " Paris."
