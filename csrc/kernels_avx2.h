@@ -1,0 +1,50 @@
+/* kernels_avx2.h: what the two AVX2 files share: the sum of lanes, expansion of float types, and
+ * the tile of float products (matrix rows times tokens, or keys times queries). Layer 2. */
+#ifndef LLM_KERNELS_AVX2_H
+#define LLM_KERNELS_AVX2_H
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#define AVX2        __attribute__((target("avx2,fma,f16c")))
+#define AVX2_INLINE static inline __attribute__((always_inline)) AVX2
+
+/* Vectors (n_vec, n_in) against rows of weights that lie row_bytes apart:
+ * y[v * ldy + r] = row r . vector v for r < n_row, the 16-lane dot of kernels.h. */
+typedef struct float_product {
+  const char *w;
+  size_t row_bytes, n_row;
+  const float *x;
+  size_t n_vec, n_in;
+  float *y;
+  size_t ldy;
+} float_product;
+void float_product_f32_avx2(const float_product *p);
+void float_product_f16_avx2(const float_product *p);
+void float_product_bf16_avx2(const float_product *p);
+
+void kernels_set_avx2_rows(kernels *k); /* attention and everything that works on rows */
+
+/* Eight elements from element k on. */
+AVX2_INLINE __m256 load8(const llm_type type, const void *src, size_t k) {
+  if (type == LLM_TYPE_F32) return _mm256_loadu_ps((const float *)src + k);
+  __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)src + k));
+  if (type == LLM_TYPE_F16) return _mm256_cvtph_ps(half);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* Lanes 0 to 7 in low, 8 to 15 in high. */
+AVX2_INLINE float sum_lanes(__m256 low, __m256 high) {
+  __m256 eight = _mm256_add_ps(low, high);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* All ones in the first n lanes of 8 (n may be negative or more). */
+AVX2_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+#endif
