@@ -132,7 +132,7 @@ class Report:
 
     # ---- after the last step ----
 
-    def finish(self, run, out: Path, signal: int) -> None:
+    def finish(self, run, out: Path) -> None:
         picture = out.with_name("loss.png")
         draw_curves(run, picture)
         n_epochs = run.n_tokens / len(run.examples.tokens)
@@ -149,7 +149,7 @@ class Report:
             )
         self.say(f"written    {out} ({out.stat().st_size:,} bytes), {picture}")
         command = [str(PROGRAM), str(out), run.prompt, "--max-tokens", "80", "--seed", "1"]
-        if signal:
+        if not run.is_done:
             self.say(f"stopped    at step {run.step:,} of {run.n_steps:,}; to go on: --resume")
         if PROGRAM.exists():
             said = subprocess.run(command, capture_output=True, check=False)

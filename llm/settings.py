@@ -2,7 +2,7 @@
 
 Settings is one dataclass: the command line fills it, the checkpoint keeps it. A field that is None
 is chosen when the run starts and stored, so that a resumed run chooses nothing again. FREE fields
-may change on resume: they cannot change a bit of the parameter file.
+may change on resume: they cannot change a bit of the parameter file (of the text, the hash counts).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from .config import ModelConfig
 from .errors import LlmError
 
-FREE = {"minutes", "threads", "out", "run_dir", "save_seconds", "prompt"}
+FREE = {"text", "minutes", "threads", "out", "run_dir", "save_seconds"}
 
 # The widest model that is affordable sees this many tokens per parameter (see choose_width).
 TOKENS_PER_PARAM = 1.0

@@ -22,7 +22,7 @@ from .config import layout
 from .corpus import Corpus, read_corpus
 from .data import Examples, hold_out, token_stream
 from .engine import Model, Tokenizer
-from .errors import CheckpointError
+from .errors import CheckpointError, LlmError
 from .evaluate import Validation
 from .model import Transformer, init_params
 from .ops_c import OpsC
@@ -115,8 +115,8 @@ def train(given: dict, resume: bool) -> int:
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
             export(run, out)
-        report.finish(run, out, interrupt.signal)
-        return 128 + interrupt.signal if interrupt.signal else 0
+        report.finish(run, out)
+        return 0 if run.is_done else 128 + interrupt.signal
 
 
 def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report) -> None:
@@ -154,6 +154,8 @@ def take_step(run: Run) -> None:
     settings, model = run.settings, run.model
     loss = gradient(run, run.step, 0, settings.n_slots)
     norm = math.sqrt(model.ops.sum_squares(model.grads))
+    if not math.isfinite(norm):
+        raise LlmError(f"step {run.step}: the gradient is {norm}; try a lower --lr")
     # n_steps is not known yet only during the warm-up, which does not ask for it.
     rate = warmup_cosine(run.step, run.n_steps or 0, settings.warmup, settings.lr)
     run.optimizer.step(model.params, model.grads, rate, clip_scale(norm, settings.clip))
@@ -265,6 +267,7 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
                 f"{', '.join(settings.text) or corpus.name}: the text has changed since the run "
                 f"began (SHA-256 {corpus.sha256}, expected {state['corpus_sha256']})"
             )
+        corpus.name = state["corpus_name"]
         report.corpus(corpus)
         training, held = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
         run = prepare(settings, corpus, vocabulary, training, held)
@@ -274,9 +277,12 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
         run.step, run.n_steps = state["step"], state["n_steps"]
         run.n_validations = state["n_validations"]
         run.seconds, run.validations = state["seconds"], state["validations"]
+        begun_with = state["kernels"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this program ({error})") from error
     report.plan(run)
+    if begun_with != run.model.ops.kernels:
+        report.say(f"note       begun with {begun_with} kernels: the last bits will differ")
     return run
 
 
@@ -328,7 +334,9 @@ def set_aside(path: Path, report: Report) -> None:
 def save(run: Run, path: Path) -> None:
     state = {
         "settings": asdict(run.settings),
+        "corpus_name": run.corpus.name,
         "corpus_sha256": run.corpus.sha256,
+        "kernels": run.model.ops.kernels,
         "step": run.step,
         "n_steps": run.n_steps,
         "n_validations": run.n_validations,
@@ -349,8 +357,9 @@ def export(run: Run, path: Path) -> None:
     """The parameter file, with provenance and proof."""
     n_new = min(16, run.settings.n_ctx // 2)
     longest = run.settings.n_ctx - n_new
-    held = run.validation.inputs[0]
-    probes = [ids[:longest] for ids in (run.tokenizer.encode(run.prompt), held[:32].tolist())]
+    prompt = run.tokenizer.encode(run.prompt) or [run.vocabulary.eos]
+    held = run.validation.inputs[0, :32].tolist()
+    probes = [prompt[:longest], held[:longest]]
     export_model(
         path, run.model.config, run.model.params, run.vocabulary, provenance(run), probes, n_new
     )
@@ -372,6 +381,7 @@ def provenance(run: Run) -> Provenance:
             "seconds": run.seconds,
             "tokens_per_second": run.n_tokens / max(run.seconds, 1e-9),
             "threads": run.model.ops.n_threads,
+            "kernels": run.model.ops.kernels,
         },
     )
 

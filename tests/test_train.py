@@ -91,9 +91,7 @@ def test_the_file_runs_verifies_and_carries_its_origin(text, unbroken):
 
 def test_the_bits_per_byte_are_the_engines(unbroken):
     """The engine scores the held-out windows and comes to the figure in the file."""
-    run = train.resume_run(
-        unbroken.out.parent / "run" / "checkpoint.npz", {}, train.Report()
-    )
+    run = train.resume_run(unbroken.out.parent / "run" / "checkpoint.npz", {}, train.Report())
     windows = np.concatenate([run.validation.inputs, run.validation.targets[:, -1:]], axis=1)
     with Model(unbroken.out) as model:
         nats = sum(model.score(window)[1] for window in windows)
@@ -194,11 +192,20 @@ def begun(text, unbroken, tmp_path):
 def test_a_changed_text_is_refused(text, begun, capfd, tmp_path):
     changed = tmp_path / "changed.txt"
     changed.write_text(text.read_text() + ".")
-    state, arrays = load_checkpoint(begun / "run" / "checkpoint.npz")
-    state["settings"]["text"] = [str(changed)]
-    train.save_checkpoint(begun / "run" / "checkpoint.npz", state, arrays)
-    line = refused(capfd, "train", "--resume", "--run-dir", begun / "run")
+    line = refused(capfd, *arguments(changed, begun, *STEPS, "--resume"))
     assert "changed.txt: the text has changed since the run began" in line
+
+
+def test_the_same_text_may_have_moved(text, unbroken, begun, tmp_path):
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(text.read_bytes())
+    assert cli.main(arguments(moved, begun, *STEPS, "--resume")) == 0
+    assert compare_files(unbroken.out, begun / "out.bin") == []
+
+
+def test_a_gradient_that_explodes_ends_the_run(text, tmp_path, capfd):
+    line = refused(capfd, *arguments(text, tmp_path, *STEPS, "--lr", 1000, "--clip", 1e9))
+    assert re.search(r"step \d+: the gradient is (nan|inf); try a lower --lr", line)
 
 
 def test_another_setting_is_refused(text, begun, capfd):
