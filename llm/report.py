@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .atomic import atomic_file
+
 PROGRAM = Path(__file__).resolve().parent.parent / "run"
 
 
@@ -231,5 +233,6 @@ def draw_curves(run, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.spines["right"].set_visible(False)
-    figure.savefig(path)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
     pyplot.close(figure)
