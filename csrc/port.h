@@ -11,11 +11,15 @@
 #ifndef LLM_PORT_H
 #define LLM_PORT_H
 
+#include "numeric.h"
+
 #ifdef __CUDACC_RTC__
 typedef long long int64_t;
 typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef unsigned char uint8_t;
+typedef int llm_status; /* NVRTC has no headers: what train.h needs of llm.h */
+typedef struct llm_error llm_error;
 #else
 #include <math.h>
 #include <stdint.h>
@@ -33,11 +37,11 @@ typedef unsigned char uint8_t;
   static __device__ void name##_row(const llm_##name##_args *a, int64_t row)
 #define EACH(i, n) for (int64_t i = threadIdx.x; i < (n); i += blockDim.x)
 #define ONCE       if (threadIdx.x == 0)
-#define ROW_REDUCE(result, i, n, expr, zero, join)                                                 \
-  float result = zero;                                                                             \
+#define ROW_REDUCE(type, result, i, n, expr, zero, join)                                           \
+  type result = zero;                                                                              \
   for (int64_t i = threadIdx.x; i < (n); i += blockDim.x) result = join(result, expr);             \
   {                                                                                                \
-    __shared__ float lane_[32];                                                                    \
+    __shared__ type lane_[32];                                                                     \
     for (int s_ = 16; s_; s_ /= 2)                                                                 \
       result = join(result, __shfl_xor_sync(0xffffffffu, result, s_));                             \
     if (threadIdx.x % 32 == 0) lane_[threadIdx.x / 32] = result;                                   \
@@ -52,20 +56,18 @@ PORT_INLINE float port_float(uint32_t bits) { return __uint_as_float(bits); }
 
 #else
 
-#include "numeric.h"
-
 #define PORT_INLINE static inline __attribute__((always_inline))
 #define ONCE
 #if defined(__clang__)
-#define EACH(i, n) _Pragma("clang loop vectorize(assume_safety)") for (int64_t i = 0; i < (n); i++)
+#define EACH(i, n) for (int64_t i = 0; i < (n); i++)
 #else
 #define EACH(i, n) _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); i++)
 #endif
 /* Lane l takes i = l, l + 16, ...; then lane[l] joins lane[l + 8], + 4, + 2, + 1. */
-#define ROW_REDUCE(result, i, n, expr, zero, join)                                                 \
-  float result;                                                                                    \
+#define ROW_REDUCE(type, result, i, n, expr, zero, join)                                           \
+  type result;                                                                                     \
   {                                                                                                \
-    float lane_[16];                                                                               \
+    type lane_[16];                                                                                \
     for (int l_ = 0; l_ < 16; l_++) lane_[l_] = zero;                                              \
     int64_t base_ = 0;                                                                             \
     for (; base_ + 16 <= (n); base_ += 16)                                                         \
@@ -124,9 +126,16 @@ typedef void (*port_rows)(const void *args, int64_t begin, int64_t end);
 #endif
 
 PORT_INLINE float port_add(float x, float y) { return x + y; }
-PORT_INLINE float port_max(float x, float y) { return x > y ? x : y; }
-#define ROW_SUM(result, i, n, expr) ROW_REDUCE(result, i, n, expr, 0.0f, port_add)
-#define ROW_MAX(result, i, n, expr) ROW_REDUCE(result, i, n, expr, -3.402823466e38f, port_max)
+#define ROW_SUM(result, i, n, expr) ROW_REDUCE(float, result, i, n, expr, 0.0f, port_add)
+
+/* The maximum goes over integers in the order of the floats (its own inverse), because compilers
+ * leave float maxima scalar. A positive NaN is the largest. n >= 1. */
+PORT_INLINE int32_t port_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+PORT_INLINE int32_t port_max(int32_t x, int32_t y) { return x > y ? x : y; }
+#define ROW_MAX(result, i, n, expr)                                                                \
+  ROW_REDUCE(int32_t, result##_, i, n, port_order((int32_t)port_bits(expr)), (int32_t)0x80000000u, \
+             port_max)                                                                             \
+  const float result = port_float((uint32_t)port_order(result##_))
 
 /* num_expf without branches, the same bits. */
 PORT_INLINE float port_exp(float x) {
@@ -137,11 +146,13 @@ PORT_INLINE float port_exp(float x) {
   p = fmaf(p, r, EXPF_P2);
   p = fmaf(p, r, EXPF_P1);
   p = fmaf(p, r, EXPF_P0);
-  float y = fmaf(p, r * r, r) + 1.0f;
-  y = port_float(port_bits(y) + ((port_bits(shifted) - port_bits(EXPF_MAGIC)) << 23));
-  y = x < EXPF_MIN ? 0.0f : y;
-  y = x > EXPF_MAX ? port_float(0x7f800000u) : y;
-  return x != x ? x : y;
+  uint32_t bits = port_bits(fmaf(p, r * r, r) + 1.0f);
+  bits += (port_bits(shifted) - port_bits(EXPF_MAGIC)) << 23;
+  /* Integer masks, because a choice between floats is compiled to branches. */
+  const uint32_t under = 0u - (uint32_t)(x < EXPF_MIN), over = 0u - (uint32_t)(x > EXPF_MAX);
+  const uint32_t nan = 0u - (uint32_t)(x != x), infinity = 0x7f800000u;
+  bits = (bits & ~under & ~over) | (infinity & over);
+  return port_float((bits & ~nan) | (port_bits(x) & nan));
 }
 
 #endif

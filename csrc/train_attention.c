@@ -5,6 +5,8 @@
  * of queries at a time, (Q_BLOCK, T) per thread. The log-sum-exp is kept and lets the backward make
  * the probabilities again (Dao et al. 2022). Work above the diagonal is left out by tiles. Sums run
  * in an order that the shape decides; a unit belongs to one thread. */
+#include <float.h>
+
 #include "train_ops.h"
 
 enum {
@@ -22,14 +24,15 @@ typedef struct llm_softmax_args {
 
 PORT_INLINE void softmax_row(const llm_softmax_args *a, int64_t row) {
   float *s = a->scores + row * a->ld;
-  const int64_t n = a->first + row + 1;
+  const int64_t n = a->first + row + 1, whole = (n + 15) / 16 * 16;
   const float scale = a->scale;
-  ROW_MAX(top, i, n, s[i]);
-  top *= scale;
-  EACH(i, n) s[i] = port_exp(s[i] * scale - top);
-  ROW_SUM(total, i, n, s[i]);
-  for (int64_t i = n; i < a->end; i++) s[i] = 0.0f;
-  a->lse[row] = top + (float)port_log((double)total);
+  for (int64_t i = n; i < whole; i++) s[i] = -FLT_MAX; /* no ragged ends: these become zeros */
+  ROW_MAX(top, i, whole, s[i]);
+  const float shift = top * scale;
+  EACH(i, whole) s[i] = port_exp(s[i] * scale - shift);
+  ROW_SUM(total, i, whole, s[i]);
+  for (int64_t i = whole; i < a->end; i++) s[i] = 0.0f;
+  a->lse[row] = shift + (float)port_log((double)total);
   a->inverse[row] = 1.0f / total;
 }
 PORT_BUILDS(softmax)
@@ -59,14 +62,14 @@ typedef struct llm_score_gradient_args {
 PORT_INLINE void score_gradient_row(const llm_score_gradient_args *a, int64_t row) {
   float *p = a->scores + row * a->ld, *ds = a->gradient + row * a->ld;
   const float *o = a->o + row * a->ld_o, *d_o = a->d_o + row * a->ld_o;
-  const int64_t n = a->first + row + 1;
+  const int64_t n = a->first + row + 1, whole = (n + 15) / 16 * 16;
   const float scale = a->scale, lse = a->lse[row];
   ROW_SUM(delta, i, a->head_dim, o[i] * d_o[i]);
-  EACH(i, n) {
+  EACH(i, whole) {
     p[i] = port_exp(p[i] * scale - lse);
     ds[i] = p[i] * (ds[i] - delta) * scale;
   }
-  for (int64_t i = n; i < a->end; i++) p[i] = ds[i] = 0.0f;
+  for (int64_t i = n; i < a->end || i < whole; i++) p[i] = ds[i] = 0.0f;
 }
 PORT_BUILDS(score_gradient)
 

@@ -15,29 +15,34 @@
  * a block: packed, they stay in the second level. */
 enum { MAX_KC = 384, MC = 96 };
 
-/* ---- packing: nr is a constant in each build ---- */
+/* ---- packing: the width is a constant in each build ---- */
 
-PORT_INLINE void pack_panel(const size_t nr, float *dst, size_t k, size_t n, const float *b,
+PORT_INLINE void pack_panel(const size_t width, float *dst, size_t k, size_t n, const float *b,
                             size_t row, size_t step) {
-  if (n < nr) memset(dst, 0, k * nr * sizeof *dst);
-  if (n == nr && step == 1) {
-    for (size_t p = 0; p < k; p++) memcpy(dst + p * nr, b + p * row, nr * sizeof *dst);
-  } else if (n == nr) {
+  if (n < width) { /* an edge */
+    memset(dst, 0, k * width * sizeof *dst);
     for (size_t p = 0; p < k; p++)
-      for (size_t j = 0; j < nr; j++) dst[p * nr + j] = b[p * row + j * step];
+      for (size_t j = 0; j < n; j++) dst[p * width + j] = b[p * row + j * step];
+  } else if (step == 1) {
+    for (size_t p = 0; p < k; p++) memcpy(dst + p * width, b + p * row, width * sizeof *dst);
   } else {
     for (size_t p = 0; p < k; p++)
-      for (size_t j = 0; j < n; j++) dst[p * nr + j] = b[p * row + j * step];
+      for (size_t j = 0; j < width; j++) dst[p * width + j] = b[p * row + j * step];
   }
 }
+
+#define PACK(name, width, target)                                                                  \
+  target static void name(float *dst, size_t k, size_t n, const float *b, size_t row,              \
+                          size_t step) {                                                           \
+    pack_panel(width, dst, k, n, b, row, step);                                                    \
+  }
 
 /* ---- tiles ---- */
 
 enum { MR_SCALAR = 4, NR_SCALAR = 16, MR_AVX2 = 6, NR_AVX2 = 16, MR_AVX512 = 12, NR_AVX512 = 32 };
 
-static void pack_scalar(float *dst, size_t k, size_t n, const float *b, size_t row, size_t step) {
-  pack_panel(NR_SCALAR, dst, k, n, b, row, step);
-}
+PACK(pack_a_scalar, MR_SCALAR, )
+PACK(pack_b_scalar, NR_SCALAR, )
 
 /* The reference. Without a fused instruction it rounds the product, as the others do not. */
 static void tile_scalar(size_t k, const float *a, size_t row, size_t step, const float *b, float *c,
@@ -54,10 +59,39 @@ static void tile_scalar(size_t k, const float *a, size_t row, size_t step, const
 
 #if defined(__x86_64__)
 
-TARGET_AVX2 static void pack_avx2(float *dst, size_t k, size_t n, const float *b, size_t row,
-                                  size_t step) {
-  pack_panel(NR_AVX2, dst, k, n, b, row, step);
+/* dst[i * ld_dst + j] = src[j * ld_src + i], 8 x 8. */
+TARGET_AVX2 PORT_INLINE void transpose8(float *dst, size_t ld_dst, const float *src,
+                                        size_t ld_src) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(src + (size_t)i * ld_src);
+  for (int i = 0; i < 8; i += 2) { /* pairs of rows, within 128-bit halves */
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; j++) { /* fours of rows */
+      r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+      r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+    }
+  for (size_t i = 0; i < 4; i++) { /* halves */
+    _mm256_storeu_ps(dst + i * ld_dst, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(dst + (i + 4) * ld_dst, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
 }
+
+/* A B that is stored transposed goes by squares. */
+#define PACK_B(name, width, target)                                                                \
+  target static void name(float *dst, size_t k, size_t n, const float *b, size_t row,              \
+                          size_t step) {                                                           \
+    size_t p = 0;                                                                                  \
+    for (; row == 1 && n == width && p + 8 <= k; p += 8)                                           \
+      for (size_t j = 0; j < width; j += 8)                                                        \
+        transpose8(dst + p * width + j, width, b + p + j * step, step);                            \
+    pack_panel(width, dst + p * width, k - p, n, b + p * row, row, step);                          \
+  }
+
+PACK(pack_a_avx2, MR_AVX2, TARGET_AVX2)
+PACK_B(pack_b_avx2, NR_AVX2, TARGET_AVX2)
 
 /* The accumulators are named one by one: both compilers then keep them in registers. */
 TARGET_AVX2 static void tile_avx2(size_t k, const float *a, size_t row, size_t step, const float *b,
@@ -97,10 +131,8 @@ TARGET_AVX2 static void tile_avx2(size_t k, const float *a, size_t row, size_t s
 #undef STORE
 }
 
-TARGET_AVX512 static void pack_avx512(float *dst, size_t k, size_t n, const float *b, size_t row,
-                                      size_t step) {
-  pack_panel(NR_AVX512, dst, k, n, b, row, step);
-}
+PACK(pack_a_avx512, MR_AVX512, TARGET_AVX512)
+PACK_B(pack_b_avx512, NR_AVX512, TARGET_AVX512)
 
 TARGET_AVX512 static void tile_avx512(size_t k, const float *a, size_t row, size_t step,
                                       const float *b, float *c, size_t ldc, const float *add,
@@ -143,10 +175,10 @@ TARGET_AVX512 static void tile_avx512(size_t k, const float *a, size_t row, size
 #endif
 
 const gemm_kernel gemm_kernels[] = {
-    {MR_SCALAR, NR_SCALAR, tile_scalar, pack_scalar},
+    {MR_SCALAR, NR_SCALAR, tile_scalar, pack_a_scalar, pack_b_scalar},
 #if defined(__x86_64__)
-    {MR_AVX2, NR_AVX2, tile_avx2, pack_avx2},
-    {MR_AVX512, NR_AVX512, tile_avx512, pack_avx512},
+    {MR_AVX2, NR_AVX2, tile_avx2, pack_a_avx2, pack_b_avx2},
+    {MR_AVX512, NR_AVX512, tile_avx512, pack_a_avx512, pack_b_avx512},
 #endif
 };
 
@@ -155,7 +187,7 @@ const gemm_kernel gemm_kernels[] = {
 void gemm_pack_all(const gemm_kernel *g, float *dst, size_t k, size_t n, const float *b, size_t row,
                    size_t step) {
   for (size_t j = 0; j < n; j += g->nr)
-    g->pack(dst + j * k, k, min_size(g->nr, n - j), b + j * step, row, step);
+    g->pack_b(dst + j * k, k, min_size(g->nr, n - j), b + j * step, row, step);
 }
 
 /* Rows [skip, rows) and columns [0, n) of a whole tile computed aside. */
@@ -214,18 +246,8 @@ static void pack_b(void *arg, int thread, int n_threads) {
   for (size_t unit = begin; unit < end; unit++) {
     const size_t p = unit / n_panels * j->kc, col = unit % n_panels * nr;
     const size_t kc = min_size(j->kc, k - p);
-    j->g->pack(j->b_panels + p * j->n_pad + col * kc, kc, min_size(nr, n - col),
-               x->b + p * row + col * step, row, step);
-  }
-}
-
-/* A (m, kc), stored transposed, to panels of mr rows: the tile's row stride is 1, its step mr. A
- * last panel with fewer rows is packed as wide as it is. */
-static void pack_a(float *dst, size_t mr, size_t m, size_t kc, const float *a, size_t lda) {
-  for (size_t i = 0; i < m; i += mr, dst += mr * kc) {
-    const size_t rows = min_size(mr, m - i);
-    for (size_t p = 0; p < kc; p++)
-      for (size_t r = 0; r < rows; r++) dst[p * mr + r] = a[p * lda + i + r];
+    j->g->pack_b(j->b_panels + p * j->n_pad + col * kc, kc, min_size(nr, n - col),
+                 x->b + p * row + col * step, row, step);
   }
 }
 
@@ -243,7 +265,8 @@ static void multiply_rows(void *arg, int thread, int n_threads) {
     const size_t ld_add = p ? ldc : (size_t)x->ld_add;
     for (size_t i = begin; i < end; i += MC) {
       const size_t m = min_size(MC, end - i);
-      if (x->a_trans) pack_a(a_block, g->mr, m, kc, x->a + p * lda + i, lda);
+      for (size_t r = 0; r < m && x->a_trans; r += g->mr)
+        g->pack_a(a_block + r * kc, kc, min_size(g->mr, m - r), x->a + p * lda + i + r, lda, 1);
       for (size_t col = 0; col < n; col += g->nr) {
         const float *b = j->b_panels + p * j->n_pad + col * kc;
         const size_t width = min_size(g->nr, n - col);

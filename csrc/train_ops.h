@@ -15,13 +15,14 @@ typedef enum train_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512 } train_isa; /* order 
 typedef void (*gemm_tile)(size_t k, const float *a, size_t row, size_t step, const float *b,
                           float *c, size_t ldc, const float *add, size_t ld_add);
 
-/* One panel of B: dst[p * nr + j] = b[p * row + j * step] for p < k, j < n <= nr, else zero. */
+/* One panel: dst[p * width + j] = b[p * row + j * step] for p < k, j < n <= width, else zero; width
+ * is nr for B, mr for a transposed A. */
 typedef void (*gemm_pack)(float *dst, size_t k, size_t n, const float *b, size_t row, size_t step);
 
 typedef struct gemm_kernel {
   size_t mr, nr;
   gemm_tile tile;
-  gemm_pack pack;
+  gemm_pack pack_a, pack_b;
 } gemm_kernel;
 
 struct llm_ops {

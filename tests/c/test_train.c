@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "port.h"
 
 enum { GUARD = 8 };
 static const float GUARD_VALUE = 12345.0f;
@@ -165,6 +166,16 @@ static void test_attention(const char *kernels) {
   release(q, N_Q, "q"), release(k, N_KV, "k"), release(v, N_KV, "v"), release(d_o, N_Q, "do");
 }
 
+/* ---- exp ---- */
+
+static void test_exp(void) {
+  for (uint64_t bits = 0; bits <= 0xffffffffu; bits += 4099) { /* NaNs and infinities among them */
+    float x = port_float((uint32_t)bits), expected = num_expf(x), found = port_exp(x);
+    CHECK_MSG(port_bits(found) == port_bits(expected), "exp(%g) is %g, expected %g", x, found,
+              expected);
+  }
+}
+
 /* ---- row kernels give the same bits on every instruction set ---- */
 
 static void row_kernels(llm_ops *ops, float *x, float *y, float *z, float *rows) {
@@ -225,6 +236,7 @@ static void test_handle(void) {
 int main(void) {
   static const char *const sets[] = {"scalar", "avx2", "avx512", NULL};
   test_handle();
+  test_exp();
   for (const char *const *set = sets; *set; set++) {
     llm_ops *ops = new_ops(1, *set);
     if (!ops) continue;
