@@ -136,14 +136,21 @@ sanitize: ## the C tests under the address, undefined-behaviour and thread sanit
 	$(MAKE) test SAN=address,undefined
 	$(MAKE) $(B)-thread/tests/test_threads SAN=thread && $(B)-thread/tests/test_threads
 
-fuzz: ## feed broken input to the parsers (clang): FUZZ_SECONDS=20 each
+# Built by the recursive call below, with the compiler and sanitizers that it names.
+$(B)/fuzz_%: tests/fuzz/fuzz_%.c $(OBJECTS)
+	@echo "cc $<"
+	@$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -o $@ $^ $(LDLIBS)
+
+FUZZ_BUILD := build/clang-fuzzer-address-undefined
+fuzz: ## feed broken input to the parsers (needs clang): FUZZ_SECONDS=20 each
 	@command -v clang >/dev/null || { echo "no clang: apt-get install clang" >&2; exit 1; }
+	@$(MAKE) --no-print-directory CC=clang SAN=fuzzer,address,undefined \
+	  $(FUZZERS:%=$(FUZZ_BUILD)/fuzz_%)
 	@set -e; for name in $(FUZZERS); do \
-	  mkdir -p build/fuzz/$$name; echo "fuzz_$$name"; \
-	  clang $(CFLAGS) -g -fsanitize=fuzzer,address,undefined -Icsrc -o build/fuzz/fuzz_$$name \
-	    tests/fuzz/fuzz_$$name.c $(ENGINE) $(LDLIBS); \
-	  build/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 \
-	    build/fuzz/$$name tests/fuzz/corpus/$$name; \
+	  found=build/fuzz/$$name log=build/fuzz/$$name.log; mkdir -p $$found; \
+	  $(FUZZ_BUILD)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$$found.crash- \
+	    $$found tests/fuzz/corpus/$$name >$$log 2>&1 || { tail -40 $$log; exit 1; }; \
+	  echo "fuzz_$$name: $$(tail -1 $$log)"; \
 	done
 
 # ---- measures ----
