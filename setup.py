@@ -7,6 +7,14 @@ from setuptools import setup
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "llm/__init__.py").read_text(), re.M)[1]
+# What our files, ids and probabilities are compared with; small enough for every CI run.
+PARITY = [
+    "gguf==0.19.0",
+    "sentencepiece",
+    "tiktoken",
+    "tokenizers",
+    "xllamacpp==2026.10.11549",
+]
 
 setup(
     name="two-file-llm",
@@ -20,15 +28,8 @@ setup(
         "test": ["hypothesis", "pytest"],
         "lint": ["ruff==0.17.6"],
         # Other people's programs, for tests and benchmarks only.
-        "peers": [
-            "gguf==0.19.0",
-            "openai",
-            "sentencepiece",
-            "tiktoken",
-            "tokenizers",
-            "torch==2.13.0",
-            "xllamacpp==2026.10.11549",
-        ],
+        "parity": PARITY,
+        "peers": [*PARITY, "openai", "torch==2.13.0"],
     },
     cffi_modules=["llm/_build.py:engine", "llm/_build.py:trainer"],
     zip_safe=False,
