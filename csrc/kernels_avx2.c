@@ -18,6 +18,10 @@ static kernels below; /* the set that this one started from: takes the shapes to
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
+/* The value exists in a register here. gcc 12 otherwise repeats a load in every instruction that
+ * uses it, and regroups integer sums into trees that do not fit the registers. */
+#define KEEP(v) __asm__("" : "+x"(v))
+
 /* ---- float weights ---- */
 
 enum { MAX_TILE = 6 };
@@ -26,84 +30,100 @@ AVX2_INLINE void float_tile(const llm_type type, const int n_row, const int n_ve
                             const float_product *p, size_t r, size_t v) {
   const char *w = p->w + r * p->row_bytes;
   const float *x = p->x + v * p->n_in;
-  const size_t n_whole = p->n_in / LANES * LANES, n_tail = p->n_in - n_whole;
   __m256 sum[2][MAX_TILE]; /* lanes 0 to 7 and 8 to 15 */
-#pragma GCC unroll 8
+  UNROLL
   for (int i = 0; i < n_row * n_vec; i++) sum[0][i] = sum[1][i] = _mm256_setzero_ps();
-  for (size_t k = 0; k < n_whole; k += LANES) {
-#pragma GCC unroll 2
+  for (size_t k = 0; k < p->n_in; k += LANES) {
+    UNROLL
     for (size_t half = 0; half < 2; half++) {
       __m256 wk[4];
-#pragma GCC unroll 4
+      UNROLL
       for (int i = 0; i < n_row; i++) wk[i] = load8(type, w + i * p->row_bytes, k + 8 * half);
-#pragma GCC unroll 4
+      UNROLL
       for (int j = 0; j < n_vec; j++) {
         __m256 xk = _mm256_loadu_ps(x + j * p->n_in + k + 8 * half);
-#pragma GCC unroll 4
+        KEEP(xk);
+        UNROLL
         for (int i = 0; i < n_row; i++)
           sum[half][i * n_vec + j] = _mm256_fmadd_ps(wk[i], xk, sum[half][i * n_vec + j]);
       }
     }
   }
-  if (n_tail) { /* lanes without an element keep their value, the sign of zero included */
-    const size_t size = type == LLM_TYPE_F32 ? 4 : 2;
-    for (int i = 0; i < n_row; i++)
-      for (int j = 0; j < n_vec; j++) {
-        float w_tail[LANES] = {0}, x_tail[LANES] = {0};
-        memcpy(w_tail, w + i * p->row_bytes + n_whole * size, n_tail * size);
-        memcpy(x_tail, x + j * p->n_in + n_whole, n_tail * sizeof *x);
-        for (int half = 0; half < 2; half++) {
-          __m256 *lanes = &sum[half][i * n_vec + j];
-          __m256 next = _mm256_fmadd_ps(load8(type, w_tail, 8 * (size_t)half),
-                                        _mm256_loadu_ps(x_tail + 8 * half), *lanes);
-          *lanes = _mm256_blendv_ps(*lanes, next,
-                                    _mm256_castsi256_ps(first_lanes((int)n_tail - 8 * half)));
-        }
-      }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < n_row; i++)
-#pragma GCC unroll 4
+  float *y = p->y + v * p->ldy + r;
+  UNROLL
+  for (int i = 0; i < n_row; i++) {
+    UNROLL
     for (int j = 0; j < n_vec; j++)
-      p->y[(v + (size_t)j) * p->ldy + r + (size_t)i] =
-          sum_lanes(sum[0][i * n_vec + j], sum[1][i * n_vec + j]);
+      y[j * p->ldy + i] = sum_lanes(sum[0][i * n_vec + j], sum[1][i * n_vec + j]);
+  }
+}
+
+/* Widths that are no multiple of 16, one output at a time. Lanes without an element keep their
+ * value, the sign of zero included. */
+AVX2_INLINE float float_dot(const llm_type type, const char *w, const float *x, size_t n) {
+  const size_t n_whole = n / LANES * LANES, n_tail = n - n_whole;
+  const size_t size = type == LLM_TYPE_F32 ? 4 : 2;
+  float w_tail[LANES] = {0}, x_tail[LANES] = {0};
+  memcpy(w_tail, w + n_whole * size, n_tail * size);
+  memcpy(x_tail, x + n_whole, n_tail * sizeof *x);
+  __m256 sum[2];
+  UNROLL
+  for (size_t half = 0; half < 2; half++) {
+    sum[half] = _mm256_setzero_ps();
+    for (size_t k = 8 * half; k < n_whole; k += LANES)
+      sum[half] = _mm256_fmadd_ps(load8(type, w, k), _mm256_loadu_ps(x + k), sum[half]);
+    __m256 next = _mm256_fmadd_ps(load8(type, w_tail, 8 * half), _mm256_loadu_ps(x_tail + 8 * half),
+                                  sum[half]);
+    __m256i used = first_lanes((int)n_tail - 8 * (int)half);
+    sum[half] = _mm256_blendv_ps(sum[half], next, _mm256_castsi256_ps(used));
+  }
+  return sum_lanes(sum[0], sum[1]);
+}
+
+AVX2_INLINE void float_odd(const llm_type type, const float_product *p) {
+  for (size_t r = 0; r < p->n_row; r++)
+    for (size_t v = 0; v < p->n_vec; v++)
+      p->y[v * p->ldy + r] = float_dot(type, p->w + r * p->row_bytes, p->x + v * p->n_in, p->n_in);
+}
+
+AVX2_INLINE void float_one(const llm_type type, const float_product *p) {
+  size_t r = 0;
+  for (; r + 4 <= p->n_row; r += 4) float_tile(type, 4, 1, p, r, 0);
+  for (; r < p->n_row; r++) float_tile(type, 1, 1, p, r, 0);
+}
+
+AVX2_INLINE void float_rows(const llm_type type, const int n_vec, const float_product *p, size_t v,
+                            size_t r0, size_t r1) {
+  size_t r = r0;
+  for (; r + 2 <= r1; r += 2) float_tile(type, 2, n_vec, p, r, v);
+  if (r < r1) float_tile(type, 1, n_vec, p, r, v);
 }
 
 enum { FLOAT_BLOCK_BYTES = 128 << 10 }; /* of weights that stay in L2 while all vectors pass */
 
-/* One vector: 4 rows at a time. More: 2 rows x 3 vectors, block by block of rows. */
+AVX2_INLINE void float_many(const llm_type type, const float_product *p) {
+  const size_t step = FLOAT_BLOCK_BYTES / p->row_bytes / 2 * 2 + 2;
+  for (size_t r0 = 0; r0 < p->n_row; r0 += step) {
+    size_t r1 = min_size(r0 + step, p->n_row), v = 0;
+    for (; v + 3 <= p->n_vec; v += 3) float_rows(type, 3, p, v, r0, r1);
+    if (p->n_vec - v == 2) float_rows(type, 2, p, v, r0, r1);
+    if (p->n_vec - v == 1) float_rows(type, 1, p, v, r0, r1);
+  }
+}
+
 #define DEFINE_FLOAT_PRODUCT(name, type)                                                           \
-  AVX2 static void name##_1(const float_product *p) {                                              \
-    size_t r = 0;                                                                                  \
-    for (; r + 4 <= p->n_row; r += 4) float_tile(type, 4, 1, p, r, 0);                             \
-    for (; r < p->n_row; r++) float_tile(type, 1, 1, p, r, 0);                                     \
-  }                                                                                                \
-  AVX2 static void name##_block(const float_product *p, size_t r0, size_t r1) {                    \
-    size_t v = 0, r;                                                                               \
-    for (; v + 3 <= p->n_vec; v += 3) {                                                            \
-      for (r = r0; r + 2 <= r1; r += 2) float_tile(type, 2, 3, p, r, v);                           \
-      if (r < r1) float_tile(type, 1, 3, p, r, v);                                                 \
-    }                                                                                              \
-    if (p->n_vec - v == 2) {                                                                       \
-      for (r = r0; r + 2 <= r1; r += 2) float_tile(type, 2, 2, p, r, v);                           \
-      if (r < r1) float_tile(type, 1, 2, p, r, v);                                                 \
-    } else if (p->n_vec - v == 1) {                                                                \
-      for (r = r0; r + 2 <= r1; r += 2) float_tile(type, 2, 1, p, r, v);                           \
-      if (r < r1) float_tile(type, 1, 1, p, r, v);                                                 \
-    }                                                                                              \
-  }                                                                                                \
-  AVX2 void name(const float_product *p) {                                                         \
-    if (p->n_vec == 1) {                                                                           \
-      name##_1(p);                                                                                 \
-      return;                                                                                      \
-    }                                                                                              \
-    size_t step = FLOAT_BLOCK_BYTES / p->row_bytes / 2 * 2 + 2;                                    \
-    for (size_t r = 0; r < p->n_row; r += step) name##_block(p, r, min_size(r + step, p->n_row));  \
+  AVX2 void float_product_##name##_avx2(const float_product *p) {                                  \
+    if (p->n_in % LANES)                                                                           \
+      float_odd(type, p);                                                                          \
+    else if (p->n_vec == 1)                                                                        \
+      float_one(type, p);                                                                          \
+    else                                                                                           \
+      float_many(type, p);                                                                         \
   }
 
-DEFINE_FLOAT_PRODUCT(float_product_f32_avx2, LLM_TYPE_F32)
-DEFINE_FLOAT_PRODUCT(float_product_f16_avx2, LLM_TYPE_F16)
-DEFINE_FLOAT_PRODUCT(float_product_bf16_avx2, LLM_TYPE_BF16)
+DEFINE_FLOAT_PRODUCT(f32, LLM_TYPE_F32)
+DEFINE_FLOAT_PRODUCT(f16, LLM_TYPE_F16)
+DEFINE_FLOAT_PRODUCT(bf16, LLM_TYPE_BF16)
 
 static float_product product_of(const matmul_args *m, size_t r0, size_t r1, size_t element_bytes) {
   size_t row_bytes = m->act->n_in * element_bytes;
@@ -235,7 +255,7 @@ AVX2_INLINE __m256i dot_rows(const llm_type type, const uint8_t *q, size_t row_b
   const __m256i a_low = _mm256_broadcastsi128_si256(load16(a));
   const __m256i a_high = _mm256_broadcastsi128_si256(load16(a + 16));
   __m256i p[4];
-#pragma GCC unroll 4
+  UNROLL
   for (size_t i = 0; i < 4; i++) {
     __m256i w = load_pair(q + i * row_bytes, 4 * row_bytes);
     if (type == LLM_TYPE_Q8_0) {
@@ -259,7 +279,7 @@ AVX2_INLINE __m256 decode_rows(const llm_type type, const uint8_t *w, size_t row
   const uint8_t *ahead = w + PREFETCH_BYTES; /* in file order, whatever the order of the rows */
   __m256 y = _mm256_setzero_ps();
   for (size_t b = 0; b < n_blocks; b++, w += size) {
-#pragma GCC unroll 5
+    UNROLL
     for (size_t i = 0; i < ROWS * size; i += 64) _mm_prefetch((const char *)ahead + i, _MM_HINT_T0);
     ahead += ROWS * size;
     __m256 scale, minimum;
@@ -313,19 +333,19 @@ static size_t scratch_bytes_avx2(size_t n_in) {
 
 AVX2_INLINE void transpose(__m256i v[8]) { /* 8 x 8 dwords */
   __m256i a[8], b[8];
-#pragma GCC unroll 4
+  UNROLL
   for (int i = 0; i < 4; i++) {
     a[2 * i] = _mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
     a[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
   }
-#pragma GCC unroll 2
+  UNROLL
   for (int i = 0; i < 8; i += 4) {
     b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
     b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
     b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
     b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
   }
-#pragma GCC unroll 4
+  UNROLL
   for (int i = 0; i < 4; i++) {
     v[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
     v[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
@@ -346,7 +366,7 @@ AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, panels *p, si
   for (size_t b = 0; b < p->n_blocks; b++, w += size, out += panel_steps(type)) {
     __m256i v[ROWS];
     const uint8_t *q = w + header_bytes(type);
-#pragma GCC unroll 8
+    UNROLL
     for (size_t i = 0; i < ROWS; i++) {
       if (type == LLM_TYPE_Q8_0) {
         v[i] = _mm256_loadu_si256((const __m256i *)(q + i * row_bytes));
@@ -357,7 +377,7 @@ AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, panels *p, si
       }
     }
     transpose(v);
-#pragma GCC unroll 8
+    UNROLL
     for (size_t i = 0; i < 8; i++) {
       if (type == LLM_TYPE_Q8_0)
         widen(v[i], out + i, out + 8 + i);
@@ -378,33 +398,36 @@ AVX2_INLINE void panel_tile(const llm_type type, const int n_panel, const int n_
   const size_t steps = panel_steps(type), n_blocks = p->n_blocks, a_stride = n_blocks * steps * 4;
   const act_rows *act = m->act;
   __m256 y[MAX_TILE];
-#pragma GCC unroll 8
+  UNROLL
   for (int i = 0; i < n_panel * n_tok; i++) y[i] = _mm256_setzero_ps();
   for (size_t b = 0; b < n_blocks; b++) {
     __m256i dot[MAX_TILE];
-#pragma GCC unroll 8
+    UNROLL
     for (int i = 0; i < n_panel * n_tok; i++) dot[i] = _mm256_setzero_si256();
-#pragma GCC unroll 16
+    UNROLL
     for (size_t s = 0; s < steps; s++) {
       __m256i w[2];
-#pragma GCC unroll 2
-      for (int i = 0; i < n_panel; i++)
+      UNROLL
+      for (int i = 0; i < n_panel; i++) {
         w[i] = _mm256_loadu_si256((const __m256i *)p->quants[panel + (size_t)i] + b * steps + s);
-#pragma GCC unroll 4
+        KEEP(w[i]);
+      }
+      UNROLL
       for (int j = 0; j < n_tok; j++) {
         __m256i x = _mm256_set1_epi32(load_i32(a + (size_t)j * a_stride + (b * steps + s) * 4));
-#pragma GCC unroll 2
+        UNROLL
         for (int i = 0; i < n_panel; i++) {
           __m256i *sum = &dot[i * n_tok + j];
           *sum = type == LLM_TYPE_Q8_0 ? _mm256_add_epi32(*sum, _mm256_madd_epi16(w[i], x))
                                        : _mm256_add_epi16(*sum, _mm256_maddubs_epi16(w[i], x));
+          KEEP(*sum);
         }
       }
     }
-#pragma GCC unroll 2
+    UNROLL
     for (int i = 0; i < n_panel; i++) {
       __m256 scale = _mm256_loadu_ps(p->scales[panel + (size_t)i] + b * ROWS);
-#pragma GCC unroll 4
+      UNROLL
       for (int j = 0; j < n_tok; j++) {
         size_t at = (t + (size_t)j) * n_blocks + b;
         __m256i d = dot[i * n_tok + j];
@@ -419,11 +442,12 @@ AVX2_INLINE void panel_tile(const llm_type type, const int n_panel, const int n_
       }
     }
   }
-#pragma GCC unroll 2
-  for (int i = 0; i < n_panel; i++)
-#pragma GCC unroll 4
+  UNROLL
+  for (int i = 0; i < n_panel; i++) {
+    UNROLL
     for (int j = 0; j < n_tok; j++)
       store_group(m->y + (t + (size_t)j) * m->ldy, &p->rows[panel + (size_t)i], y[i * n_tok + j]);
+  }
 }
 
 AVX2_INLINE void panels_times_tokens(const llm_type type, const int n_tok, const panels *p,

@@ -10,6 +10,13 @@
 #define AVX2        __attribute__((target("avx2,fma,f16c")))
 #define AVX2_INLINE static inline __attribute__((always_inline)) AVX2
 
+/* Before a loop of constant length over an array that must end up in registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* Vectors (n_vec, n_in) against rows of weights that lie row_bytes apart:
  * y[v * ldy + r] = row r . vector v for r < n_row, the 16-lane dot of kernels.h. */
 typedef struct float_product {

@@ -78,28 +78,30 @@ AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg
   const size_t row_bytes = a->stride * (type == LLM_TYPE_F16 ? 2 : 4);
   const char *v = a->v;
   __m256 sum[3][4];
-#pragma GCC unroll 3
-  for (int j = 0; j < n_q; j++)
-#pragma GCC unroll 4
+  UNROLL
+  for (int j = 0; j < n_q; j++) {
+    UNROLL
     for (int i = 0; i < n_reg; i++) sum[j][i] = _mm256_setzero_ps();
+  }
   for (size_t pos = 0; pos < a->n_pos; pos++, v += row_bytes) {
     __m256 p[3];
-#pragma GCC unroll 3
+    UNROLL
     for (int j = 0; j < n_q; j++)
       p[j] = _mm256_broadcast_ss(a->scores + (h + (size_t)j) * a->n_pos + pos);
-#pragma GCC unroll 4
+    UNROLL
     for (int i = 0; i < n_reg; i++) {
       __m256 x = load8(type, v, d + 8 * (size_t)i);
-#pragma GCC unroll 3
+      UNROLL
       for (int j = 0; j < n_q; j++) sum[j][i] = _mm256_fmadd_ps(p[j], x, sum[j][i]);
     }
   }
-#pragma GCC unroll 3
-  for (int j = 0; j < n_q; j++)
-#pragma GCC unroll 4
+  UNROLL
+  for (int j = 0; j < n_q; j++) {
+    UNROLL
     for (int i = 0; i < n_reg; i++)
       _mm256_storeu_ps(a->out + (h + (size_t)j) * a->head_dim + d + 8 * (size_t)i,
                        _mm256_mul_ps(sum[j][i], _mm256_set1_ps(inverse[h + (size_t)j])));
+  }
 }
 
 /* The values behind the last whole register, one at a time. */
@@ -179,7 +181,7 @@ AVX2 static void quantize_row_avx2(const float *x, size_t n, int8_t *q, float *s
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* undoes the packs */
   for (size_t b = 0; b < n / QK; b++, x += QK, q += QK) {
     __m256 v[4], largest = _mm256_setzero_ps();
-#pragma GCC unroll 4
+    UNROLL
     for (int i = 0; i < 4; i++) {
       v[i] = _mm256_loadu_ps(x + 8 * i);
       largest = _mm256_max_ps(largest, abs8(v[i]));
@@ -187,7 +189,7 @@ AVX2 static void quantize_row_avx2(const float *x, size_t n, int8_t *q, float *s
     float amax = horizontal_max(largest);
     __m256 inverse = _mm256_set1_ps(amax < ACT_TINY ? 0 : 127 / amax);
     __m256i k[4];
-#pragma GCC unroll 4
+    UNROLL
     for (int i = 0; i < 4; i++) k[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
     __m256i total = _mm256_add_epi32(_mm256_add_epi32(k[0], k[1]), _mm256_add_epi32(k[2], k[3]));
     __m256i bytes =

@@ -57,59 +57,67 @@ DEFINE_FLOAT_PRODUCTS(bf16, 2)
 
 /* ---- products with quantized weights ---- */
 
-static float dot_q8_0(const void *w, const act_rows *act, size_t t) {
-  size_t n_blocks = act->n_in / QK;
-  const block_q8_0 *b = w;
-  const int8_t *a = act->q + t * act->n_in;
+static int dot_i8(const int8_t *w, const int8_t *a) {
+  int sum = 0;
+  for (int j = 0; j < QK; j++) sum += w[j] * a[j];
+  return sum;
+}
+
+static void unpack_nibbles(const uint8_t *q, int offset, int8_t *w) {
+  for (int j = 0; j < QK / 2; j++) {
+    w[j] = (int8_t)((q[j] & 15) - offset);
+    w[j + QK / 2] = (int8_t)((q[j] >> 4) - offset);
+  }
+}
+
+static float dot_q8_0(const block_q8_0 *b, const int8_t *a, const float *scale, const float *sum,
+                      size_t n_blocks) {
+  (void)sum;
   float y = 0;
-  for (size_t i = 0; i < n_blocks; i++, b++, a += QK) {
-    int dot = 0;
-    for (int j = 0; j < QK; j++) dot += b->q[j] * a[j];
-    y = fmaf((float)dot, f16_to_f32(b->d) * act->scale[t * n_blocks + i], y);
+  for (size_t i = 0; i < n_blocks; i++)
+    y = fmaf((float)dot_i8(b[i].q, a + i * QK), f16_to_f32(b[i].d) * scale[i], y);
+  return y;
+}
+
+static float dot_q4_0(const block_q4_0 *b, const int8_t *a, const float *scale, const float *sum,
+                      size_t n_blocks) {
+  (void)sum;
+  float y = 0;
+  for (size_t i = 0; i < n_blocks; i++) {
+    int8_t w[QK];
+    unpack_nibbles(b[i].q, 8, w);
+    y = fmaf((float)dot_i8(w, a + i * QK), f16_to_f32(b[i].d) * scale[i], y);
   }
   return y;
 }
 
-static float dot_q4_0(const void *w, const act_rows *act, size_t t) {
-  size_t n_blocks = act->n_in / QK;
-  const block_q4_0 *b = w;
-  const int8_t *a = act->q + t * act->n_in;
+static float dot_q4_1(const block_q4_1 *b, const int8_t *a, const float *scale, const float *sum,
+                      size_t n_blocks) {
   float y = 0;
-  for (size_t i = 0; i < n_blocks; i++, b++, a += QK) {
-    int dot = 0;
-    for (int j = 0; j < QK / 2; j++)
-      dot += ((b->q[j] & 15) - 8) * a[j] + ((b->q[j] >> 4) - 8) * a[j + QK / 2];
-    y = fmaf((float)dot, f16_to_f32(b->d) * act->scale[t * n_blocks + i], y);
+  for (size_t i = 0; i < n_blocks; i++) {
+    int8_t w[QK];
+    unpack_nibbles(b[i].q, 0, w);
+    y = fmaf((float)dot_i8(w, a + i * QK), f16_to_f32(b[i].d) * scale[i], y);
+    y = fmaf(f16_to_f32(b[i].m), sum[i], y);
   }
   return y;
 }
 
-static float dot_q4_1(const void *w, const act_rows *act, size_t t) {
-  size_t n_blocks = act->n_in / QK;
-  const block_q4_1 *b = w;
-  const int8_t *a = act->q + t * act->n_in;
-  float y = 0;
-  for (size_t i = 0; i < n_blocks; i++, b++, a += QK) {
-    int dot = 0;
-    for (int j = 0; j < QK / 2; j++) dot += (b->q[j] & 15) * a[j] + (b->q[j] >> 4) * a[j + QK / 2];
-    y = fmaf((float)dot, f16_to_f32(b->d) * act->scale[t * n_blocks + i], y);
-    y = fmaf(f16_to_f32(b->m), act->scaled_sum[t * n_blocks + i], y);
-  }
-  return y;
-}
-
-#define DEFINE_QUANTIZED_MATMUL(type, block)                                                       \
+#define DEFINE_QUANTIZED_MATMUL(type)                                                              \
   static void matmul_##type##_scalar(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
     (void)scratch;                                                                                 \
-    size_t n_blocks = m->act->n_in / QK;                                                           \
+    const act_rows *a = m->act;                                                                    \
+    size_t n_blocks = a->n_in / QK;                                                                \
     for (size_t r = r0; r < r1; r++)                                                               \
-      for (size_t t = 0; t < m->act->n_tok; t++)                                                   \
-        m->y[t * m->ldy + r] = dot_##type((const block *)m->w + r * n_blocks, m->act, t);          \
+      for (size_t t = 0; t < a->n_tok; t++)                                                        \
+        m->y[t * m->ldy + r] =                                                                     \
+            dot_##type((const block_##type *)m->w + r * n_blocks, a->q + t * a->n_in,              \
+                       a->scale + t * n_blocks, a->scaled_sum + t * n_blocks, n_blocks);           \
   }
 
-DEFINE_QUANTIZED_MATMUL(q8_0, block_q8_0)
-DEFINE_QUANTIZED_MATMUL(q4_0, block_q4_0)
-DEFINE_QUANTIZED_MATMUL(q4_1, block_q4_1)
+DEFINE_QUANTIZED_MATMUL(q8_0)
+DEFINE_QUANTIZED_MATMUL(q4_0)
+DEFINE_QUANTIZED_MATMUL(q4_1)
 
 static void quantize_block(const float *x, int8_t *q, float *scale, float *scaled_sum,
                            int32_t *sum) {
