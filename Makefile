@@ -156,10 +156,12 @@ fuzz: ## feed broken input to the parsers (needs clang): FUZZ_SECONDS=20 each
 # ---- measures ----
 
 build/bandwidth: bench/bandwidth.c | need-cc
-	$(CC) -std=c11 -O3 -pthread -o $@ $<
+	@$(CC) -std=c11 -O3 -pthread -o $@ $<
 
-bench: run ext build/bandwidth ## tokens/s of ./run beside llama.cpp and the memory bandwidth
+# ./run beside llama.cpp and the memory's limit, then the kernels alone.
+bench: run .venv/ready build/bandwidth $(B)/tests/test_kernels ## measure tokens/s of ./run on SmolLM2 and its kernels
 	$(VENV) bench/bench_run.py $(ARGS)
+	$(B)/tests/test_kernels bench
 
 bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench` (needs g++, minutes)
 
