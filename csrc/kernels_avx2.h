@@ -1,21 +1,18 @@
-/* kernels_avx2.h: what the two AVX2 files share: the sum of lanes, expansion of float types, and
+/* kernels_avx2.h: what the AVX2 files share: the sum of lanes, expansion of float types, and
  * the tile of float products (matrix rows times tokens, or keys times queries). Layer 2. */
 #ifndef LLM_KERNELS_AVX2_H
 #define LLM_KERNELS_AVX2_H
 
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "kernels_simd.h"
 
 #define AVX2        __attribute__((target("avx2,fma,f16c")))
 #define AVX2_INLINE static inline __attribute__((always_inline)) AVX2
 
-/* Before a loop of constant length over an array that must end up in registers. */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+/* The value exists in a register here. gcc 12 otherwise repeats a load in every instruction that
+ * uses it, and regroups integer sums into trees that do not fit the registers. */
+#define KEEP(v) __asm__("" : "+x"(v))
 
 /* Vectors (n_vec, n_in) against rows of weights that lie row_bytes apart:
  * y[v * ldy + r] = row r . vector v for r < n_row, the 16-lane dot of kernels.h. */
@@ -31,7 +28,8 @@ void float_product_f32_avx2(const float_product *p);
 void float_product_f16_avx2(const float_product *p);
 void float_product_bf16_avx2(const float_product *p);
 
-void kernels_set_avx2_rows(kernels *k); /* attention and everything that works on rows */
+void kernels_set_avx2_quant(kernels *k); /* products with quantized weights */
+void kernels_set_avx2_rows(kernels *k);  /* attention and everything that works on rows */
 
 /* Eight elements from element k on. */
 AVX2_INLINE __m256 load8(const llm_type type, const void *src, size_t k) {

@@ -8,7 +8,6 @@
 
 #include "kernels_avx2.h"
 #include "numeric.h"
-#include "quant.h"
 
 static kernels below;
 
