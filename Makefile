@@ -27,6 +27,7 @@ REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 
 .PHONY: help run ext train model test test-c test-peers bench bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
+MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -121,7 +122,7 @@ test-c: $(TESTS) $(REPLAYS)
 # The scalar kernels are the specification: another compiler must give the same bits.
 same-bits: $(B)/tests/test_kernels
 	@if command -v clang >/dev/null; then \
-	  $(MAKE) --no-print-directory -s CC=clang build/clang/tests/test_kernels && \
+	  $(MAKE) -s CC=clang build/clang/tests/test_kernels && \
 	  $< digest >build/digest && build/clang/tests/test_kernels digest | cmp - build/digest && \
 	  echo "same-bits: scalar kernels by $(CC) and clang agree"; \
 	else echo "same-bits: skipped, clang is not installed"; fi
@@ -144,7 +145,7 @@ $(B)/fuzz_%: tests/fuzz/fuzz_%.c $(OBJECTS)
 FUZZ_BUILD := build/clang-fuzzer-address-undefined
 fuzz: ## feed broken input to the parsers (needs clang): FUZZ_SECONDS=20 each
 	@command -v clang >/dev/null || { echo "no clang: apt-get install clang" >&2; exit 1; }
-	@$(MAKE) --no-print-directory CC=clang SAN=fuzzer,address,undefined \
+	@$(MAKE) CC=clang SAN=fuzzer,address,undefined \
 	  $(FUZZERS:%=$(FUZZ_BUILD)/fuzz_%)
 	@set -e; for name in $(FUZZERS); do \
 	  found=build/fuzz/$$name log=build/fuzz/$$name.log; mkdir -p $$found; \
