@@ -63,12 +63,12 @@ $(B)/run: $(B)/run.o $(ENGINE_OBJECTS)
 	@echo "link $@"
 	@$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
 
-$(B)/%.o: csrc/%.c | need-cc
+$(B)/%.o: csrc/%.c Makefile | need-cc
 	@mkdir -p $(@D)
 	@echo "cc $<"
 	@$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ $<
 
-$(B)/%.o: csrc/%.cu | need-cc
+$(B)/%.o: csrc/%.cu Makefile | need-cc
 	@mkdir -p $(@D)
 	@echo "cc $<"
 	@$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ -x c $<

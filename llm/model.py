@@ -219,7 +219,7 @@ class Transformer:
         ops, w, dw, dx = self.ops, self._w, self._dw, b.dx
         for layer in reversed(range(self.config.n_layer)):
             a, p, dp = b.layers[layer], w.blocks[layer], dw.blocks[layer]
-            # Feed-forward: dh becomes h, gate and up become their gradients, dxn in b.xn becomes xn.
+            # Feed-forward: dh becomes h, gate and up become their gradients, dxn becomes xn.
             ops.gemm(b.h, dx, p.w_down)
             ops.swiglu_backward(a.gate, a.up, b.h)
             ops.gemm(dp.w_down, dx, b.h, trans_a=True)
