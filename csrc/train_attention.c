@@ -205,7 +205,7 @@ static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, co
   }
 }
 
-/* ---- units over threads ---- */
+/* ---- all units ---- */
 
 typedef struct attention_job {
   attention_unit unit; /* sizes only */
@@ -238,14 +238,12 @@ static void unit_run(const attention_unit *u, size_t batch, size_t kv_head, int 
   }
 }
 
-static void attention_thread(void *arg, int thread, int n_threads) {
+static void attention_unit_run(void *arg, size_t unit, int thread) {
   const attention_job *j = arg;
   const size_t n_kv_head = (size_t)j->unit.x->n_kv_head;
   attention_unit u = j->unit;
   unit_place(&u, j->backward, u.ops->scratch + (size_t)thread * j->scratch_floats);
-  size_t begin, end;
-  thread_share((size_t)u.x->n_batch * n_kv_head, 1, thread, n_threads, &begin, &end);
-  for (size_t i = begin; i < end; i++) unit_run(&u, i / n_kv_head, i % n_kv_head, j->backward);
+  unit_run(&u, unit / n_kv_head, unit % n_kv_head, j->backward);
 }
 
 static llm_status attention_run(llm_ops *ops, const llm_attention_args *args, int backward,
@@ -255,7 +253,7 @@ static llm_status attention_run(llm_ops *ops, const llm_attention_args *args, in
   size_t n_threads = (size_t)thread_pool_size(ops->pool);
   llm_status status = ops_scratch(ops, n_threads * j.scratch_floats, err);
   if (status) return status;
-  ops_run(ops, attention_thread, &j);
+  ops_run(ops, (size_t)(args->n_batch * args->n_kv_head), attention_unit_run, &j);
   return LLM_OK;
 }
 

@@ -2,18 +2,18 @@
  *
  * B is packed into panels of nr columns, A is read where it lies (packed too when it is
  * transposed), and tiles of mr x nr outputs stay in registers over a block of k (Goto and van de
- * Geijn 2008). Threads share out rows of C; the sum of an output runs over k in rising order, in
- * blocks that the shape alone decides, so neither threads nor tiles can change a bit. Not BLAS: its
- * threads can. */
+ * Geijn 2008). Threads take blocks of rows of C; the sum of an output runs over k in rising order,
+ * in blocks that the shape alone decides, so neither threads nor tiles can change a bit. Not BLAS:
+ * its threads can. */
 #include "train_ops.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-/* Largest block of k: a panel of B and the rows of a tile share the first-level cache. Rows of A in
- * a block: packed, they stay in the second level. */
-enum { MAX_KC = 384, MC = 96 };
+/* Largest block of k: a panel of B and the rows of a tile share the first-level cache. Most rows of
+ * A in a unit of work: with that block of k they stay in the second level. */
+enum { MAX_KC = 384, MAX_ROWS = 96 };
 
 /* ---- packing: the width is a constant in each build ---- */
 
@@ -224,78 +224,68 @@ void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float 
               add ? add + i * ld_add : NULL, ld_add);
 }
 
-/* ---- the product ---- */
+/* ---- the product, block of k by block of k ---- */
 
 typedef struct gemm_job {
   const gemm_kernel *g;
   const llm_gemm_args *x;
-  size_t kc;       /* block of k */
-  size_t n_pad;    /* n in whole panels */
-  float *b_panels; /* (k blocks, panels, kc, nr) */
-  float *a_blocks; /* (n_threads, kc * MC), for a transposed A */
+  size_t p, kc;    /* this block: [p, p + kc) */
+  size_t rows;     /* of C in a unit */
+  float *b_panels; /* (panels, kc, nr) */
+  float *a_blocks; /* (n_threads, kc * rows), for a transposed A */
 } gemm_job;
 
-static void pack_b(void *arg, int thread, int n_threads) {
+/* A unit is a panel of B. */
+static void pack_b(void *arg, size_t unit, int thread) {
+  (void)thread;
   const gemm_job *j = arg;
   const llm_gemm_args *x = j->x;
-  const size_t nr = j->g->nr, n = (size_t)x->n, k = (size_t)x->k, ldb = (size_t)x->ldb;
-  const size_t n_panels = j->n_pad / nr, n_blocks = (k + j->kc - 1) / j->kc;
+  const size_t nr = j->g->nr, col = unit * nr, ldb = (size_t)x->ldb;
   const size_t row = x->b_trans ? 1 : ldb, step = x->b_trans ? ldb : 1;
-  size_t begin, end;
-  thread_share(n_blocks * n_panels, 1, thread, n_threads, &begin, &end);
-  for (size_t unit = begin; unit < end; unit++) {
-    const size_t p = unit / n_panels * j->kc, col = unit % n_panels * nr;
-    const size_t kc = min_size(j->kc, k - p);
-    j->g->pack_b(j->b_panels + p * j->n_pad + col * kc, kc, min_size(nr, n - col),
-                 x->b + p * row + col * step, row, step);
-  }
+  j->g->pack_b(j->b_panels + col * j->kc, j->kc, min_size(nr, (size_t)x->n - col),
+               x->b + j->p * row + col * step, row, step);
 }
 
-static void multiply_rows(void *arg, int thread, int n_threads) {
+/* A unit is a block of rows of C. */
+static void multiply_rows(void *arg, size_t unit, int thread) {
   const gemm_job *j = arg;
   const llm_gemm_args *x = j->x;
   const gemm_kernel *g = j->g;
-  const size_t k = (size_t)x->k, n = (size_t)x->n, lda = (size_t)x->lda, ldc = (size_t)x->ldc;
-  float *a_block = j->a_blocks + (size_t)thread * j->kc * MC;
-  size_t begin, end;
-  thread_share((size_t)x->m, g->mr, thread, n_threads, &begin, &end);
-  for (size_t p = 0; p < k; p += j->kc) {
-    const size_t kc = min_size(j->kc, k - p);
-    const float *add = p ? x->c : x->add;
-    const size_t ld_add = p ? ldc : (size_t)x->ld_add;
-    for (size_t i = begin; i < end; i += MC) {
-      const size_t m = min_size(MC, end - i);
-      for (size_t r = 0; r < m && x->a_trans; r += g->mr)
-        g->pack_a(a_block + r * kc, kc, min_size(g->mr, m - r), x->a + p * lda + i + r, lda, 1);
-      for (size_t col = 0; col < n; col += g->nr) {
-        const float *b = j->b_panels + p * j->n_pad + col * kc;
-        const size_t width = min_size(g->nr, n - col);
-        float *c = x->c + i * ldc + col;
-        const float *add_i = add ? add + i * ld_add + col : NULL;
-        if (!x->a_trans) {
-          gemm_panel(g, m, width, kc, x->a + i * lda + p, lda, 1, b, c, ldc, add_i, ld_add);
-          continue;
-        }
-        for (size_t r = 0; r < m; r += g->mr)
-          gemm_panel(g, min_size(g->mr, m - r), width, kc, a_block + r * kc, 1, g->mr, b,
-                     c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add);
-      }
+  const size_t kc = j->kc, n = (size_t)x->n, lda = (size_t)x->lda, ldc = (size_t)x->ldc;
+  const size_t i = unit * j->rows, m = min_size(j->rows, (size_t)x->m - i);
+  const float *add = j->p ? x->c : x->add; /* later blocks add to the earlier ones */
+  const size_t ld_add = j->p ? ldc : (size_t)x->ld_add;
+  float *packed = j->a_blocks + (size_t)thread * kc * j->rows;
+  for (size_t r = 0; r < m && x->a_trans; r += g->mr)
+    g->pack_a(packed + r * kc, kc, min_size(g->mr, m - r), x->a + j->p * lda + i + r, lda, 1);
+  for (size_t col = 0; col < n; col += g->nr) {
+    const float *b = j->b_panels + col * kc, *add_i = add ? add + i * ld_add + col : NULL;
+    const size_t width = min_size(g->nr, n - col);
+    float *c = x->c + i * ldc + col;
+    if (!x->a_trans) {
+      gemm_panel(g, m, width, kc, x->a + i * lda + j->p, lda, 1, b, c, ldc, add_i, ld_add);
+      continue;
     }
+    for (size_t r = 0; r < m; r += g->mr)
+      gemm_panel(g, min_size(g->mr, m - r), width, kc, packed + r * kc, 1, g->mr, b, c + r * ldc,
+                 ldc, add_i ? add_i + r * ld_add : NULL, ld_add);
   }
 }
 
 llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err) {
   const gemm_kernel *g = ops->gemm;
-  const size_t k = (size_t)args->k, n_blocks = (k + MAX_KC - 1) / MAX_KC;
-  gemm_job j = {g,    args, (k + n_blocks - 1) / n_blocks, round_up((size_t)args->n, g->nr),
-                NULL, NULL};
-  const size_t b_floats = round_up(k * j.n_pad, 16);
-  const size_t a_floats = args->a_trans ? (size_t)thread_pool_size(ops->pool) * j.kc * MC : 0;
-  llm_status status = ops_scratch(ops, b_floats + a_floats, err);
+  const size_t m = (size_t)args->m, n = (size_t)args->n, k = (size_t)args->k;
+  const size_t n_blocks = (k + MAX_KC - 1) / MAX_KC, kc = (k + n_blocks - 1) / n_blocks;
+  const size_t n_pad = round_up(n, g->nr), n_threads = (size_t)thread_pool_size(ops->pool);
+  gemm_job j = {.g = g, .x = args, .rows = ops_unit(ops, m, g->mr, MAX_ROWS)};
+  llm_status status = ops_scratch(ops, kc * (n_pad + n_threads * j.rows), err);
   if (status) return status;
   j.b_panels = ops->scratch;
-  j.a_blocks = ops->scratch + b_floats;
-  ops_run(ops, pack_b, &j);
-  ops_run(ops, multiply_rows, &j);
+  j.a_blocks = ops->scratch + kc * n_pad;
+  for (j.p = 0; j.p < k; j.p += kc) {
+    j.kc = min_size(kc, k - j.p);
+    ops_run(ops, n_pad / g->nr, pack_b, &j);
+    ops_run(ops, (m + j.rows - 1) / j.rows, multiply_rows, &j);
+  }
   return LLM_OK;
 }

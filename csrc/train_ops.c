@@ -1,6 +1,7 @@
 /* train_ops.c: the trainer's handle: see train.h and train_ops.h. Layer T. */
 #include "train_ops.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "cpu.h"
@@ -76,38 +77,50 @@ llm_status ops_scratch(llm_ops *ops, size_t n, llm_error *err) {
   return error_clear(err);
 }
 
-typedef struct flushed_job {
-  thread_job job;
+typedef struct units_job {
+  unit_job job;
   void *arg;
-} flushed_job;
+  size_t n_units;
+  atomic_size_t next;
+} units_job;
 
-static void run_flushed(void *arg, int thread, int n_threads) {
-  const flushed_job *f = arg;
+static void run_units(void *arg, int thread, int n_threads) {
+  (void)n_threads;
+  units_job *j = arg;
   unsigned mode = float_mode();
   set_float_mode(mode | FLUSH_SUBNORMALS);
-  f->job(f->arg, thread, n_threads);
+  size_t unit;
+  while ((unit = atomic_fetch_add(&j->next, 1)) < j->n_units) j->job(j->arg, unit, thread);
   set_float_mode(mode); /* thread 0 is the caller's */
 }
 
-void ops_run(llm_ops *ops, thread_job job, void *arg) {
-  flushed_job f = {job, arg};
-  thread_pool_run(ops->pool, run_flushed, &f);
+void ops_run(llm_ops *ops, size_t n_units, unit_job job, void *arg) {
+  units_job j = {job, arg, n_units, 0};
+  thread_pool_run(ops->pool, run_units, &j);
+}
+
+size_t ops_unit(const llm_ops *ops, size_t n_items, size_t multiple, size_t most) {
+  enum { UNITS_PER_THREAD = 4 };
+  const size_t n_units = UNITS_PER_THREAD * (size_t)thread_pool_size(ops->pool);
+  const size_t unit = round_up((n_items + n_units - 1) / n_units, multiple);
+  return unit < most ? unit : most;
 }
 
 typedef struct rows_job {
   port_rows run;
   const void *args;
-  size_t n_rows;
+  size_t n_rows, unit;
 } rows_job;
 
-static void run_rows(void *arg, int thread, int n_threads) {
+static void run_rows(void *arg, size_t unit, int thread) {
+  (void)thread;
   const rows_job *j = arg;
-  size_t begin, end;
-  thread_share(j->n_rows, 1, thread, n_threads, &begin, &end);
-  j->run(j->args, (int64_t)begin, (int64_t)end);
+  const size_t begin = unit * j->unit;
+  j->run(j->args, (int64_t)begin, (int64_t)min_size(begin + j->unit, j->n_rows));
 }
 
 void ops_run_rows(llm_ops *ops, const port_rows *builds, const void *args, int64_t n_rows) {
-  rows_job j = {builds[ops->isa], args, (size_t)n_rows};
-  ops_run(ops, run_rows, &j);
+  const size_t n = (size_t)n_rows, unit = ops_unit(ops, n, 1, SIZE_MAX);
+  rows_job j = {builds[ops->isa], args, n, unit};
+  ops_run(ops, n ? (n + unit - 1) / unit : 0, run_rows, &j);
 }

@@ -49,11 +49,17 @@ void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float 
 /* Makes ops->scratch hold n floats (contents lost). */
 llm_status ops_scratch(llm_ops *ops, size_t n, llm_error *err);
 
-/* thread_pool_run with subnormals flushed to zero in every thread while the job lasts: they cost a
- * hundred cycles each and mean nothing to a gradient. */
-void ops_run(llm_ops *ops, thread_job job, void *arg);
+/* Runs job(arg, unit, thread) for every unit < n_units. Units go in order to whichever thread is
+ * free, so that a core taken by another program does not hold up the rest; no result may depend on
+ * which thread takes which. Subnormals are flushed to zero meanwhile: they cost a hundred cycles
+ * each and mean nothing to a gradient. */
+typedef void (*unit_job)(void *arg, size_t unit, int thread);
+void ops_run(llm_ops *ops, size_t n_units, unit_job job, void *arg);
 
-/* Runs builds[isa] over n_rows rows, split among the threads. */
+/* Items per unit, a multiple of `multiple`, at most `most`: a few units for each thread. */
+size_t ops_unit(const llm_ops *ops, size_t n_items, size_t multiple, size_t most);
+
+/* Runs builds[isa] over n_rows rows. */
 void ops_run_rows(llm_ops *ops, const port_rows *builds, const void *args, int64_t n_rows);
 
 #endif
