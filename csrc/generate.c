@@ -1,6 +1,7 @@
 /* generate.c: prefill, then one token a step, with text that is never cut inside a UTF-8 character.
  * Layer 6. A step samples from the logits at hand; the sampled token is evaluated at the beginning
  * of the next step, so that its text goes out first and the last one costs nothing. */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,8 +36,13 @@ llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_samp
                              const int32_t *prompt, size_t n_ids, int64_t max_tokens,
                              llm_error *err) {
   *out = NULL;
+  int64_t n_vocab = context->model->config.n_vocab;
+  if (llm_sampler_n_vocab(sampler) != n_vocab)
+    return error_set(err, LLM_ERR_ARG,
+                     "the sampler picks from %" PRId64 " tokens, the model has %" PRId64,
+                     llm_sampler_n_vocab(sampler), n_vocab);
   llm_generator *g = calloc(1, sizeof *g);
-  size_t logits_bytes = (size_t)context->model->config.n_vocab * sizeof *g->logits;
+  size_t logits_bytes = (size_t)n_vocab * sizeof *g->logits;
   if (g) g->logits = malloc(logits_bytes);
   if (!g || !g->logits) {
     llm_generator_free(g);

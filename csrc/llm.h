@@ -211,6 +211,7 @@ llm_sampler_options llm_sampler_default_options(void); /* temperature 0.8, top_k
 llm_status llm_sampler_new(llm_sampler **out, int64_t n_vocab, const llm_sampler_options *options,
                            llm_error *err);
 void llm_sampler_free(llm_sampler *sampler);
+int64_t llm_sampler_n_vocab(const llm_sampler *sampler);
 /* Picks an id from (n_vocab) logits, left unchanged. NaN counts as minus infinity. */
 int32_t llm_sampler_sample(llm_sampler *sampler, const float *logits);
 
@@ -236,8 +237,8 @@ typedef struct llm_step {
 } llm_step;
 
 /* Evaluates the prompt (n_ids >= 1) on top of what the context holds. max_tokens < 0: no limit but
- * the context. The context and the sampler are borrowed for the generator's life. A prompt that
- * does not fit gives LLM_ERR_CONTEXT_FULL with both counts. */
+ * the context. The context and the sampler, of one n_vocab, are borrowed for the generator's life.
+ * A prompt that does not fit gives LLM_ERR_CONTEXT_FULL with both counts. */
 llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_sampler *sampler,
                              const int32_t *prompt, size_t n_ids, int64_t max_tokens,
                              llm_error *err);

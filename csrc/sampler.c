@@ -140,6 +140,8 @@ int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
 
 /* ---- public ---- */
 
+int64_t llm_sampler_n_vocab(const llm_sampler *sampler) { return (int64_t)sampler->n_vocab; }
+
 llm_sampler_options llm_sampler_default_options(void) {
   return (llm_sampler_options){.temperature = 0.8f, .top_k = 40, .top_p = 0.95f};
 }

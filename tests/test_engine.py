@@ -321,6 +321,11 @@ def test_bad_ids(model, ids):
         model.logits(ids)
 
 
+def test_a_sampler_of_another_vocabulary(model):
+    with pytest.raises(ValueError, match="260 tokens, the model has 259"):
+        next(Context(model).stream([1], Sampler(260)))
+
+
 # ---- proof ----
 
 

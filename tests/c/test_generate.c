@@ -57,6 +57,9 @@ static void test_ends(void) {
   CHECK(llm_generator_new(&g, c, s, prompt, 1, 1, &err) == LLM_ERR_CONTEXT_FULL && !g);
   CHECK(err.found == 17 && err.limit == 16);
   llm_sampler_free(s);
+  CHECK(!llm_sampler_new(&s, TINY_VOCAB + 1, NULL, NULL));
+  CHECK(llm_generator_new(&g, c, s, prompt, 1, 1, &err) == LLM_ERR_ARG && !g);
+  llm_sampler_free(s);
   llm_context_free(c);
   tiny_close(&t);
 }
