@@ -14,9 +14,10 @@ from .errors import LlmError
 
 FREE = {"text", "minutes", "threads", "out", "run_dir", "save_seconds"}
 
-# The widest model that is affordable sees this many tokens for each parameter. From trials at equal
-# arithmetic on the default corpus, widths 64 / 96 / 128 / 160 / 192: 1.384 / 1.396 / 1.466 / 1.535 /
-# 1.568 bits per byte at 1e13 operations, and 1.240 (128) against 1.280 (160) at 3.75e13.
+# The widest model that is affordable sees this many tokens for each parameter. Trials with equal
+# arithmetic on the default corpus, in bits per byte: with 1e13 operations, widths 64, 96, 128, 160
+# and 192 reached 1.384, 1.396, 1.466, 1.535 and 1.568 (12, 4.1, 1.2, 0.4, 0.2 tokens for each
+# parameter); with 3.75e13, widths 128 and 160 reached 1.240 and 1.280 (4.7, 1.6).
 TOKENS_PER_PARAM = 4.0
 WIDTHS = range(64, 1025, 32)
 DEFAULT_WIDTH = 224  # of a run whose budget is in steps
