@@ -16,37 +16,6 @@ static kernels below; /* the set that this one started from: takes matrices of f
 
 enum { ROWS = 8 };
 
-AVX2_INLINE __m128i load16(const void *p) { return _mm_loadu_si128(p); }
-
-/* The scales, and for Q4_1 the minima, of one block in 8 rows, row_bytes apart. */
-AVX2_INLINE void load_scales(const llm_type type, const uint8_t *p, size_t row_bytes, __m256 *scale,
-                             __m256 *minimum) {
-  const uint8_t *p4 = p + 4 * row_bytes;
-  const size_t two = 2 * row_bytes, three = 3 * row_bytes;
-  if (type == LLM_TYPE_Q4_1) { /* scale and minimum are one dword */
-    __m128i a = _mm_cvtsi32_si128(load_i32(p)), b = _mm_cvtsi32_si128(load_i32(p4));
-    a = _mm_insert_epi32(a, load_i32(p + row_bytes), 1);
-    b = _mm_insert_epi32(b, load_i32(p4 + row_bytes), 1);
-    a = _mm_insert_epi32(a, load_i32(p + two), 2);
-    b = _mm_insert_epi32(b, load_i32(p4 + two), 2);
-    a = _mm_insert_epi32(a, load_i32(p + three), 3);
-    b = _mm_insert_epi32(b, load_i32(p4 + three), 3);
-    const __m128i low = _mm_set1_epi32(0xffff);
-    *scale = _mm256_cvtph_ps(_mm_packus_epi32(_mm_and_si128(a, low), _mm_and_si128(b, low)));
-    *minimum = _mm256_cvtph_ps(_mm_packus_epi32(_mm_srli_epi32(a, 16), _mm_srli_epi32(b, 16)));
-    return;
-  }
-  __m128i h = _mm_cvtsi32_si128(load_u16(p));
-  h = _mm_insert_epi16(h, load_u16(p + row_bytes), 1);
-  h = _mm_insert_epi16(h, load_u16(p + two), 2);
-  h = _mm_insert_epi16(h, load_u16(p + three), 3);
-  h = _mm_insert_epi16(h, load_u16(p4), 4);
-  h = _mm_insert_epi16(h, load_u16(p4 + row_bytes), 5);
-  h = _mm_insert_epi16(h, load_u16(p4 + two), 6);
-  h = _mm_insert_epi16(h, load_u16(p4 + three), 7);
-  *scale = *minimum = _mm256_cvtph_ps(h);
-}
-
 AVX2_INLINE void store_group(float *y, const row_group *g, __m256 sums) {
   if (g->to - g->from == ROWS) {
     _mm256_storeu_ps(y + g->first, sums);

@@ -5,7 +5,9 @@
  *   test_kernels digest   a hash of scalar results: any compiler at any level must print the same
  *   test_kernels bench    GB/s (one token) and GFLOP/s (many) beside a loop that only reads
  * test_avx512_emulated.c includes this file and adds a table. */
+#ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
+#endif
 #include <math.h>
 
 #include "check.h"

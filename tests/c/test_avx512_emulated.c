@@ -1,0 +1,44 @@
+/* test_avx512_emulated.c: the cases of test_kernels.c for kernels_avx512.c on machines that cannot
+ * run it, through SIMDe's emulation. Skipped where SIMDe's headers (libsimde-dev), AVX2 or gcc are
+ * missing. */
+#define _DEFAULT_SOURCE /* as test_kernels.c */
+#include <stdio.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__has_include)
+#if __has_include(<simde/x86/avx512.h>)
+#define CAN_EMULATE 1
+#endif
+#endif
+
+#ifdef CAN_EMULATE
+#pragma GCC target("avx2,fma,f16c")
+#pragma GCC optimize("O1") /* a minute less to compile */
+#define LLM_EMULATE_AVX512
+#define kernels_set_avx512 kernels_set_emulated
+#include "../../csrc/kernels_avx512.c"
+
+static const kernels *emulated(void) {
+  static kernels k;
+  k = *kernels_find("avx2");
+  kernels_set_emulated(&k);
+  k.name = "emulated avx512";
+  return &k;
+}
+
+#define EXTRA_TABLE emulated()
+#define TEST_NAME   "test_avx512_emulated"
+#define main        test_main
+#include "test_kernels.c"
+#undef main
+
+int main(int argc, char **argv) {
+  if (kernels_find("avx2")) return test_main(argc, argv);
+  puts("test_avx512_emulated: skipped, this machine has no AVX2");
+  return 0;
+}
+#else
+int main(void) {
+  puts("test_avx512_emulated: skipped, it needs gcc on x86-64 and SIMDe (libsimde-dev)");
+  return 0;
+}
+#endif
