@@ -2,7 +2,7 @@
  * scalar kernels give the same bits on every machine, so a digest of logits taken where the file
  * was made can be checked wherever it is run. */
 #include <inttypes.h>
-#include <math.h> /* fabs only */
+#include <math.h> /* fabs and isnan only */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,13 +22,14 @@ static const double LOGPROB_TOLERANCE = 1e-3;
 
 /* Continues a prompt by given ids (forced) or greedily, and keeps the row of logits before each:
  * rows (n_new, n_vocab). ids (n_new) is read when forced, else written. */
-static llm_status probe_run(const llm_model *model, const llm_context_options *options,
+static llm_status probe_run(const llm_model *model, llm_context_options options,
                             const int32_t *prompt, size_t n_prompt, size_t n_new, int forced,
                             int32_t *ids, float *rows, llm_error *err) {
   llm_context *c;
   llm_sampler *greedy = NULL;
   size_t n_vocab = (size_t)model->config.n_vocab;
-  llm_status status = llm_context_new(&c, model, options, err);
+  options.n_ctx = (int64_t)(n_prompt + n_new - 1); /* the last new token is not evaluated */
+  llm_status status = llm_context_new(&c, model, &options, err);
   if (status) return status;
   status = llm_sampler_new(&greedy, model->config.n_vocab,
                            &(llm_sampler_options){.temperature = 0, .top_p = 1}, err);
@@ -56,7 +57,7 @@ static llm_context_options scalar_options(const llm_context_options *base) {
 
 static float *rows_new(const llm_model *model, size_t n_new, llm_error *err) {
   uint64_t bytes = (uint64_t)model->config.n_vocab * n_new * sizeof(float);
-  float *rows = n_new && n_new <= (size_t)model->config.n_ctx_train ? malloc(bytes) : NULL;
+  float *rows = malloc(bytes);
   if (!rows) error_nomem(err, bytes, "the logits of a probe");
   return rows;
 }
@@ -74,8 +75,8 @@ llm_status llm_proof_compute(const llm_model *model, const int32_t *prompt, size
                      model->config.n_ctx_train);
   float *rows = rows_new(model, n_new, err);
   if (!rows) return LLM_ERR_NOMEM;
-  llm_context_options options = scalar_options(NULL);
-  llm_status status = probe_run(model, &options, prompt, n_prompt, n_new, 0, ids_out, rows, err);
+  llm_status status =
+      probe_run(model, scalar_options(NULL), prompt, n_prompt, n_new, 0, ids_out, rows, err);
   if (!status) rows_digest(model, rows, n_new, hex);
   free(rows);
   return status ? status : error_clear(err);
@@ -122,10 +123,15 @@ static llm_status check_sums(const llm_model *model, const proof_block *p, size_
       p->n_greedy_ids % p->n_new)
     return error_set(err, LLM_ERR_FORMAT, "%s: the lengths in the proof block do not fit together",
                      gguf_where(model->file));
-  for (size_t i = 0; i < p->n_greedy_ids; i++)
-    if (p->greedy_ids[i] < 0 || p->greedy_ids[i] >= model->config.n_vocab)
+  return LLM_OK;
+}
+
+static llm_status check_token_ids(const llm_model *model, const int32_t *ids, size_t n,
+                                  llm_error *err) {
+  for (size_t i = 0; i < n; i++)
+    if (ids[i] < 0 || ids[i] >= model->config.n_vocab)
       return error_set(err, LLM_ERR_FORMAT, "%s: the proof block names token %d of %" PRId64,
-                       gguf_where(model->file), (int)p->greedy_ids[i], model->config.n_vocab);
+                       gguf_where(model->file), (int)ids[i], model->config.n_vocab);
   return LLM_OK;
 }
 
@@ -146,7 +152,10 @@ static llm_status proof_read(const llm_model *model, proof_block *p, llm_error *
     status = gguf_get_array(g, "two_file.proof.logits_sha256", 1, GGUF_STRING, &digests, err);
   if (status) return status;
   p->digests = digests->data;
-  return check_sums(model, p, (size_t)digests->n_elements, err);
+  status = check_sums(model, p, (size_t)digests->n_elements, err);
+  if (!status) status = check_token_ids(model, p->prompt_ids, p->n_prompt_ids, err);
+  if (!status) status = check_token_ids(model, p->greedy_ids, p->n_greedy_ids, err);
+  return status;
 }
 
 /* ---- verification ---- */
@@ -178,7 +187,7 @@ static llm_status verify_probe(const llm_model *model, const llm_context_options
   llm_context_options scalar = scalar_options(options), active = scalar;
   active.kernels = options ? options->kernels : NULL;
   char hex[HEX + 1];
-  llm_status status = probe_run(model, &scalar, prompt, n_prompt, p->n_new, 0, replayed, rows, err);
+  llm_status status = probe_run(model, scalar, prompt, n_prompt, p->n_new, 0, replayed, rows, err);
   if (status) return status;
   rows_digest(model, rows, p->n_new, hex);
   if (memcmp(replayed, greedy, p->n_new * sizeof *greedy) || digest.n_bytes != HEX ||
@@ -186,12 +195,12 @@ static llm_status verify_probe(const llm_model *model, const llm_context_options
     return error_set(err, LLM_ERR_FORMAT,
                      "%s: probe %zu of the proof block does not give what it records",
                      gguf_where(model->file), index);
-  status = probe_run(model, &active, prompt, n_prompt, p->n_new, 1, greedy, active_rows, err);
+  status = probe_run(model, active, prompt, n_prompt, p->n_new, 1, greedy, active_rows, err);
   if (status) return status;
   for (size_t i = 0; i < p->n_new; i++) {
     double a = score_nats(rows + i * n_vocab, n_vocab, greedy[i]);
     double diff = fabs(score_nats(active_rows + i * n_vocab, n_vocab, greedy[i]) - a);
-    if (!(diff <= report->max_logprob_diff)) report->max_logprob_diff = diff;
+    if (diff > report->max_logprob_diff || isnan(diff)) report->max_logprob_diff = diff;
   }
   if (report->max_logprob_diff <= LOGPROB_TOLERANCE) return LLM_OK;
   return error_set(err, LLM_ERR_FORMAT,

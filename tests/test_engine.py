@@ -361,6 +361,18 @@ def test_a_false_proof_is_refused(path, tmp_path):
         model.verify()
 
 
+def test_a_proof_of_unknown_tokens_is_refused(path, tmp_path):
+    probes, unknown = np.array([116, 104, 72], "<i4"), np.array([116, 104, 9999], "<i4")
+    (tmp_path / "unknown.bin").write_bytes(
+        path.read_bytes().replace(probes.tobytes(), unknown.tobytes())
+    )
+    with (
+        llm.Model(tmp_path / "unknown.bin") as model,
+        pytest.raises(llm.FormatError, match="names token 9999 of 259"),
+    ):
+        model.verify()
+
+
 def test_import_is_light():
     code = "import sys, llm; print('numpy' in sys.modules, 'llm._llm' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
