@@ -5,9 +5,10 @@
  *   ROW_KERNEL(scale) { EACH(i, a->n) a->y[row * a->n + i] *= a->factor; }
  *
  * `a` is its llm_scale_args, `row` the row's number. EACH runs over elements that do not depend on
- * each other, ROW_SUM and ROW_MAX reduce over a row, ONCE guards what one thread does. The C
- * compiler makes plain loops, built for each instruction set without fast-math: a reduction has 16
- * fixed lanes and a fixed tree, so every set gives the same bits. CUDA makes one block per row. */
+ * each other, ROW_SUM and ROW_MAX reduce over a row, ONCE guards what one thread does, SYNC stands
+ * between reading an element and another thread's writing it. The C compiler makes plain loops,
+ * built for each instruction set without fast-math: a reduction has 16 fixed lanes and a fixed
+ * tree, so every set gives the same bits. CUDA makes one block per row (NVRTC: -default-device). */
 #ifndef LLM_PORT_H
 #define LLM_PORT_H
 
@@ -37,6 +38,7 @@ typedef struct llm_error llm_error;
   static __device__ void name##_row(const llm_##name##_args *a, int64_t row)
 #define EACH(i, n) for (int64_t i = threadIdx.x; i < (n); i += blockDim.x)
 #define ONCE       if (threadIdx.x == 0)
+#define SYNC       __syncthreads()
 #define ROW_REDUCE(type, result, i, n, expr, zero, join)                                           \
   type result = zero;                                                                              \
   for (int64_t i = threadIdx.x; i < (n); i += blockDim.x) result = join(result, expr);             \
@@ -58,6 +60,7 @@ PORT_INLINE float port_float(uint32_t bits) { return __uint_as_float(bits); }
 
 #define PORT_INLINE static inline __attribute__((always_inline))
 #define ONCE
+#define SYNC
 #if defined(__clang__)
 #define EACH(i, n) for (int64_t i = 0; i < (n); i++)
 #else

@@ -9,9 +9,7 @@
 
 #include "train_ops.h"
 
-enum {
-  Q_BLOCK = 48
-}; /* a multiple of every mr: scores of a block stay in the second-level cache */
+enum { Q_BLOCK = 48 }; /* a multiple of every mr; a block's scores stay in the second-level cache */
 
 /* ---- rows of scores; a row is a query of the block, `first` the block's first position ---- */
 

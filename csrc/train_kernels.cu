@@ -109,6 +109,7 @@ ROW_KERNEL(cross_entropy) {
   }
   ROW_MAX(top, i, n, z[i]);
   const float z_target = z[target] - top;
+  SYNC;
   EACH(i, n) z[i] = port_exp(z[i] - top);
   ROW_SUM(total, i, n, z[i]);
   ONCE a->losses[row] = (float)port_log((double)total) - z_target;

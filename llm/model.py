@@ -128,7 +128,8 @@ class Transformer:
                 f"expected {ops.dtype} ({layout_size(config)},)"
             )
         self.params = params
-        self.grads = np.zeros_like(params)
+        self.grads = ops.empty(params.size)
+        self.grads[...] = 0
         self._w, self._dw = _Views(config, self.params), _Views(config, self.grads)
         self.views, self.grad_views = self._w.by_name, self._dw.by_name
         pair = np.arange(0, config.head_dim, 2) / config.head_dim
@@ -143,7 +144,7 @@ class Transformer:
 
         Overwrites `grads` with the gradient of scale * mean loss.
         """
-        tokens, targets = self._check(tokens), self._check(targets, lowest=None)
+        tokens, targets = self._check_pair(tokens, targets)
         b = self._get_buffers(tokens.shape, keep=True)
         n_used = max(1, int(np.count_nonzero(targets >= 0)))
         self._forward(b, tokens.reshape(-1))
@@ -153,7 +154,7 @@ class Transformer:
 
     def loss(self, tokens, targets) -> tuple[float, int]:
         """(sum of nats, tokens counted), without gradients and with one layer's memory."""
-        tokens, targets = self._check(tokens), self._check(targets, lowest=None)
+        tokens, targets = self._check_pair(tokens, targets)
         b = self._get_buffers(tokens.shape, keep=False)
         self._forward(b, tokens.reshape(-1))
         flat = targets.reshape(-1)
@@ -247,6 +248,12 @@ class Transformer:
         ops.embed_backward(dw.tok_embd, dx, tokens)
 
     # ---- checks and buffers ----
+
+    def _check_pair(self, tokens, targets) -> tuple[np.ndarray, np.ndarray]:
+        tokens, targets = self._check(tokens), self._check(targets, lowest=None)
+        if tokens.shape != targets.shape:
+            raise ValueError(f"tokens have shape {tokens.shape}, targets {targets.shape}")
+        return tokens, targets
 
     def _check(self, ids, lowest: int | None = 0) -> np.ndarray:
         """(B, T) as contiguous int32; refuses what is no token of this model."""

@@ -99,6 +99,8 @@ class OpsC:
         _expect("b", b, *((n, k) if trans_b else (k, n)))
         if add is not None:
             _expect("add", add, m, n)
+        if not m * n * k:
+            raise ValueError(f"an empty product: {m} x {k} times {k} x {n}")
         self._call(
             lib.llm_ops_gemm, "llm_gemm_args",
             m=m, n=n, k=k, a=a, b=b, c=c, add=add,

@@ -126,6 +126,12 @@ def test_refuses_tokens(tokens, fragment):
         model.logits(tokens)
 
 
+def test_refuses_targets_of_another_shape():
+    model = make()
+    with pytest.raises(ValueError, match=r"tokens have shape \(2, 4\), targets \(2, 3\)"):
+        model.loss(np.zeros((2, 4)), np.zeros((2, 3)))
+
+
 def test_refuses_wrong_buffer():
     config = ModelConfig(**CONFIG)
     with pytest.raises(ValueError, match="params is float32"):

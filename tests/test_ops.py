@@ -309,6 +309,8 @@ def test_optimizer(ops, n):
 def test_refuses_wrong_arrays(ops):
     with pytest.raises(ValueError, match=r"b has shape \(5, 3\), expected \(4, 3\)"):
         ops.gemm(single(2, 3), single(2, 4), single(5, 3))
+    with pytest.raises(ValueError, match="empty product"):
+        ops.gemm(single(2, 3), single(2, 0), single(0, 3))
     with pytest.raises(ValueError, match="x is float64"):
         ops.rmsnorm(single(2, 3), single(2), normal(2, 3), single(3), 1e-5)
     with pytest.raises((ValueError, BufferError), match="contiguous"):
