@@ -71,7 +71,8 @@ typedef void (*attention_kernel)(const attention_args *args);
 
 typedef struct kernels {
   const char *name;
-  size_t (*scratch_bytes)(size_t n_in); /* of one thread, for any matmul of that width */
+  /* of one thread, for any matmul of that width; a multiple of 64 */
+  size_t (*scratch_bytes)(size_t n_in);
 
   /* indexed by llm_type; NULL where the type is not run */
   matmul_kernel matmul[LLM_TYPE_BF16 + 1];

@@ -15,7 +15,9 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* Before a loop of constant length over an array that must end up in registers. */
-#if defined(__clang__)
+#if defined(LLM_EMULATE_AVX512)
+#define UNROLL /* nothing to gain, minutes to compile */
+#elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")

@@ -90,6 +90,7 @@ static void check_product(const kernels *k, const product_case *c, const guarded
   size_t w_bytes = type_row_bytes(c->type, n_out * c->n_in);
   size_t scratch_bytes = k->scratch_bytes(c->n_in);
   guarded scratch = guarded_new(scratch_bytes);
+  CHECK(scratch_bytes % 64 == 0);
   for (size_t i = 0; i < sizeof y / sizeof *y; i++) memcpy(&y[i], &GUARD, sizeof GUARD);
   matmul_args args = {w_memory.end - w_bytes, n_out, &acts->rows, y + 4, LDY};
   k->matmul[c->type](&args, r0, r1, scratch_bytes ? scratch.end - scratch_bytes : NULL);
