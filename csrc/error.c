@@ -1,4 +1,4 @@
-/* error.c: status names and message formatting. Layer 0; depends on libc only. */
+/* error.c: status names and message formatting. Layer 0; depends on unicode. */
 #define _POSIX_C_SOURCE 200809L /* strerror_r */
 #include "error.h"
 
@@ -6,6 +6,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "unicode.h"
 
 const char *llm_version(void) { return "0.1.0"; }
 
@@ -23,18 +25,15 @@ const char *llm_status_name(llm_status status) {
   return NULL;
 }
 
-/* Escape sequences from a hostile file must not reach a terminal; a cut must not leave half a
+/* Escape sequences from a hostile file must not reach a terminal; a quotation may be cut inside a
  * UTF-8 character. */
-static void message_clean(char *message, size_t capacity) {
-  size_t n = strlen(message);
-  for (size_t i = 0; i < n; i++) {
-    unsigned char c = (unsigned char)message[i];
-    if (c < 0x20 || c == 0x7f) message[i] = '?';
+static void message_clean(char *message) {
+  size_t n = strlen(message), length;
+  for (size_t i = 0; i < n; i += length) {
+    uint32_t c;
+    length = utf8_decode((const uint8_t *)message + i, n - i, &c);
+    if (c < 0x20 || (c >= 0x7f && c < 0xa0) || c == UTF8_INVALID) memset(message + i, '?', length);
   }
-  if (n + 1 < capacity) return;
-  while (n > 0 && ((unsigned char)message[n - 1] & 0xc0) == 0x80) n--;
-  if (n > 0 && (unsigned char)message[n - 1] >= 0xc0) n--;
-  message[n] = '\0';
 }
 
 static void message_format(llm_error *err, llm_status status, const char *format, va_list args) {
@@ -49,7 +48,7 @@ llm_status error_set(llm_error *err, llm_status status, const char *format, ...)
   va_start(args, format);
   message_format(err, status, format, args);
   va_end(args);
-  message_clean(err->message, sizeof err->message);
+  message_clean(err->message);
   return status;
 }
 
@@ -64,7 +63,7 @@ llm_status error_set_errno(llm_error *err, int sys_errno, const char *format, ..
   if (strerror_r(sys_errno, text, sizeof text) != 0) snprintf(text, sizeof text, "%d", sys_errno);
   size_t used = strlen(err->message);
   snprintf(err->message + used, sizeof err->message - used, ": %s", text);
-  message_clean(err->message, sizeof err->message);
+  message_clean(err->message);
   return LLM_ERR_IO;
 }
 
@@ -76,7 +75,7 @@ llm_status error_set_full(llm_error *err, int64_t found, int64_t limit, const ch
   va_end(args);
   err->found = found;
   err->limit = limit;
-  message_clean(err->message, sizeof err->message);
+  message_clean(err->message);
   return LLM_ERR_CONTEXT_FULL;
 }
 

@@ -4,9 +4,9 @@
 
 #include "llm.h"
 
-/* Formats the message (cut at the buffer's end on a UTF-8 border) and returns `status`, so that a
- * failure reads `return error_set(err, LLM_ERR_FORMAT, "...", ...)`. err may be NULL. Control bytes
- * in the result become '?': messages quote hostile files and go to terminals. */
+/* Formats the message (cut at the buffer's end) and returns `status`, so that a failure reads
+ * `return error_set(err, LLM_ERR_FORMAT, "...", ...)`. err may be NULL. Control characters and what
+ * is not UTF-8 become '?': messages quote hostile files and go to terminals. */
 llm_status error_set(llm_error *err, llm_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

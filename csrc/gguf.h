@@ -5,6 +5,8 @@
 #ifndef LLM_GGUF_H
 #define LLM_GGUF_H
 
+#include <string.h>
+
 #include "llm.h"
 
 typedef struct gguf gguf;
@@ -33,6 +35,13 @@ typedef struct gguf_string {
   const char *data; /* no NUL */
   size_t n_bytes;
 } gguf_string;
+
+/* Equal to a C string. */
+static inline int gguf_string_is(gguf_string s, const char *text) {
+  return s.n_bytes == strlen(text) && memcmp(s.data, text, s.n_bytes) == 0;
+}
+/* Bytes of a string that a message quotes with "%.*s": not all of a long one. */
+static inline int gguf_quoted(size_t n_bytes) { return n_bytes < 64 ? (int)n_bytes : 64; }
 
 /* The span must outlive the index. `where` (a file name) opens every message. */
 llm_status gguf_parse(gguf **out, const void *span, size_t n_bytes, const char *where,

@@ -1,7 +1,7 @@
 /* model.c: from an index of keys and tensors to a checked model. Layer 3; depends on gguf,
  * tokenizer, quant, mapfile. The list of expected tensors is computed from the hyperparameters:
  * each must be there with exactly its shape, and a tensor that is not on the list is refused by
- * name. GGUF spellings of keys and tensors appear in this file alone. */
+ * name. GGUF spellings of hyperparameters and tensors appear in this file alone. */
 #include "model.h"
 
 #include <inttypes.h>
@@ -23,9 +23,6 @@ enum {
   MAX_VOCAB = 1 << 24,
 };
 
-/* One row per architecture that runs; forward.c reads the same table's flags as they come. */
-static const char *const architectures[] = {"llama"};
-
 /* ---- hyperparameters ---- */
 
 static llm_status arch_int(const gguf *g, const char *suffix, int required, int64_t min,
@@ -39,16 +36,12 @@ static llm_status read_architecture(const gguf *g, llm_config *config, llm_error
   gguf_string name;
   llm_status status = gguf_get_string(g, "general.architecture", 1, &name, err);
   if (status) return status;
-  for (size_t i = 0; i < sizeof architectures / sizeof *architectures; i++) {
-    if (name.n_bytes != strlen(architectures[i])) continue;
-    if (memcmp(name.data, architectures[i], name.n_bytes)) continue;
-    strcpy(config->architecture, architectures[i]);
-    return LLM_OK;
-  }
-  int shown = name.n_bytes > 64 ? 64 : (int)name.n_bytes;
-  return error_set(err, LLM_ERR_UNSUPPORTED,
-                   "%s: architecture \"%.*s\" is not one that this version runs (llama)",
-                   gguf_where(g), shown, name.data);
+  if (!gguf_string_is(name, "llama"))
+    return error_set(err, LLM_ERR_UNSUPPORTED,
+                     "%s: architecture \"%.*s\" is not one that this version runs (llama)",
+                     gguf_where(g), gguf_quoted(name.n_bytes), name.data);
+  strcpy(config->architecture, "llama");
+  return LLM_OK;
 }
 
 /* Variants of the llama layout that would silently give wrong text if ignored. */
@@ -63,12 +56,10 @@ static llm_status refuse_variants(const gguf *g, llm_error *err) {
   gguf_string scaling = {"none", 4};
   status = gguf_get_string(g, "llama.rope.scaling.type", 0, &scaling, err);
   if (status) return status;
-  if (scaling.n_bytes != 4 || memcmp(scaling.data, "none", 4)) {
-    int shown = scaling.n_bytes > 64 ? 64 : (int)scaling.n_bytes;
+  if (!gguf_string_is(scaling, "none"))
     return error_set(err, LLM_ERR_UNSUPPORTED,
                      "%s: llama.rope.scaling.type \"%.*s\" does not run yet (none)", gguf_where(g),
-                     shown, scaling.data);
-  }
+                     gguf_quoted(scaling.n_bytes), scaling.data);
   return LLM_OK;
 }
 

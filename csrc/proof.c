@@ -170,11 +170,10 @@ static llm_status verify_hash(const llm_model *model, llm_verify_report *report,
   char hex[HEX + 1];
   const void *data = gguf_tensor_data(model->file, &n_bytes);
   llm_sha256_hex(data, (size_t)n_bytes, hex);
-  if (expected.n_bytes == HEX && !memcmp(expected.data, hex, HEX)) return LLM_OK;
+  if (gguf_string_is(expected, hex)) return LLM_OK;
   return error_set(err, LLM_ERR_FORMAT,
                    "%s: the weights are not the ones that were written: SHA-256 %s, expected %.*s",
-                   gguf_where(model->file), hex,
-                   expected.n_bytes > HEX ? HEX : (int)expected.n_bytes, expected.data);
+                   gguf_where(model->file), hex, gguf_quoted(expected.n_bytes), expected.data);
 }
 
 /* Scalar against the file, then the active kernels against scalar. */
@@ -190,8 +189,7 @@ static llm_status verify_probe(const llm_model *model, const llm_context_options
   llm_status status = probe_run(model, scalar, prompt, n_prompt, p->n_new, 0, replayed, rows, err);
   if (status) return status;
   rows_digest(model, rows, p->n_new, hex);
-  if (memcmp(replayed, greedy, p->n_new * sizeof *greedy) || digest.n_bytes != HEX ||
-      memcmp(digest.data, hex, HEX))
+  if (memcmp(replayed, greedy, p->n_new * sizeof *greedy) || !gguf_string_is(digest, hex))
     return error_set(err, LLM_ERR_FORMAT,
                      "%s: probe %zu of the proof block does not give what it records",
                      gguf_where(model->file), index);

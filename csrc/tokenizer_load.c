@@ -71,15 +71,6 @@ static name_slot *slot_of(const loader *l, name key) {
 /* -1: no such token. */
 static int32_t name_find(const loader *l, name key) { return slot_of(l, key)->id_plus_1 - 1; }
 
-/* Bytes of a name that a message quotes: not all of a long one, whole characters. */
-static int quoted(name key) {
-  size_t n = 0, length = 0;
-  uint32_t code_point;
-  for (; n < key.n_bytes && n + length <= 60; n += length)
-    length = utf8_decode(key.bytes + n, key.n_bytes - n, &code_point);
-  return (int)n;
-}
-
 /* ---- steps that both sources share ---- */
 
 static llm_status loader_init(loader *l, int64_t n_vocab, uint64_t text_bytes) {
@@ -116,7 +107,8 @@ static llm_status set_name(loader *l, int64_t id, name key) {
   name_slot *slot = slot_of(l, key);
   if (slot->id_plus_1)
     return error_set(l->err, l->bad, "%s: tokens %" PRId32 " and %" PRId64 " are both \"%.*s\"",
-                     l->where, slot->id_plus_1 - 1, id, quoted(key), (const char *)key.bytes);
+                     l->where, slot->id_plus_1 - 1, id, gguf_quoted(key.n_bytes),
+                     (const char *)key.bytes);
   *slot = (name_slot){name_head(key), (uint32_t)key.n_bytes, (int32_t)(id + 1)};
   return LLM_OK;
 }
@@ -127,7 +119,7 @@ static llm_status begin_merges(loader *l, const char *pre, size_t pre_bytes, uin
   if (!next)
     return error_set(l->err, LLM_ERR_UNSUPPORTED,
                      "%s: unsupported pre-tokenizer \"%.*s\"; this program has %s", l->where,
-                     quoted((name){(const uint8_t *)pre, pre_bytes}), pre, pretokenizer_names());
+                     gguf_quoted(pre_bytes), pre, pretokenizer_names());
   if (n_merges > INT32_MAX)
     return error_set(l->err, l->bad, "%s: %" PRIu64 " merges, expected at most %d", l->where,
                      n_merges, INT32_MAX);
@@ -160,8 +152,8 @@ static llm_status add_merge(loader *l, uint64_t index, int32_t left, int32_t rig
     fault = "repeats an earlier merge";
   if (!fault) return LLM_OK;
   return error_set(l->err, l->bad, "%s: merge %" PRIu64 " of \"%.*s\" and \"%.*s\" %s", l->where,
-                   index, quoted(a), (const char *)a.bytes, quoted(b), (const char *)b.bytes,
-                   fault);
+                   index, gguf_quoted(a.n_bytes), (const char *)a.bytes, gguf_quoted(b.n_bytes),
+                   (const char *)b.bytes, fault);
 }
 
 static void add_eog(llm_tokenizer *t, int64_t id) {
@@ -304,10 +296,10 @@ static llm_status get_arrays(const loader *l, const gguf *g, file_arrays *a) {
   const llm_meta *scores = NULL;
   gguf_string model = {"", 0};
   llm_status status = gguf_get_string(g, "tokenizer.ggml.model", 1, &model, l->err);
-  if (!status && (model.n_bytes != 4 || memcmp(model.data, "gpt2", 4) != 0))
+  if (!status && !gguf_string_is(model, "gpt2"))
     return error_set(l->err, LLM_ERR_UNSUPPORTED,
                      "%s: unsupported tokenizer model \"%.*s\"; this program has gpt2", l->where,
-                     quoted((name){(const uint8_t *)model.data, model.n_bytes}), model.data);
+                     gguf_quoted(model.n_bytes), model.data);
   const struct {
     const char *key;
     int required, element_type;
@@ -364,7 +356,7 @@ static llm_status read_merges(loader *l, const gguf *g, const llm_meta *merges) 
     if (!space)
       return error_set(l->err, l->bad,
                        "%s: merge %" PRIu64 " is \"%.*s\", expected two tokens and a space between",
-                       l->where, m, quoted((name){(const uint8_t *)s.data, s.n_bytes}), s.data);
+                       l->where, m, gguf_quoted(s.n_bytes), s.data);
     name halves[2] = {{(const uint8_t *)s.data, (size_t)(space - s.data)},
                       {(const uint8_t *)space + 1, s.n_bytes - (size_t)(space - s.data) - 1}};
     int32_t ids[2];
@@ -372,7 +364,8 @@ static llm_status read_merges(loader *l, const gguf *g, const llm_meta *merges) 
       ids[i] = name_find(l, halves[i]);
       if (ids[i] < 0)
         return error_set(l->err, l->bad, "%s: merge %" PRIu64 " names \"%.*s\", which is no token",
-                         l->where, m, quoted(halves[i]), (const char *)halves[i].bytes);
+                         l->where, m, gguf_quoted(halves[i].n_bytes),
+                         (const char *)halves[i].bytes);
     }
     status = add_merge(l, m, ids[0], ids[1]);
   }

@@ -15,8 +15,9 @@ from conftest import ROOT
 
 C_LAYERS = (
     ("llm",),
-    ("error", "numeric", "cpu", "hash"),
-    ("mapfile", "threads", "unicode unicode_tables", "quant", "sha256"),
+    ("numeric", "cpu", "hash", "unicode unicode_tables"),
+    ("error",),
+    ("mapfile", "threads", "quant", "sha256"),
     ("gguf gguf_get gguf_reader", "sampler"),
     ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
     ("model",),
