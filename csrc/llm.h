@@ -261,9 +261,6 @@ typedef struct llm_score {
 llm_status llm_score_text(llm_context *context, const int32_t *ids, size_t n_ids, float *nats_each,
                           llm_score *out, llm_error *err);
 
-/* SHA-256 of bytes, 64 hex digits and a NUL. */
-void llm_sha256_hex(const void *data, size_t n_bytes, char hex[65]);
-
 /* Greedy continuation of a probe with the scalar kernels, F32 cache, and the SHA-256 of all logits
  * rows that decided it (n_new rows of n_vocab little-endian floats): one entry of the proof block.
  */

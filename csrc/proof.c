@@ -11,6 +11,7 @@
 #include "error.h"
 #include "numeric.h"
 #include "score.h"
+#include "sha256.h"
 
 enum { HEX = 64 };
 
@@ -65,7 +66,7 @@ static float *rows_new(const llm_model *model, size_t n_new, llm_error *err) {
 /* Digest over little-endian floats: DESIGN rules out big-endian machines at the file's door. */
 static void rows_digest(const llm_model *model, const float *rows, size_t n_new,
                         char hex[HEX + 1]) {
-  llm_sha256_hex(rows, (size_t)model->config.n_vocab * n_new * sizeof(float), hex);
+  sha256_hex(rows, (size_t)model->config.n_vocab * n_new * sizeof(float), hex);
 }
 
 llm_status llm_proof_compute(const llm_model *model, const int32_t *prompt, size_t n_prompt,
@@ -169,7 +170,7 @@ static llm_status verify_hash(const llm_model *model, llm_verify_report *report,
   uint64_t n_bytes;
   char hex[HEX + 1];
   const void *data = gguf_tensor_data(model->file, &n_bytes);
-  llm_sha256_hex(data, (size_t)n_bytes, hex);
+  sha256_hex(data, (size_t)n_bytes, hex);
   if (gguf_string_is(expected, hex)) return LLM_OK;
   return error_set(err, LLM_ERR_FORMAT,
                    "%s: the weights are not the ones that were written: SHA-256 %s, expected %.*s",

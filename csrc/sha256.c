@@ -97,44 +97,17 @@ void sha256_blocks(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
     sha256_blocks_plain(state, data, n_blocks);
 }
 
-void sha256_init(sha256 *s) {
-  static const uint32_t start[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                                    0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-  memcpy(s->state, start, sizeof start);
-  s->n_bytes = 0;
-}
-
-void sha256_update(sha256 *s, const void *data, size_t n_bytes) {
-  if (!n_bytes) return;
-  const uint8_t *bytes = data;
-  size_t waiting = s->n_bytes % 64;
-  s->n_bytes += n_bytes;
-  if (waiting) {
-    size_t n = 64 - waiting < n_bytes ? 64 - waiting : n_bytes;
-    memcpy(s->block + waiting, bytes, n);
-    if (waiting + n < 64) return;
-    sha256_blocks(s->state, s->block, 1);
-    bytes += n;
-    n_bytes -= n;
-  }
-  sha256_blocks(s->state, bytes, n_bytes / 64);
-  if (n_bytes % 64) memcpy(s->block, bytes + n_bytes / 64 * 64, n_bytes % 64);
-}
-
-void sha256_final(sha256 *s, char hex[65]) {
-  uint8_t tail[72] = {0x80};
-  uint64_t n_bits = s->n_bytes * 8;
-  size_t n_pad = 64 - (s->n_bytes + 8) % 64; /* 1 to 64: the mark and zeros */
-  for (int i = 0; i < 8; i++) tail[n_pad + (size_t)i] = (uint8_t)(n_bits >> (56 - 8 * i));
-  sha256_update(s, tail, n_pad + 8);
-  for (int i = 0; i < 64; i++)
-    hex[i] = "0123456789abcdef"[s->state[i / 8] >> (28 - 4 * (i % 8)) & 15];
+void sha256_hex(const void *data, size_t n_bytes, char hex[65]) {
+  uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                       0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  size_t n_tail = n_bytes % 64, n_blocks = n_tail < 56 ? 1 : 2; /* the mark, zeros, the length */
+  uint8_t tail[128] = {0};
+  if (n_tail) memcpy(tail, (const uint8_t *)data + n_bytes - n_tail, n_tail);
+  tail[n_tail] = 0x80;
+  for (size_t i = 0; i < 8; i++)
+    tail[64 * n_blocks - 1 - i] = (uint8_t)((uint64_t)n_bytes * 8 >> 8 * i);
+  sha256_blocks(state, data, n_bytes / 64);
+  sha256_blocks(state, tail, n_blocks);
+  for (int i = 0; i < 64; i++) hex[i] = "0123456789abcdef"[state[i / 8] >> (28 - 4 * (i % 8)) & 15];
   hex[64] = '\0';
-}
-
-void llm_sha256_hex(const void *data, size_t n_bytes, char hex[65]) {
-  sha256 s;
-  sha256_init(&s);
-  sha256_update(&s, data, n_bytes);
-  sha256_final(&s, hex);
 }
