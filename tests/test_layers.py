@@ -19,6 +19,7 @@ C_LAYERS = (
     ("error",),
     ("mapfile", "threads", "quant", "sha256"),
     ("gguf gguf_get gguf_reader", "sampler"),
+    ("emulate_avx512",),  # tests/c: stands for immintrin.h in an emulated build
     ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
     ("model",),
     ("context",),
