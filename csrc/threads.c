@@ -24,6 +24,7 @@ typedef struct worker {
 
 struct thread_pool {
   int n_threads, n_started; /* n_started: workers that exist, n_threads - 1 after construction */
+  pid_t process;            /* that the workers live in: fork copies the pool without them */
   int spins;
   thread_job job; /* NULL tells the workers to leave */
   void *arg;
@@ -39,6 +40,10 @@ static void spin_pause(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
+}
+
+static int has_workers(const thread_pool *pool) {
+  return pool->n_started > 0 && pool->process == getpid();
 }
 
 /* A condition on one of the two counters. */
@@ -115,6 +120,7 @@ llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err) {
   if (!pool) return error_nomem(err, n_bytes, "a thread pool");
   memset(pool, 0, n_bytes);
   pool->n_threads = n_threads;
+  pool->process = getpid();
   pool->spins = n_threads > threads_available() ? 0 : SPINS; /* a spinner would hold a core */
   pthread_mutex_init(&pool->mutex, NULL);
   pthread_cond_init(&pool->wake, NULL);
@@ -135,17 +141,19 @@ llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err) {
 
 void thread_pool_free(thread_pool *pool) {
   if (!pool) return;
-  pool_start(pool, NULL, NULL);
-  for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
-  pthread_cond_destroy(&pool->wake);
-  pthread_mutex_destroy(&pool->mutex);
+  if (pool->process == getpid()) {
+    pool_start(pool, NULL, NULL);
+    for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
+    pthread_cond_destroy(&pool->wake); /* waits for sleepers, dead ones too */
+    pthread_mutex_destroy(&pool->mutex);
+  }
   free(pool);
 }
 
 int thread_pool_size(const thread_pool *pool) { return pool->n_threads; }
 
 void thread_pool_run(thread_pool *pool, thread_job job, void *arg) {
-  if (pool->n_started == 0) {
+  if (!has_workers(pool)) {
     job(arg, 0, 1);
     return;
   }

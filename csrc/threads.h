@@ -19,7 +19,8 @@ llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err);
 void thread_pool_free(thread_pool *pool);
 int thread_pool_size(const thread_pool *pool);
 
-/* Runs the job on all threads and returns when all are done. Not reentrant. */
+/* Runs the job on all threads and returns when all are done. Not reentrant. In a process that was
+ * forked after the pool was made there are no workers: the job runs as (arg, 0, 1). */
 void thread_pool_run(thread_pool *pool, thread_job job, void *arg);
 
 /* The share [*begin, *end) of n items that a thread takes, in whole multiples of `unit` but for the

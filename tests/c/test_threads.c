@@ -3,6 +3,7 @@
 #define _DEFAULT_SOURCE /* usleep */
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -97,6 +98,30 @@ static void test_no_room(void) {
 #endif
 }
 
+/* A forked process has the pool without its workers: jobs run alone, freeing waits for nobody. */
+static void test_fork(void) {
+  thread_pool *pool;
+  llm_error err;
+  CHECK(thread_pool_new(&pool, 4, &err) == LLM_OK);
+  if (!pool) return;
+  usleep(2000); /* the workers park: the child inherits a condition with sleepers */
+  pid_t child = fork();
+  if (child == 0) {
+    alarm(20); /* a hang ends in a signal */
+    counts c = {.n_threads = 1};
+    for (int i = 0; i < 3; i++) thread_pool_run(pool, count, &c);
+    thread_pool_free(pool);
+    _exit(c.bad || c.runs[0] != 3);
+  }
+  int status = -1;
+  CHECK(child > 0 && waitpid(child, &status, 0) == child);
+  CHECK_MSG(status == 0, "the forked process ended with status %#x", (unsigned)status);
+  counts c = {.n_threads = 4};
+  thread_pool_run(pool, count, &c);
+  CHECK(!c.bad && c.runs[3] == 1);
+  thread_pool_free(pool);
+}
+
 int main(void) {
   CHECK(threads_available() >= 1);
   test_share();
@@ -108,5 +133,6 @@ int main(void) {
   test_runs(2, 100, 1000);                                      /* the workers park in between */
   for (int i = 0; i < 200; i++) test_runs(i % 4 + 1, i % 3, 0); /* made and ended, unused too */
   test_no_room();
+  test_fork();
   return check_report("test_threads");
 }
