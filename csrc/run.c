@@ -77,6 +77,12 @@ static int failed_errno(const char *what) {
   return EXIT_FAILED;
 }
 
+/* Standard output may be a closed pipe or a full disk. */
+static int finish_stdout(int status) {
+  if (fflush(stdout) || ferror(stdout)) return failed_errno("standard output");
+  return status;
+}
+
 /* ---- signals: Ctrl-C ends a generation in good order, a second one ends the program ---- */
 
 static volatile sig_atomic_t interrupted;
@@ -214,10 +220,10 @@ static options parse_arguments(int argc, char **argv) {
       literal = 1;
     else if (is(a, "-h") || is(a, "--help")) {
       fputs(help_text, stdout);
-      exit(0);
+      exit(finish_stdout(0));
     } else if (is(a, "--version")) {
       puts(llm_version());
-      exit(0);
+      exit(finish_stdout(0));
     } else if (!parse_valued(&o, argc, argv, &i) && !parse_flag(&o, a))
       usage_error("unknown option %s", a);
   }
@@ -332,21 +338,20 @@ static void print_ids(const char *separator, const int32_t *ids, size_t n) {
   for (size_t i = 0; i < n; i++) printf("%s%" PRId32, i ? separator : "", ids[i]);
 }
 
-/* A string of the file with control bytes made visible: it goes to a terminal. */
+/* A string of the file with control characters and what is not UTF-8 made visible: it goes to a
+ * terminal. U+0080 to U+009F are control characters too, and begin escape sequences. */
 static void print_escaped(const char *text, size_t n) {
-  for (size_t i = 0; i < n; i++) {
-    unsigned char c = (unsigned char)text[i];
-    if (c < 0x20 || c == 0x7f)
-      printf("\\x%02x", c);
-    else
-      putchar(c);
+  for (size_t i = 0, length; i < n; i += length) {
+    const unsigned char *s = (const unsigned char *)text + i;
+    length = utf8_length(s, n - i);
+    int is_control = *s < 0x20 || *s == 0x7f || (*s == 0xc2 && length == 2 && s[1] < 0xa0);
+    if (length && !is_control) {
+      fwrite(s, 1, length, stdout);
+      continue;
+    }
+    length = 1; /* what follows a control character's first byte is escaped as no UTF-8 */
+    printf("\\x%02x", *s);
   }
-}
-
-/* Standard output may be a closed pipe or a full disk. */
-static int finish_stdout(int status) {
-  if (fflush(stdout) || ferror(stdout)) return failed_errno("standard output");
-  return status;
 }
 
 /* ---- --info ---- */
@@ -519,11 +524,22 @@ static llm_status run_steps(llm_generator *generator, const options *o, output *
       return err->status = LLM_ERR_NOMEM;
     }
     if (o->json) continue;
-    fwrite(step.text, 1, step.n_bytes, stdout);
+    if (step.n_bytes) fwrite(step.text, 1, step.n_bytes, stdout);
     out->text.n = 0;
     if (fflush(stdout)) break; /* reported by finish_stdout */
   }
   return LLM_OK;
+}
+
+/* A model continues something: nothing at all is BOS or EOS, where the file has one. */
+static llm_status begin_with_nothing(const llm_tokenizer *tokenizer, id_list *ids, llm_error *err) {
+  int32_t bos = llm_tokenizer_bos(tokenizer);
+  ids->ids[0] = bos >= 0 ? bos : llm_tokenizer_eos(tokenizer);
+  ids->n = 1;
+  if (ids->ids[0] >= 0) return LLM_OK;
+  snprintf(err->message, sizeof err->message,
+           "the prompt has no tokens, and the file names none to begin with");
+  return err->status = LLM_ERR_ARG;
 }
 
 static int generate(llm_context *context, const llm_tokenizer *tokenizer, const options *o,
@@ -535,12 +551,7 @@ static int generate(llm_context *context, const llm_tokenizer *tokenizer, const 
   llm_generator *generator = NULL;
   llm_error err;
   llm_status status = tokenize(tokenizer, prompt, o->special, &ids, &err);
-  if (!status && ids.n == 0) {
-    /* A model continues something: nothing at all is BOS where the file has one. */
-    ids.ids[0] = llm_tokenizer_bos(tokenizer) >= 0 ? llm_tokenizer_bos(tokenizer)
-                                                   : llm_tokenizer_eos(tokenizer);
-    ids.n = 1;
-  }
+  if (!status && ids.n == 0) status = begin_with_nothing(tokenizer, &ids, &err);
   if (!status)
     status = llm_sampler_new(&sampler, llm_tokenizer_n_vocab(tokenizer), &o->sampler, &err);
   double start = now();
@@ -552,19 +563,19 @@ static int generate(llm_context *context, const llm_tokenizer *tokenizer, const 
     out.finish = LLM_FINISH_CANCELLED;
     status = LLM_OK;
   } else if (!status) {
-    if (!o->json && !o->no_echo) fwrite(prompt.data, 1, prompt.n, stdout);
+    if (!o->json && !o->no_echo && prompt.n) fwrite(prompt.data, 1, prompt.n, stdout);
     status = run_steps(generator, o, &out, &err);
   }
   t.decode = now() - start;
   if (!status && o->json) print_json(context, o, &ids, &out, &t);
   if (!status && !o->json) {
     putchar('\n');
-    fflush(stdout);
-    fprintf(stderr,
-            "[%zu + %zu tokens, finish %s, seed %" PRIu64
-            ", prefill %.1f tok/s, decode %.1f tok/s]\n",
-            ids.n, out.n_ids, llm_finish_name(out.finish), o->sampler.seed, rate(ids.n, t.prefill),
-            rate(out.n_ids ? out.n_ids - 1 : 0, t.decode));
+    if (!fflush(stdout)) /* else finish_stdout says the one line */
+      fprintf(stderr,
+              "[%zu + %zu tokens, finish %s, seed %" PRIu64
+              ", prefill %.1f tok/s, decode %.1f tok/s]\n",
+              ids.n, out.n_ids, llm_finish_name(out.finish), o->sampler.seed,
+              rate(ids.n, t.prefill), rate(out.n_ids ? out.n_ids - 1 : 0, t.decode));
   }
   llm_generator_free(generator);
   llm_sampler_free(sampler);

@@ -74,9 +74,10 @@ class Handle:
     """One mapped parameter file; `closed` stops new calls while views keep it alive."""
 
     def __init__(self, path: str):
-        self.model = new(
-            lib.llm_model_open, "llm_model", lib.llm_model_free, os.fsencode(path), path=path
-        )
+        name = os.fsencode(path)
+        if b"\0" in name:  # C would open the file of the part before it
+            raise ValueError(f"a path cannot hold a zero byte: {path!r}")
+        self.model = new(lib.llm_model_open, "llm_model", lib.llm_model_free, name, path=path)
         self.closed = False
 
     def use(self):

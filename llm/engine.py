@@ -94,7 +94,8 @@ class Tokenizer:
 
     def encode_array(self, text: str | bytes, parse_special: bool = False) -> np.ndarray:
         """encode() as an int32 array: for corpora."""
-        raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
+        is_text = isinstance(text, str)
+        raw = text.encode("utf-8", "surrogateescape") if is_text else bytes(memoryview(text))
         ids = np.empty(len(raw) + 1, np.int32)  # no token spells less than a byte
         needed = ffi.new("size_t *")
         source = ffi.from_buffer("char[]", raw)
@@ -216,7 +217,8 @@ class Context:
         if kv_type not in kv_types:
             raise ValueError(f"kv_type is {kv_type!r}, expected 'f16' or 'f32'")
         self._handle = model._handle
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = False  # inside a call; seen under the lock by its own thread only
         self._check = ffi.new_handle(cancel_check)
         name = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
         options = ffi.new("llm_context_options *")
@@ -236,7 +238,13 @@ class Context:
     def _use(self):
         self._handle.use()
         with self._lock:
-            yield self._pointer
+            if self._busy:
+                raise RuntimeError("a cancel_check used the context that it was asked about")
+            self._busy = True
+            try:
+                yield self._pointer
+            finally:
+                self._busy = False
 
     def _call(self, function: Callable, *args) -> None:
         err = ffi.new("llm_error *")
@@ -416,8 +424,10 @@ class Model:
         """The continuation of a prompt, piece by piece. The pieces join to whole characters."""
         ids = self.tokenize(prompt, special) if isinstance(prompt, str | bytes) else prompt
         if len(ids) == 0:  # a model continues something
-            bos = self.tokenizer.bos
-            ids = [self.tokenizer.eos if bos is None else bos]
+            first = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
+            if first is None:
+                raise ValueError("the prompt has no tokens, and the file names none to begin with")
+            ids = [first]
         sampler = Sampler(self.config.n_vocab, temperature, top_k, top_p, seed)
         with self._context() as context:
             for step in context.stream(ids, sampler, max_tokens):

@@ -59,8 +59,14 @@ def write_trained(path, config: ModelConfig = TINY, seed: int = 1, flat=None) ->
     export_model(path, config, flat, byte_vocabulary(), provenance(), [[116, 104], [72]], n_new=4)
 
 
-def write_typed(path, type_name: str, config: ModelConfig = TINY, seed: int = 1) -> np.ndarray:
-    """A file whose matrices are of one type. Returns the parameter buffer that it expands to."""
+NO_BOS_EOS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
+
+
+def write_typed(
+    path, type_name: str, config: ModelConfig = TINY, seed: int = 1, drop=(), **changes
+) -> np.ndarray:
+    """A file whose matrices are of one type, without the keys of `drop`, with changes to the
+    provenance. Returns the parameter buffer that it expands to."""
     flat, tensors = random_params(config, seed), []
     for entry in layout(config):
         part = flat[entry.offset : entry.offset + entry.size].reshape(entry.shape)
@@ -68,8 +74,8 @@ def write_typed(path, type_name: str, config: ModelConfig = TINY, seed: int = 1)
         raw, expanded = pack(part, kind)
         part[...] = expanded
         tensors.append(TensorData(entry.gguf_name, entry.shape, kind, raw))
-    metadata = trained_model_metadata(config, byte_vocabulary(), provenance())
-    write_parameter_file(path, metadata, tensors)
+    metadata = trained_model_metadata(config, byte_vocabulary(), provenance(**changes))
+    write_parameter_file(path, [entry for entry in metadata if entry.key not in drop], tensors)
     return flat
 
 

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from models import EOT, TINY, write_trained, write_typed
+from models import EOT, NO_BOS_EOS, TINY, write_trained, write_typed
 
 import llm
 from llm.engine import Context, Sampler, proof
@@ -185,6 +185,33 @@ def test_cancel_check_raises_its_own_exception(model):
     assert context.n_past == 0
 
 
+def test_a_cancel_check_cannot_use_its_own_context(model):
+    context = Context(model, cancel_check=lambda: context.eval([1]))
+    with pytest.raises(RuntimeError, match="cancel_check"):
+        context.eval([1, 2, 3])
+    assert context.n_past == 0
+    other = Context(model, cancel_check=lambda: model.logits([1]))
+    assert other.eval([1]).shape == (1, TINY.n_vocab)  # other contexts are free
+
+
+def test_a_forked_process_can_use_and_drop_a_model(path):
+    code = f"""
+import os, signal, llm
+m = llm.Model({str(path)!r}, n_threads=3)
+expected = m.generate("the", max_tokens=5, temperature=0)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    same = m.generate("the", max_tokens=5, temperature=0) == expected
+    del m
+    os._exit(not same)
+assert os.waitpid(child, 0)[1] == 0
+print(m.generate("the", max_tokens=5, temperature=0) == expected)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n" and done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_interrupts_a_long_evaluation(path):
     code = f"""
 import os, signal, threading, llm
@@ -267,6 +294,25 @@ def test_config_and_metadata(model):
 
 
 # ---- errors ----
+
+
+def test_a_path_with_a_zero_byte_opens_nothing(path):
+    with pytest.raises(ValueError, match="zero byte"):
+        llm.Model(f"{path}\0.bin")
+
+
+def test_text_is_str_or_bytes(model):
+    for text in (3, [97], None):
+        with pytest.raises(TypeError):
+            model.tokenizer.encode(text)
+
+
+def test_nothing_to_begin_with(tmp_path):
+    write_typed(tmp_path / "none.bin", "F32", drop=NO_BOS_EOS)
+    with llm.Model(tmp_path / "none.bin") as model:
+        assert model.tokenizer.bos is None and model.tokenizer.eos is None
+        with pytest.raises(ValueError, match="names none to begin with"):
+            model.generate("", max_tokens=1)
 
 
 def test_open_errors_are_typed(tmp_path):

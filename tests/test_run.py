@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from models import TINY, byte_vocabulary, write_trained
+from models import NO_BOS_EOS, TINY, byte_vocabulary, write_trained, write_typed
 
 import llm
 from llm.vocabulary import tokenizer_of
@@ -111,6 +111,11 @@ def test_empty_prompt(file):
     assert run(file, "", "--tokens").stdout == b"\n"
 
 
+def test_nothing_to_begin_with(tmp_path):
+    write_typed(tmp_path / "none.bin", "F32", drop=NO_BOS_EOS)
+    fails(1, "names none to begin with", tmp_path / "none.bin")
+
+
 def test_kernels_and_threads_give_the_same_text(file):
     expected = run(file, "the", "-n", 20, "--temp", 0).stdout
     for options in (["--kernels", "scalar"], ["--threads", 1], ["--threads", 3]):
@@ -132,6 +137,13 @@ def test_info_and_verify(file, tmp_path):
     raw[-777] ^= 16
     (tmp_path / "flipped.bin").write_bytes(raw)
     fails(1, "SHA-256", tmp_path / "flipped.bin", "--verify")
+
+
+def test_info_escapes_what_the_file_says(tmp_path):
+    name = "a\x1b[2J\n\x9b31mé"  # U+009B is one character of a terminal's ESC [
+    write_typed(tmp_path / "named.bin", "F32", name=name)
+    shown = run(tmp_path / "named.bin", "--info").stdout
+    assert b"a\\x1b[2J\\x0a\\xc2\\x9b31m\xc3\xa9\n" in shown
 
 
 def test_perplexity(file, tmp_path):
@@ -224,9 +236,11 @@ def test_closed_pipe_ends_quietly(file):
 def test_full_disk(file):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run([RUN, file, "the", "-n", "3"], stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == 1 and b"No space left" in done.stderr
+    for arguments in ([file, "the", "-n", "3"], [file, "--info"], ["--help"], ["--version"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([RUN, *arguments], stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+        assert b"No space left" in done.stderr
 
 
 def test_ctrl_c_ends_in_good_order(file):
