@@ -62,6 +62,8 @@ PORT_INLINE void score_gradient_row(const llm_score_gradient_args *a, int64_t ro
   const float *o = a->o + row * a->ld_o, *d_o = a->d_o + row * a->ld_o;
   const int64_t n = a->first + row + 1, whole = (n + 15) / 16 * 16;
   const float scale = a->scale, lse = a->lse[row];
+  for (int64_t i = 0; i < a->head_dim; i += 16) /* of all operands only o is far away still */
+    __builtin_prefetch(o + 4 * a->ld_o + i);
   ROW_SUM(delta, i, a->head_dim, o[i] * d_o[i]);
   EACH(i, whole) {
     p[i] = port_exp(p[i] * scale - lse);

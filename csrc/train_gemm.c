@@ -11,9 +11,10 @@
 #include <immintrin.h>
 #endif
 
-/* Largest block of k: a panel of B and the rows of a tile share the first-level cache. Most rows of
- * A in a unit of work: with that block of k they stay in the second level. */
-enum { MAX_KC = 384, MAX_ROWS = 96 };
+/* Largest block of k and most rows of A in a unit of work, measured on Zen 3: flat from 384 and
+ * from 48 on. The rows of a tile stay in the first-level cache, the rows of a unit in the second.
+ */
+enum { MAX_KC = 512, MAX_ROWS = 96 };
 
 /* ---- packing: the width is a constant in each build ---- */
 
