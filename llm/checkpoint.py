@@ -21,6 +21,9 @@ from .errors import CheckpointError
 
 VERSION = 1
 
+# What reading a damaged file raises; a flipped flag may claim encryption or another compression.
+DAMAGE = (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, RuntimeError)
+
 
 def save_checkpoint(path: Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
     text = json.dumps({"version": VERSION, **state})
@@ -35,7 +38,11 @@ def load_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
             arrays = {name: file[name] for name in file.files}
         state = json.loads(arrays.pop("state").tobytes())
         version = state.pop("version")
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except OSError as error:
+        if error.filename:
+            raise
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
+    except DAMAGE as error:
         raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
     if version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version}, expected {VERSION}")

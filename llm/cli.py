@@ -15,6 +15,10 @@ from .errors import LlmError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    if hasattr(sys.stdout, "reconfigure"):  # no alphabet of a terminal ends a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     try:
         return options.command(options)

@@ -48,7 +48,7 @@ _BLOCK_NAMES = {
     "w_down": "ffn_down.weight",
 }
 
-_LIMITS = {  # what is absurd rather than large
+LIMITS = {  # what is absurd rather than large
     "n_vocab": 1 << 24,
     "n_ctx": 1 << 24,
     "n_embd": 1 << 17,
@@ -89,7 +89,7 @@ class ModelConfig:
     tied_output: bool = True
 
     def __post_init__(self):
-        for name, limit in _LIMITS.items():
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
                 raise ValueError(f"{name} is {value!r}, expected an integer from 1 to {limit}")

@@ -48,7 +48,8 @@ def read_corpus(paths: list[str] | None = None) -> Corpus:
     """The text under `paths` (files of any name, folders of .txt and .md), or the default."""
     if not paths:
         return default_corpus()
-    corpus = Corpus(name=", ".join(Path(path).name or str(path) for path in paths), documents=[])
+    names = (os.fsencode(Path(path).name or path).decode("utf-8", "replace") for path in paths)
+    corpus = Corpus(name=", ".join(names), documents=[])
     for path in map(Path, paths):
         if path.is_dir():
             _read_folder(path, corpus)

@@ -51,7 +51,7 @@ def _hold_out_by_hash(documents: list[bytes], min_bytes: int):
             break
         held.add(block)
         n_held += len(block)
-    if 2 * n_held > sum(map(len, documents)):
+    if 2 * n_held > sum(map(len, blocks)):  # what occurs twice counts once, on both sides
         return None
     training = [b"".join(block for block in group if block not in held) for group in groups]
     return [text for text in training if text], [b for g in groups for b in g if b in held]

@@ -44,6 +44,14 @@ def _entries(config: ModelConfig, flat: np.ndarray):
         yield entry, flat[entry.offset : entry.offset + entry.size].reshape(entry.shape)
 
 
+def training_bytes(config: ModelConfig, n_rows: int) -> int:
+    """Memory that training takes at least: parameters, gradients, the optimizer's two moments, and
+    the activations of n_rows tokens."""
+    c = config
+    layer = 4 * c.n_embd + 2 * c.n_kv_head * c.head_dim + 2 * c.n_ff
+    return 4 * (4 * layout_size(c) + n_rows * (c.n_layer * layer + 5 * c.n_embd + c.n_ff))
+
+
 class _Views:
     """Named views of a flat buffer: `.blocks[3].wq`, `.tok_embd`, `.out_norm`, `.output`."""
 

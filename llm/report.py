@@ -150,13 +150,18 @@ class Report:
                 "the text is small for so many steps"
             )
         self.say(f"written    {out} ({out.stat().st_size:,} bytes), {picture}")
-        command = [str(PROGRAM), str(out), run.prompt, "--max-tokens", "80", "--seed", "1"]
+        raw = run.prompt.encode("utf-8", "surrogateescape")  # whatever the locale
+        command = [PROGRAM, "--max-tokens", "80", "--seed", "1", "--", out, raw]
         if not run.is_done:
             self.say(f"stopped    at step {run.step:,} of {run.n_steps:,}; to go on: --resume")
         if PROGRAM.exists():
-            said = subprocess.run(command, capture_output=True, check=False)
+            said = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            )
             self.sample(said.stdout.decode("utf-8", "replace").rstrip())
-        self.say(f"try        ./run {shlex.quote(str(out))} {shlex.quote(escape(run.prompt))}")
+        prompt = shlex.quote(escape(run.prompt))
+        dashes = "-- " if run.prompt.startswith("-") else ""
+        self.say(f"try        ./run {dashes}{shlex.quote(str(out))} {prompt}")
 
 
 def label(path: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from .config import ModelConfig
+from .config import LIMITS, ModelConfig
 from .errors import LlmError
 
 FREE = {"text", "minutes", "threads", "out", "run_dir", "save_seconds"}
@@ -59,7 +59,9 @@ class Settings:
         for name, low, high in (
             ("minutes", 0.01, 1e6),
             ("steps", 1, 1 << 40),
+            *((name, 1, limit) for name, limit in LIMITS.items()),
             ("n_vocab", 257, 1 << 16),
+            ("n_ctx", 2, LIMITS["n_ctx"]),  # a prompt and what follows it
             ("batch", 1, 1 << 20),
             ("slot_sequences", 1, 1 << 20),
             ("lr", 1e-9, 1e3),
@@ -67,7 +69,7 @@ class Settings:
             ("weight_decay", 0.0, 10.0),
             ("clip", 1e-9, 1e9),
             ("seed", 0, 2**63 - 1),
-            ("threads", 0, 4096),
+            ("threads", 0, 1024),
             ("save_seconds", 0.0, 1e9),
         ):
             value = getattr(self, name)

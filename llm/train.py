@@ -7,6 +7,7 @@ save and, once, how many steps there are (fix_steps).
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
@@ -18,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import load_checkpoint, run_folder, save_checkpoint
-from .config import layout
+from .config import ModelConfig, layout
 from .corpus import Corpus, read_corpus
 from .data import Examples, hold_out, token_stream
 from .engine import Model, Tokenizer
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
-from .model import Transformer, init_params
+from .model import Transformer, init_params, training_bytes
 from .ops_c import OpsC
 from .optim import AdamW, clip_scale, warmup_cosine
 from .parameter_file import (
@@ -84,10 +85,13 @@ class Run:
 
     @property
     def prompt(self) -> str:
-        """What samples go on from: by default the first three words of the text."""
+        """What samples go on from: by default the first three words of the text, where they do not
+        fill more than half a context (some scripts have no spaces)."""
         if self.settings.prompt is not None:
             return self.settings.prompt
-        return " ".join(self.corpus.documents[0][:1000].decode("utf-8", "ignore").split()[:3])
+        words = self.corpus.documents[0][:1000].decode("utf-8", "ignore").split()[:3]
+        ids = self.tokenizer.encode(" ".join(words))[: max(1, self.settings.n_ctx // 2)]
+        return self.tokenizer.decode_bytes(ids).decode("utf-8", "ignore")
 
 
 # ---- the story ----
@@ -110,7 +114,7 @@ def train(given: dict, resume: bool) -> int:
             set_aside(saved, report)
             run = start_run(Settings(**given), report)
         out = Path(run.settings.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
         with Interrupt() as interrupt:
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
@@ -301,8 +305,11 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
     examples = Examples(tokens, settings.n_ctx, settings.seed, *slots)
     ops = OpsC(settings.threads or len(os.sched_getaffinity(0)))
 
+    check_prompt(settings, tokenizer)
+
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
+        check_memory(config, slots[1] * settings.n_ctx)
         return Transformer(config, ops, init_params(config, settings.seed))
 
     settings = plan(settings, model_of, examples, n_vocab)
@@ -318,6 +325,32 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
         optimizer=AdamW(model.config, weight_decay=settings.weight_decay, ops=ops),
         n_steps=settings.steps,
     )
+
+
+def check_prompt(settings: Settings, tokenizer: Tokenizer) -> None:
+    n_ids = len(tokenizer.encode(settings.prompt or ""))
+    if n_ids > settings.n_ctx:
+        raise ValueError(f"--prompt has {n_ids} tokens, more than the context of {settings.n_ctx}")
+
+
+def check_memory(config: ModelConfig, n_rows: int) -> None:
+    """Refuses what cannot fit, before the system ends this process, or another one, for it."""
+    needed = training_bytes(config, n_rows)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > total:
+        raise ValueError(
+            f"{config.n_params:,} parameters and {n_rows:,} tokens at a time take "
+            f"{needed / 1e9:.1f} GB of memory, this machine has {total / 1e9:.1f} GB"
+        )
+
+
+def check_writable(out: Path) -> None:
+    """Makes the folder of the parameter file; what would only fail after the training fails now."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out.parent))
 
 
 def set_aside(path: Path, report: Report) -> None:

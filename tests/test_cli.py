@@ -1,5 +1,6 @@
 """`python -m llm`: usage, exit statuses, one line for a failure; inspect and generate."""
 
+import os
 import re
 import subprocess
 import sys
@@ -80,6 +81,17 @@ def test_the_line_of_a_failure_is_escaped(capsys):
     assert cli.main(["inspect", "no\x1b[31m\nfile"]) == 1
     err = capsys.readouterr().err
     assert "no\\x1b[31m" in err and "\x1b" not in err and err.count("\n") == 1
+
+
+def test_a_terminal_without_unicode_or_none_at_all(tiny):
+    command = [sys.executable, "-m", "llm", "generate", str(tiny), "é\udcff", "--max-tokens", "9"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0 and done.stderr == b""
+    assert done.stdout.startswith(b"\\xe9\\udcff")
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(closed, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == b""
 
 
 def test_inspect_one_file(tiny, capsys):

@@ -21,6 +21,13 @@ def test_a_file_of_any_name_is_one_document(tmp_path):
     assert read.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_file_name_that_is_not_utf_8(tmp_path):
+    path = os.fsdecode(bytes(tmp_path) + b"/n\xff.txt")
+    with open(path, "wb") as file:
+        file.write(b"text")
+    assert read_corpus([path]).name == "n\ufffd.txt"
+
+
 def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "one.txt").write_text("one")

@@ -35,6 +35,12 @@ def test_the_same_document_twice_is_on_one_side():
     assert not set(training) & set(held)
 
 
+def test_a_text_twice_without_blank_lines_still_leaves_something_to_train_on():
+    text = b"words without an end " * 500
+    training, held = hold_out([text, text], "hash", 100)
+    assert training and held and sum(map(len, training + held)) == 2 * len(text)
+
+
 def test_one_document_is_cut_at_blank_lines():
     training, held = hold_out([TEXT], "hash", 1000)
     assert len(training) == 1

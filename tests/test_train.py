@@ -256,6 +256,35 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(text, tmp_path, capfd
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_text_that_begins_with_a_long_word(tmp_path):
+    text = tmp_path / "long.txt"
+    text.write_text("".join(random.Random(1).choices("абвгдежзий", k=9000)), encoding="utf-8")
+    said = finish(text, tmp_path, "--steps", 4)
+    assert said.count("\nsample ") >= 3
+
+
+def test_a_text_that_looks_like_options(tmp_path):
+    text = tmp_path / "list.txt"
+    text.write_text("- one\n" * 2000)
+    said = finish(text, tmp_path, "--steps", 4)
+    assert "sample     - one -" in said.split("written", 1)[1]
+    assert "try        ./run -- " in said
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--prompt", "x" * 33], "--prompt has 33 tokens, more than the context of 32"),
+        (["--batch", 1 << 20, "--n-ff", 1 << 20], "GB of memory, this machine has"),
+        (["--n-embd", 1 << 17, "--n-layer", 1000], "GB of memory, this machine has"),
+        (["--out", "."], ".: Is a directory"),
+    ],
+)
+def test_what_could_only_fail_later_fails_at_once(text, tmp_path, capfd, more, message):
+    assert cli.main(arguments(text, tmp_path, "--steps", 5, *more)) == 1
+    assert message in capfd.readouterr().err
+
+
 def test_a_corpus_shorter_than_a_window(tmp_path, capfd):
     short = tmp_path / "short.txt"
     short.write_text("a b c " * 60)
