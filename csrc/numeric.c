@@ -3,14 +3,6 @@
 #include "numeric.h"
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-static uint32_t bits_of_float(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
 
 static uint64_t bits_of_double(double x) {
   uint64_t bits;
@@ -36,9 +28,8 @@ float num_expf(float x) {
   p = fmaf(p, r, EXPF_P1);
   p = fmaf(p, r, EXPF_P0);
   float y = fmaf(p, r * r, r) + 1.0f;
-  uint32_t bits = bits_of_float(y) + ((bits_of_float(shifted) - bits_of_float(EXPF_MAGIC)) << 23);
-  memcpy(&y, &bits, sizeof y);
-  return y;
+  uint32_t bits = f32_bits(y) + ((f32_bits(shifted) - f32_bits(EXPF_MAGIC)) << 23);
+  return f32_from_bits(bits);
 }
 
 /* ln 2 in two parts; the first has 32 bits, so that n times it is exact (fdlibm, e_exp.c). */

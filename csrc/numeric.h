@@ -5,6 +5,21 @@
 #ifndef LLM_NUMERIC_H
 #define LLM_NUMERIC_H
 
+#include <stdint.h>
+#include <string.h>
+
+static inline uint32_t f32_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+static inline float f32_from_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 /* e^x, relative error below 1e-7 (the worst in test_numeric.c is 8.0e-8) on
  * [-87.3, 88.72]; 0 under that, +infinity over it, NaN for NaN. */
 float num_expf(float x);
@@ -12,7 +27,7 @@ float num_expf(float x);
 /* Double precision. */
 double num_exp(double x);                        /* relative error below 1e-15; inf, 0 beyond */
 double num_log(double x);                        /* the same, x > 0 and normal */
-void num_sincos(double x, double *s, double *c); /* absolute error below 1e-15, |x| < 1e6 */
+void num_sincos(double x, double *s, double *c); /* absolute error below 1e-15, |x| < 2^31 */
 
 /* num_expf: n = x / ln 2 to the nearest integer, by adding and taking away EXPF_MAGIC; r = x - n ln
  * 2 in two steps; e^r = 1 + r + r^2 P(r); then n is added to the exponent bits. P is that of Cephes

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "llm.h"
+#include "numeric.h"
 
 enum { QK = 32 }; /* elements in a block of every quantized type here */
 
@@ -34,21 +35,12 @@ float f16_to_f32(uint16_t h);
 /* Round to nearest even; overflow gives infinity, NaN stays NaN. */
 uint16_t f32_to_f16(float x);
 
-static inline float bf16_to_f32(uint16_t h) {
-  uint32_t bits = (uint32_t)h << 16;
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
-uint16_t f32_to_bf16(float x); /* round to nearest even, NaN stays NaN */
+static inline float bf16_to_f32(uint16_t h) { return f32_from_bits((uint32_t)h << 16); }
 
 /* Bytes of n elements; n must be a whole number of blocks of a known type (asserted). */
 size_t type_row_bytes(llm_type type, size_t n);
 
 /* Expands n elements to float32; type known and n whole blocks (asserted). */
 void dequantize(llm_type type, const void *src, size_t n, float *dst);
-
-/* The reference rounding, bit-identical to the public gguf package for Q8_0, Q4_0, Q4_1. */
-void quantize(llm_type type, const float *src, size_t n, void *dst);
 
 #endif

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "kernels.h"
-#include "quant.h"
+#include "quantize.h"
 
 static uint64_t random_state = 88172645463325252u;
 

@@ -89,6 +89,7 @@ static void check_sincos(double x, double *worst) {
 static void test_sincos(void) {
   double worst = 0;
   for (int i = 0; i < 200000; i++) check_sincos(uniform(-1e6, 1e6), &worst);
+  for (int i = 0; i < 100000; i++) check_sincos(uniform(-0x1p31, 0x1p31), &worst);
   for (int i = 0; i < 100000; i++) check_sincos(uniform(-4, 4), &worst);
   for (int i = -600000; i < 600000; i += 7) check_sincos(i * 1.5707963267948966, &worst);
   for (int i = 0; i < 100000; i++) check_sincos(i, &worst);

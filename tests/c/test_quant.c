@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "quant.h"
+#include "quantize.h"
 
 static float float_of_bits(uint32_t bits) {
   float x;
@@ -206,7 +206,7 @@ static void test_strange_values(void) {
   for (size_t v = 0; v < 4; v++)
     for (size_t t = 0; t < 3; t++) {
       float x[32] = {0};
-      uint8_t bytes[34];
+      uint8_t bytes[32 * sizeof(float)];
       x[3] = values[v], x[20] = -values[v];
       quantize(types[t], x, 32, bytes);
       dequantize(types[t], bytes, 32, x);

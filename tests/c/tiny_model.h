@@ -9,7 +9,7 @@
 
 #include "check.h"
 #include "model.h"
-#include "quant.h"
+#include "quantize.h"
 
 enum { TINY_PRINTABLE = 94, TINY_VOCAB = TINY_PRINTABLE + 1, TINY_EOS = TINY_PRINTABLE };
 
