@@ -99,7 +99,9 @@ typedef struct llm_meta {
 } llm_meta;
 
 llm_status llm_model_open(llm_model **out, const char *path, llm_error *err);
-void llm_model_free(llm_model *model); /* after every context, generator and tensor view */
+/* After the last call on its contexts and generators, and the last use of its tensors. Contexts and
+ * generators may be freed later: freeing them does not touch the model. */
+void llm_model_free(llm_model *model);
 const llm_config *llm_model_config(const llm_model *model);
 uint64_t llm_model_n_params(const llm_model *model);
 uint64_t llm_model_file_bytes(const llm_model *model);

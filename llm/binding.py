@@ -1,7 +1,7 @@
 """Statuses to exceptions, and the open file: what engine.py stands on.
 
-A `Handle` owns the C model. Contexts, tokenizers and tensor views refer to it, so the file stays
-mapped until the last of them dies; `Handle.closed` ends new calls at once.
+A `Handle` holds the C model until it is closed. Whatever reads the mapping, a running call or a
+tensor view, holds the model too: the file is unmapped when the last of these lets go.
 """
 
 from __future__ import annotations
@@ -71,19 +71,32 @@ def pointer_to(kind: str, array: np.ndarray):
 
 
 class Handle:
-    """One mapped parameter file; `closed` stops new calls while views keep it alive."""
+    """One mapped parameter file. Every call takes the model from use() and keeps it while it runs;
+    close() makes the next use() fail."""
 
     def __init__(self, path: str):
         name = os.fsencode(path)
         if b"\0" in name:  # C would open the file of the part before it
             raise ValueError(f"a path cannot hold a zero byte: {path!r}")
-        self.model = new(lib.llm_model_open, "llm_model", lib.llm_model_free, name, path=path)
-        self.closed = False
+        self._model = new(lib.llm_model_open, "llm_model", lib.llm_model_free, name, path=path)
+
+    @property
+    def closed(self) -> bool:
+        return self._model is None
 
     def use(self):
-        if self.closed:
+        model = self._model
+        if model is None:
             raise ValueError("the model is closed")
-        return self.model
+        return model
+
+    def close(self) -> None:
+        self._model = None
+
+
+def borrowed(pointer, model):
+    """A pointer into the model's memory that keeps the model while it lives."""
+    return ffi.gc(pointer, lambda _, keep=model: None)
 
 
 # ---- metadata and tensors ----
@@ -116,16 +129,19 @@ class Metadata(Mapping):
     def __init__(self, handle: Handle):
         self._handle = handle
         self._index = {}
-        for i in range(lib.llm_model_n_meta(handle.model)):
-            self._index[ffi.string(self._entry(i).key).decode()] = i
+        model = handle.use()
+        for i in range(lib.llm_model_n_meta(model)):
+            self._index[ffi.string(self._entry(model, i).key).decode()] = i
 
-    def _entry(self, index: int):
+    @staticmethod
+    def _entry(model, index: int):
+        """Points into the model's memory: the caller keeps the model."""
         meta = ffi.new("llm_meta *")
-        call(lib.llm_model_meta, self._handle.use(), index, meta)
+        call(lib.llm_model_meta, model, index, meta)
         return meta
 
     def __getitem__(self, key: str):
-        meta, raw = self._entry(self._index[key]), self.raw(key)
+        meta, raw = self._entry(self._handle.use(), self._index[key]), self.raw(key)
         if meta.value_type == _STRING:
             return _text(raw)
         if meta.value_type != _ARRAY:
@@ -136,12 +152,13 @@ class Metadata(Mapping):
 
     def raw(self, key: str) -> bytes:
         """The value's bytes as llm_meta describes them."""
-        meta = self._entry(self._index[key])
+        model = self._handle.use()
+        meta = self._entry(model, self._index[key])
         return bytes(ffi.buffer(meta.data, meta.n_bytes)) if meta.n_bytes else b""
 
     def value_type(self, key: str) -> tuple[int, int]:
         """GGUF's number of the value's type, and of its elements' where it is an array (else 0)."""
-        meta = self._entry(self._index[key])
+        meta = self._entry(self._handle.use(), self._index[key])
         return meta.value_type, meta.element_type if meta.value_type == _ARRAY else 0
 
     def __iter__(self):
@@ -160,40 +177,45 @@ class Tensors(Mapping):
     def __init__(self, handle: Handle):
         self._handle = handle
         self._index = {}
-        for i in range(lib.llm_model_n_tensors(handle.model)):
-            self._index[ffi.string(self._entry(i).name).decode()] = i
+        model = handle.use()
+        for i in range(lib.llm_model_n_tensors(model)):
+            self._index[ffi.string(self._entry(model, i).name).decode()] = i
 
-    def _entry(self, index: int):
+    @staticmethod
+    def _entry(model, index: int):
+        """Points into the model's memory: the caller keeps the model."""
         tensor = ffi.new("llm_tensor *")
-        call(lib.llm_model_tensor, self._handle.use(), index, tensor)
+        call(lib.llm_model_tensor, model, index, tensor)
         return tensor
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor, shape = self._entry(self._index[name]), self.shape(name)
+        model = self._handle.use()
+        tensor, shape = self._entry(model, self._index[name]), self.shape(name)
         dtype = self._DTYPES.get(self.type_name(name))
         if dtype is None:
             out = np.empty(shape, np.float32)
             call(lib.llm_dequantize, tensor.type, tensor.data, out.size, pointer_to("float", out))
             return out
-        return np.frombuffer(self._view(tensor), dtype).reshape(shape)
+        return np.frombuffer(self._view(model, tensor), dtype).reshape(shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Row-major: GGUF's dimensions reversed."""
-        tensor = self._entry(self._index[name])
+        tensor = self._entry(self._handle.use(), self._index[name])
         return tuple(tensor.dims[i] for i in reversed(range(tensor.n_dims)))
 
     def raw(self, name: str) -> memoryview:
         """The tensor's bytes as they lie in the file, read-only and not copied."""
-        return memoryview(self._view(self._entry(self._index[name])))
+        model = self._handle.use()
+        return self._view(model, self._entry(model, self._index[name]))
 
     def type_name(self, name: str) -> str:
         """The tensor's type as GGUF spells it, "Q4_1"."""
-        return ffi.string(lib.llm_type_describe(self._entry(self._index[name]).type).name).decode()
+        tensor = self._entry(self._handle.use(), self._index[name])
+        return ffi.string(lib.llm_type_describe(tensor.type).name).decode()
 
-    def _view(self, tensor) -> memoryview:
-        # The pointer's destructor holds the handle: the mapping outlives the last view.
-        handle = self._handle
-        pointer = ffi.gc(ffi.cast("char *", tensor.data), lambda _, keep=handle: None)
+    @staticmethod
+    def _view(model, tensor) -> memoryview:
+        pointer = borrowed(ffi.cast("char *", tensor.data), model)
         return memoryview(ffi.buffer(pointer, tensor.n_bytes)).toreadonly()
 
     def __iter__(self):

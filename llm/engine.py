@@ -20,6 +20,7 @@ from llm.binding import (
     Handle,
     Metadata,
     Tensors,
+    borrowed,
     call,
     id_array,
     new,
@@ -33,9 +34,8 @@ from llm.binding import (
 class Tokenizer:
     """Text to token ids and back. `Model.tokenizer` is the file's; `from_bpe` builds one."""
 
-    def __init__(self, pointer, handle: Handle | None = None):
-        self._pointer = pointer
-        self._handle = handle  # keeps a file's tokenizer alive
+    def __init__(self, source):
+        self._source = source  # an own llm_tokenizer, or the Handle of the file that has one
 
     @classmethod
     def from_bpe(cls, pre: str, tokens: Sequence[bytes], merges, types=None) -> Tokenizer:
@@ -57,9 +57,10 @@ class Tokenizer:
         return cls(new(lib.llm_tokenizer_new_bpe, "llm_tokenizer", lib.llm_tokenizer_free, spec))
 
     def _use(self):
-        if self._handle is not None:
-            self._handle.use()
-        return self._pointer
+        if not isinstance(self._source, Handle):
+            return self._source
+        model = self._source.use()
+        return borrowed(lib.llm_model_tokenizer(model), model)
 
     @property
     def n_vocab(self) -> int:
@@ -217,6 +218,7 @@ class Context:
         if kv_type not in kv_types:
             raise ValueError(f"kv_type is {kv_type!r}, expected 'f16' or 'f32'")
         self._handle = model._handle
+        self._n_vocab = model.config.n_vocab
         self._lock = threading.RLock()
         self._busy = False  # inside a call; seen under the lock by its own thread only
         self._check = ffi.new_handle(cancel_check)
@@ -236,7 +238,8 @@ class Context:
 
     @contextmanager
     def _use(self):
-        self._handle.use()
+        """The C context, alone; the model is kept while it is in use."""
+        model = self._handle.use()
         with self._lock:
             if self._busy:
                 raise RuntimeError("a cancel_check used the context that it was asked about")
@@ -245,6 +248,7 @@ class Context:
                 yield self._pointer
             finally:
                 self._busy = False
+                del model
 
     def _call(self, function: Callable, *args) -> None:
         err = ffi.new("llm_error *")
@@ -273,7 +277,7 @@ class Context:
         if not 0 <= n_rows <= array.size:
             raise ValueError(f"logits of {n_rows} rows asked for {array.size} tokens")
         with self._use() as pointer:
-            out = np.empty((n_rows, lib.llm_model_config(self._handle.model).n_vocab), np.float32)
+            out = np.empty((n_rows, self._n_vocab), np.float32)
             self._call(
                 lib.llm_context_eval,
                 pointer,
@@ -362,15 +366,16 @@ class Model:
         self._handle = Handle(self.path)
         self._options = context_options
         self._idle: list[Context] = []
-        self.config = _config(lib.llm_model_config(self._handle.model))
-        self.n_params = lib.llm_model_n_params(self._handle.model)
+        model = self._handle.use()
+        self.config = _config(lib.llm_model_config(model))
+        self.n_params = lib.llm_model_n_params(model)
         self.metadata = Metadata(self._handle)
         self.tensors = Tensors(self._handle)
-        self.tokenizer = Tokenizer(lib.llm_model_tokenizer(self._handle.model), self._handle)
+        self.tokenizer = Tokenizer(self._handle)
 
     def close(self) -> None:
         """Ends new calls at once; the file is unmapped when the last tensor view dies."""
-        self._handle.closed = True
+        self._handle.close()
         self._idle.clear()
 
     def __enter__(self) -> Model:
@@ -460,14 +465,14 @@ def proof(
     path: str | os.PathLike, probes: Sequence[Sequence[int]], n_new: int
 ) -> tuple[list[list[int]], list[str]]:
     """Greedy ids and the digest of their logits for each probe: the content of a proof block."""
-    handle = Handle(os.fspath(path))
+    model = Handle(os.fspath(path)).use()
     all_ids, digests = [], []
     for probe in probes:
         array, out = id_array(probe), np.empty(n_new, np.int32)
         hex_digits = ffi.new("char[65]")
         call(
             lib.llm_proof_compute,
-            handle.model,
+            model,
             pointer_to("int32_t", array),
             array.size,
             n_new,

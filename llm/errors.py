@@ -1,6 +1,6 @@
 """The package's exceptions. Layer 0.
 
-The engine's status codes map to these (and to built-ins) in `engine.py`; the trainer raises the
+The engine's status codes map to these (and to built-ins) in `binding.py`; the trainer raises the
 same ones, so that a caller catches one family.
 """
 

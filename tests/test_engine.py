@@ -231,18 +231,46 @@ except KeyboardInterrupt:
 # ---- lifetimes ----
 
 
-def test_tensor_views_are_read_only_and_outlive_the_model(path):
+def test_tensor_views_are_read_only_and_outlive_close(path):
+    """The model, a context and a tokenizer are still referred to: only the view keeps the file."""
     model = llm.Model(path)
-    view = model.tensors["blk.0.attn_q.weight"]
+    context, tokenizer = Context(model), model.tokenizer
+    model.generate("the", max_tokens=2)
+    view, raw = model.tensors["blk.0.attn_q.weight"], model.tensors.raw("output_norm.weight")
     expected = view.copy()
     assert view.shape == (64, 64) and view.dtype == np.float32
-    assert not view.flags.writeable and not view.flags.owndata
+    assert not view.flags.writeable and not view.flags.owndata and raw.readonly
     model.close()
-    del model
     gc.collect()
-    assert np.array_equal(view, expected)
-    assert mapped(path)
+    assert np.array_equal(view, expected) and mapped(path)
     del view
+    gc.collect()
+    assert mapped(path) and raw.nbytes == 4 * TINY.n_embd
+    del raw
+    gc.collect()
+    assert not mapped(path)
+    assert context.n_ctx == TINY.n_ctx and tokenizer is model.tokenizer
+
+
+def test_close_during_a_call_unmaps_after_it(path):
+    model = llm.Model(path)
+    started, go_on = threading.Event(), threading.Event()
+
+    def check():
+        started.set()
+        go_on.wait(30)
+
+    context, rows = Context(model, cancel_check=check), []
+    expected = model.logits(IDS)
+    thread = threading.Thread(target=lambda: rows.append(context.eval(IDS, n_rows=len(IDS))))
+    thread.start()
+    assert started.wait(30)
+    model.close()
+    gc.collect()
+    assert mapped(path)
+    go_on.set()
+    thread.join()
+    assert np.array_equal(rows[0], expected)
     gc.collect()
     assert not mapped(path)
 
