@@ -1,6 +1,7 @@
 /* run.c: the run file. Arguments, printing, timing and signals; everything else is behind llm.h,
  * the only project header here. The one main. Exit status: 0, 1 for a failure, 2 for wrong usage.
- */
+ * Over 500 lines on purpose: a reader follows one program up from main(), and its parts
+ * (arguments, printing, one function per mode) share nothing that a header would name. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <inttypes.h>
@@ -241,6 +242,8 @@ typedef struct bytes {
   size_t n;
 } bytes;
 
+enum { MAX_INPUT = 256 << 20 }; /* bytes of a prompt or text: an endless stream must end here */
+
 /* All of a stream; NULL data and errno on failure. */
 static bytes read_all(FILE *stream) {
   bytes b = {NULL, 0};
@@ -257,8 +260,9 @@ static bytes read_all(FILE *stream) {
       b.data = grown;
     }
     b.n += fread(b.data + b.n, 1, capacity - b.n, stream);
-  } while (!feof(stream) && !ferror(stream));
-  if (ferror(stream)) {
+  } while (!feof(stream) && !ferror(stream) && b.n <= MAX_INPUT);
+  if (ferror(stream) || b.n > MAX_INPUT) {
+    if (!ferror(stream)) errno = EFBIG;
     free(b.data);
     return (bytes){NULL, 0};
   }

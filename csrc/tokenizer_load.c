@@ -11,7 +11,7 @@
 #include "tokenizer_parts.h"
 #include "unicode.h"
 
-enum { MAX_TOKEN_BYTES = 64 * 1024 };
+enum { MAX_TOKEN_BYTES = 64 * 1024, MAX_SPECIAL_BYTES = 1024 };
 
 typedef struct name {
   const uint8_t *bytes;
@@ -171,6 +171,20 @@ static void add_named_eog(loader *l) {
   }
 }
 
+/* Special tokens are looked for at every byte of a text: a long one would make that quadratic. */
+static llm_status check_special_lengths(const loader *l) {
+  const llm_tokenizer *t = l->t;
+  for (int64_t id = 0; id < t->n_vocab; id++) {
+    uint64_t n = t->offsets[id + 1] - t->offsets[id];
+    if (n <= MAX_SPECIAL_BYTES) continue;
+    if (t->types[id] != LLM_TOKEN_USER_DEFINED && !token_type_is_hidden(t->types[id])) continue;
+    return error_set(l->err, l->bad,
+                     "%s: token %" PRId64 " is a special token of %" PRIu64 " bytes, at most %d",
+                     l->where, id, n, MAX_SPECIAL_BYTES);
+  }
+  return LLM_OK;
+}
+
 /* Runs one of the two sources and hands the tokenizer over, or nothing. */
 static llm_status load(llm_tokenizer **out, const char *where, llm_status bad,
                        llm_status (*fill)(loader *l, const void *source), const void *source,
@@ -187,6 +201,7 @@ static llm_status load(llm_tokenizer **out, const char *where, llm_status bad,
     l->bad = bad;
     l->err = err;
     status = fill(l, source);
+    if (!status) status = check_special_lengths(l);
     if (!status) status = special_sets_init(t, err);
     if (!status) add_named_eog(l);
     free(l->names);

@@ -219,6 +219,12 @@ def test_a_prompt_longer_than_the_context_says_both_counts(file):
     fails(1, "65 tokens do not fit a context of 64", file, "a" * 65)
 
 
+def test_an_endless_text_is_refused(file):
+    if not Path("/dev/zero").exists():
+        pytest.skip("no /dev/zero here")
+    fails(1, "too large", file, "--perplexity", "/dev/zero")
+
+
 # ---- pipes and signals ----
 
 

@@ -283,6 +283,24 @@ static void test_long_token(void) {
   free(v);
 }
 
+/* Special tokens of 1,024 bytes load, hidden or not; one byte more is refused. */
+static void test_long_special(void) {
+  vocabulary *v = malloc(sizeof *v);
+  const int32_t types[] = {LLM_TOKEN_CONTROL, LLM_TOKEN_UNKNOWN, LLM_TOKEN_USER_DEFINED};
+  uint8_t text[1025];
+  memset(text, 'x', sizeof text);
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+    vocabulary_init(v);
+    v->types[vocabulary_add(v, text, 1024)] = types[i];
+    llm_tokenizer_free(vocabulary_tokenizer(v, "gpt-2"));
+    v->n_vocab--;
+    v->types[vocabulary_add(v, text, 1025)] = types[i];
+    llm_bpe_spec s = vocabulary_spec(v, "gpt-2");
+    refuse_spec(&s, LLM_ERR_ARG, "token 256 is a special token of 1025 bytes, at most 1024");
+  }
+  free(v);
+}
+
 /* ---- GPT-2's vocabulary ---- */
 
 static char *read_text(const char *folder, const char *name) {
@@ -355,6 +373,7 @@ int main(void) {
   test_bad_vocabulary();
   test_bad_spec();
   test_long_token();
+  test_long_special();
   test_published();
   return check_report("test_tokenizer_load");
 }
