@@ -94,84 +94,51 @@ TARGET_AVX2 PORT_INLINE void transpose8(float *dst, size_t ld_dst, const float *
 PACK(pack_a_avx2, MR_AVX2, TARGET_AVX2)
 PACK_B(pack_b_avx2, NR_AVX2, TARGET_AVX2)
 
-/* The accumulators are named one by one: both compilers then keep them in registers. */
-TARGET_AVX2 static void tile_avx2(size_t k, const float *a, size_t row, size_t step, const float *b,
-                                  float *c, size_t ldc, const float *add, size_t ld_add) {
-#define EACH_ROW(F) F(0) F(1) F(2) F(3) F(4) F(5)
-#define ZERO(i)                                                                                    \
-  __m256 x##i = _mm256_setzero_ps(), y##i = x##i;                                                  \
+/* A tile of rows times two registers of W bits. The accumulators are named one by one: both
+ * compilers then keep them in registers. */
+#define ZERO(W, i)                                                                                 \
+  __m##W x##i = _mm##W##_setzero_ps(), y##i = x##i;                                                \
   _mm_prefetch((const char *)(c + (i)*ldc), _MM_HINT_T0);                                          \
-  _mm_prefetch((const char *)(c + (i)*ldc + 15), _MM_HINT_T0);
-#define FMA(i)                                                                                     \
+  _mm_prefetch((const char *)(c + (i)*ldc + (W) / 16 - 1), _MM_HINT_T0);
+#define FMA(W, i)                                                                                  \
   {                                                                                                \
-    const __m256 ai = _mm256_broadcast_ss(a + (i)*row);                                            \
-    x##i = _mm256_fmadd_ps(ai, b0, x##i);                                                          \
-    y##i = _mm256_fmadd_ps(ai, b1, y##i);                                                          \
+    const __m##W ai = _mm##W##_set1_ps(a[(i)*row]);                                                \
+    x##i = _mm##W##_fmadd_ps(ai, b0, x##i);                                                        \
+    y##i = _mm##W##_fmadd_ps(ai, b1, y##i);                                                        \
   }
-#define ADD(i)                                                                                     \
-  x##i = _mm256_add_ps(x##i, _mm256_loadu_ps(add + (i)*ld_add));                                   \
-  y##i = _mm256_add_ps(y##i, _mm256_loadu_ps(add + (i)*ld_add + 8));
-#define STORE(i)                                                                                   \
-  _mm256_storeu_ps(c + (i)*ldc, x##i);                                                             \
-  _mm256_storeu_ps(c + (i)*ldc + 8, y##i);
-  EACH_ROW(ZERO)
-  for (; k; k--) {
-    const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
-    EACH_ROW(FMA)
-    a += step;
-    b += NR_AVX2;
+#define ADD(W, i)                                                                                  \
+  x##i = _mm##W##_add_ps(x##i, _mm##W##_loadu_ps(add + (i)*ld_add));                               \
+  y##i = _mm##W##_add_ps(y##i, _mm##W##_loadu_ps(add + (i)*ld_add + (W) / 32));
+#define STORE(W, i)                                                                                \
+  _mm##W##_storeu_ps(c + (i)*ldc, x##i);                                                           \
+  _mm##W##_storeu_ps(c + (i)*ldc + (W) / 32, y##i);
+#define ROWS_0_TO_5(W, F)  F(W, 0) F(W, 1) F(W, 2) F(W, 3) F(W, 4) F(W, 5)
+#define ROWS_6_TO_11(W, F) F(W, 6) F(W, 7) F(W, 8) F(W, 9) F(W, 10) F(W, 11)
+#define ROWS_AVX2(F)       ROWS_0_TO_5(256, F)
+#define ROWS_AVX512(F)     ROWS_0_TO_5(512, F) ROWS_6_TO_11(512, F)
+
+#define TILE(name, TARGET, W, EACH_ROW)                                                            \
+  TARGET static void name(size_t k, const float *a, size_t row, size_t step, const float *b,       \
+                          float *c, size_t ldc, const float *add, size_t ld_add) {                 \
+    EACH_ROW(ZERO)                                                                                 \
+    for (; k; k--) {                                                                               \
+      const __m##W b0 = _mm##W##_loadu_ps(b), b1 = _mm##W##_loadu_ps(b + (W) / 32);                \
+      EACH_ROW(FMA)                                                                                \
+      a += step;                                                                                   \
+      b += (W) / 16;                                                                               \
+    }                                                                                              \
+    if (add) {                                                                                     \
+      EACH_ROW(ADD)                                                                                \
+    }                                                                                              \
+    EACH_ROW(STORE)                                                                                \
   }
-  if (add) {
-    EACH_ROW(ADD)
-  }
-  EACH_ROW(STORE)
-#undef EACH_ROW
-#undef ZERO
-#undef FMA
-#undef ADD
-#undef STORE
-}
+
+TILE(tile_avx2, TARGET_AVX2, 256, ROWS_AVX2)
 
 PACK(pack_a_avx512, MR_AVX512, TARGET_AVX512)
 PACK_B(pack_b_avx512, NR_AVX512, TARGET_AVX512)
 
-TARGET_AVX512 static void tile_avx512(size_t k, const float *a, size_t row, size_t step,
-                                      const float *b, float *c, size_t ldc, const float *add,
-                                      size_t ld_add) {
-#define EACH_ROW(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
-#define ZERO(i)                                                                                    \
-  __m512 x##i = _mm512_setzero_ps(), y##i = x##i;                                                  \
-  _mm_prefetch((const char *)(c + (i)*ldc), _MM_HINT_T0);                                          \
-  _mm_prefetch((const char *)(c + (i)*ldc + 31), _MM_HINT_T0);
-#define FMA(i)                                                                                     \
-  {                                                                                                \
-    const __m512 ai = _mm512_set1_ps(a[(i)*row]);                                                  \
-    x##i = _mm512_fmadd_ps(ai, b0, x##i);                                                          \
-    y##i = _mm512_fmadd_ps(ai, b1, y##i);                                                          \
-  }
-#define ADD(i)                                                                                     \
-  x##i = _mm512_add_ps(x##i, _mm512_loadu_ps(add + (i)*ld_add));                                   \
-  y##i = _mm512_add_ps(y##i, _mm512_loadu_ps(add + (i)*ld_add + 16));
-#define STORE(i)                                                                                   \
-  _mm512_storeu_ps(c + (i)*ldc, x##i);                                                             \
-  _mm512_storeu_ps(c + (i)*ldc + 16, y##i);
-  EACH_ROW(ZERO)
-  for (; k; k--) {
-    const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
-    EACH_ROW(FMA)
-    a += step;
-    b += NR_AVX512;
-  }
-  if (add) {
-    EACH_ROW(ADD)
-  }
-  EACH_ROW(STORE)
-#undef EACH_ROW
-#undef ZERO
-#undef FMA
-#undef ADD
-#undef STORE
-}
+TILE(tile_avx512, TARGET_AVX512, 512, ROWS_AVX512)
 
 #endif
 
