@@ -8,7 +8,7 @@
 #include "error.h"
 #include "numeric.h"
 
-enum { DEFAULT_N_CTX = 4096, MAX_THREADS = 1024, ALIGN = 64 };
+enum { DEFAULT_N_CTX = 4096, ALIGN = 64 };
 
 llm_context_options llm_context_default_options(void) {
   llm_context_options options = {0};
@@ -133,10 +133,7 @@ llm_status llm_context_new(llm_context **out, const llm_model *model,
   c->model = model;
   c->options = options ? *options : llm_context_default_options();
   llm_status status = resolve_options(c, err);
-  if (!status && c->options.n_threads == 0) {
-    int n = threads_available();
-    c->options.n_threads = n < MAX_THREADS ? n : MAX_THREADS;
-  }
+  if (c->options.n_threads == 0) c->options.n_threads = threads_available();
   if (!status) status = allocate_scratch(c, err);
   if (!status) status = allocate_cache(c, err);
   if (!status) status = thread_pool_new(&c->pool, c->options.n_threads, err);

@@ -16,6 +16,9 @@
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "parameter files are mapped as they are: this program needs a little-endian machine"
 #endif
+#if SIZE_MAX < UINT64_MAX
+#error "sizes are computed in 64 bits: this program needs a 64-bit machine"
+#endif
 
 enum {
   HEADER_BYTES = 24,

@@ -1,13 +1,11 @@
 /* mapfile.c: opening and mapping a whole file for reading. Layer 0; depends on error and POSIX. The
  * mapping is private and read-only; a file that is cut while it is mapped raises SIGBUS on access,
  * which only a program (run.c), never the library, may handle. */
-#define _POSIX_C_SOURCE   200809L
-#define _FILE_OFFSET_BITS 64 /* files past 2 GiB on 32-bit machines */
+#define _POSIX_C_SOURCE 200809L
 #include "mapfile.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -27,10 +25,6 @@ static llm_status descriptor_map(mapfile *out, int fd, const char *path, llm_err
   if (!S_ISREG(info.st_mode))
     return error_set(err, LLM_ERR_FORMAT, "%s is %s, expected a regular file", path,
                      file_kind(info.st_mode));
-  if ((uintmax_t)info.st_size > SIZE_MAX)
-    return error_set(err, LLM_ERR_UNSUPPORTED,
-                     "%s has %jd bytes, more than this program can address", path,
-                     (intmax_t)info.st_size);
   if (info.st_size == 0) return error_clear(err); /* mmap refuses a length of 0 */
   void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
   if (data == MAP_FAILED) return error_set_errno(err, errno, "%s: cannot map the file", path);

@@ -14,7 +14,7 @@
 
 #include "error.h"
 
-enum { MAX_THREADS = 1024, SPINS = 4000 }; /* SPINS: about 50 us, longer than a layer's gaps */
+enum { SPINS = 4000 }; /* SPINS: about 50 us, longer than a layer's gaps */
 
 typedef struct worker {
   struct thread_pool *pool;
@@ -95,18 +95,18 @@ static void pool_start(thread_pool *pool, thread_job job, void *arg) {
 }
 
 int threads_available(void) {
+  long n = 0;
 #if defined(__linux__)
-  for (int capacity = MAX_THREADS; capacity <= 64 * MAX_THREADS; capacity *= 2) {
+  for (int capacity = MAX_THREADS; n <= 0 && capacity <= 64 * MAX_THREADS; capacity *= 2) {
     cpu_set_t *set = CPU_ALLOC(capacity);
     if (!set) break;
     size_t size = CPU_ALLOC_SIZE(capacity);
-    int n = sched_getaffinity(0, size, set) ? 0 : CPU_COUNT_S(size, set);
+    if (sched_getaffinity(0, size, set) == 0) n = CPU_COUNT_S(size, set);
     CPU_FREE(set);
-    if (n > 0) return n;
   }
 #endif
-  long n = sysconf(_SC_NPROCESSORS_ONLN);
-  return n > 0 ? (int)n : 1;
+  if (n <= 0) n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
 }
 
 llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err) {

@@ -12,9 +12,11 @@ typedef struct thread_pool thread_pool;
 /* job(arg, thread, n_threads), 0 <= thread < n_threads */
 typedef void (*thread_job)(void *arg, int thread, int n_threads);
 
-int threads_available(void); /* cores that this process may run on (its affinity), at least 1 */
+enum { MAX_THREADS = 1024 };
 
-/* n_threads 1..1024. One thread makes a pool without workers. */
+int threads_available(void); /* cores that this process may run on (affinity), 1..MAX_THREADS */
+
+/* n_threads 1..MAX_THREADS. One thread makes a pool without workers. */
 llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err);
 void thread_pool_free(thread_pool *pool);
 int thread_pool_size(const thread_pool *pool);
