@@ -12,6 +12,7 @@
 
 #include "error.h"
 #include "numeric.h"
+#include "quant.h"
 
 /* ---- matrix products: up to three matrices that read the same input, in one job ---- */
 
@@ -99,9 +100,8 @@ static void set_input(llm_context *c, const float *x, size_t n_tok, size_t n_in)
 
 static void embed_row(llm_context *c, size_t t, const void *arg) {
   const weight *w = &c->model->tok_embd;
-  size_t row_bytes =
-      w->n_in / llm_type_describe(w->type).n_per_block * llm_type_describe(w->type).bytes_per_block;
-  const char *row = (const char *)w->data + (size_t)((const int32_t *)arg)[t] * row_bytes;
+  size_t id = (size_t)((const int32_t *)arg)[t];
+  const char *row = (const char *)w->data + id * type_row_bytes(w->type, w->n_in);
   c->kernels->dequantize(w->type, row, w->n_in, c->x + t * w->n_in);
 }
 

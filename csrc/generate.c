@@ -7,8 +7,12 @@
 
 #include "context.h"
 #include "error.h"
+#include "unicode.h"
 
-enum { MAX_HELD = 3 }; /* bytes of an incomplete UTF-8 character */
+enum {
+  MAX_HELD = 3,       /* bytes of an incomplete UTF-8 character */
+  START_CAPACITY = 64 /* of the text: most tokens are shorter */
+};
 
 struct llm_generator {
   llm_context *context;
@@ -44,7 +48,8 @@ llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_samp
   llm_generator *g = calloc(1, sizeof *g);
   size_t logits_bytes = (size_t)n_vocab * sizeof *g->logits;
   if (g) g->logits = malloc(logits_bytes);
-  if (!g || !g->logits) {
+  if (g) g->text = malloc(START_CAPACITY);
+  if (!g || !g->logits || !g->text) {
     llm_generator_free(g);
     return error_nomem(err, logits_bytes, "a generator");
   }
@@ -52,6 +57,7 @@ llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_samp
   g->sampler = sampler;
   g->n_left = max_tokens;
   g->pending = -1;
+  g->text_capacity = START_CAPACITY;
   llm_status status = llm_context_eval(context, prompt, n_ids, g->logits, 1, err);
   if (status) {
     llm_generator_free(g);
@@ -71,13 +77,13 @@ void llm_generator_free(llm_generator *generator) {
 /* How many bytes at the end of text begin a UTF-8 character that is not complete yet. */
 static size_t incomplete_tail(const char *text, size_t n) {
   for (size_t back = 1; back <= MAX_HELD && back <= n; back++) {
-    unsigned char c = (unsigned char)text[n - back];
-    if ((c & 0xc0) == 0x80) continue;
-    size_t length = c >= 0xf0 && c <= 0xf4  ? 4
-                    : c >= 0xe0 && c < 0xf0 ? 3
-                    : c >= 0xc2 && c < 0xe0 ? 2
-                                            : 1;
-    return length > back ? back : 0;
+    const uint8_t *lead = (const uint8_t *)text + n - back;
+    uint32_t code_point;
+    if ((*lead & 0xc0) == 0x80) continue;
+    int begins = *lead >= 0xc2 && *lead <= 0xf4; /* a character of several bytes */
+    int is_cut =
+        begins && utf8_decode(lead, back, &code_point) == back && code_point == UTF8_INVALID;
+    return is_cut ? back : 0;
   }
   return 0;
 }
@@ -85,18 +91,16 @@ static size_t incomplete_tail(const char *text, size_t n) {
 /* Appends the bytes of a token behind what was held back. */
 static llm_status append_piece(llm_generator *g, int32_t id, llm_error *err) {
   const llm_tokenizer *tokenizer = g->context->model->tokenizer;
-  size_t n = 0;
-  llm_status status = llm_tokenizer_decode(tokenizer, &id, 1, 0, g->text + g->n_text,
-                                           g->text_capacity - g->n_text, &n, err);
-  if (status == LLM_OK || n <= g->text_capacity - g->n_text) {
-    g->n_text += n;
-    return status;
+  size_t n = 0, room = g->text_capacity - g->n_text;
+  llm_status status =
+      llm_tokenizer_decode(tokenizer, &id, 1, 0, g->text + g->n_text, room, &n, err);
+  if (n > room) {
+    char *grown = realloc(g->text, g->n_text + n);
+    if (!grown) return error_nomem(err, g->n_text + n, "a piece of text");
+    g->text = grown;
+    g->text_capacity = g->n_text + n;
+    status = llm_tokenizer_decode(tokenizer, &id, 1, 0, g->text + g->n_text, n, &n, err);
   }
-  char *grown = realloc(g->text, g->n_text + n);
-  if (!grown) return error_nomem(err, g->n_text + n, "a piece of text");
-  g->text = grown;
-  g->text_capacity = g->n_text + n;
-  status = llm_tokenizer_decode(tokenizer, &id, 1, 0, g->text + g->n_text, n, &n, err);
   g->n_text += n;
   return status;
 }

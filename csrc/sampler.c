@@ -96,9 +96,6 @@ static double heap_fill(llm_sampler *s, const float *logits) {
   return max;
 }
 
-/* num_exp's domain ends at -700: anything below weighs nothing. */
-static double weight_of(double x) { return x < -700 ? 0 : num_exp(x); }
-
 /* Leaves the kept candidates in descending order at the end of s->heap, last first; returns how
  * many. total is the weight that top-p's share is taken of. */
 static size_t keep_best(llm_sampler *s, double max) {
@@ -107,9 +104,9 @@ static size_t keep_best(llm_sampler *s, double max) {
   for (size_t i = left / 2; i-- > 0;) sift_down(s->heap, left, i);
   double total = 0, sum = 0;
   if (limit == s->n_vocab)
-    for (size_t i = 0; i < s->n_vocab; i++) total += weight_of(s->heap[i].logit - max);
+    for (size_t i = 0; i < s->n_vocab; i++) total += num_exp(s->heap[i].logit - max);
   while (kept < limit) {
-    s->weight[kept++] = weight_of(heap_pop(s->heap, &left).logit - max);
+    s->weight[kept++] = num_exp(heap_pop(s->heap, &left).logit - max);
     sum += s->weight[kept - 1];
     if (limit == s->n_vocab && sum >= (double)s->options.top_p * total) return kept;
   }
@@ -129,7 +126,7 @@ int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
   if (sorted) kept = keep_best(s, max);
   for (size_t i = 0; i < kept; i++) {
     const candidate *c = &s->heap[sorted ? s->n_vocab - 1 - i : i];
-    s->weight[i] = weight_of((c->logit - max) / (double)s->options.temperature);
+    s->weight[i] = num_exp((c->logit - max) / (double)s->options.temperature);
     sum += s->weight[i];
   }
   double u = random_double(s->state) * sum;

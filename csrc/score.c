@@ -17,7 +17,7 @@ double score_nats(const float *logits, size_t n_vocab, int32_t id) {
   double sum = 0;
   for (size_t i = 0; i < n_vocab; i++) {
     double x = (double)logits[i] - (double)max;
-    if (x > -700) sum += num_exp(x); /* below, the term is lost in the sum anyway */
+    if (x > -700) sum += num_exp(x); /* below, the term is lost in the sum; NaN has no exp */
   }
   return num_log(sum) - ((double)logits[id] - (double)max);
 }

@@ -3,6 +3,7 @@
  * tensor type, F16 and F32 caches, tied and untied output, shared key/value heads. Also the errors
  * and limits of llm_context_eval. Agreement with another program's arithmetic is tested in Python.
  */
+#include "context.h"
 #include "kernels.h"
 #include "tiny_model.h"
 
@@ -94,6 +95,35 @@ static void test_same_bits(void) {
   check_shape((tiny_shape){LLM_TYPE_F16, 1, 42, 7, 7, 17, 64, 1}, LLM_TYPE_F16);
 }
 
+/* A call of more than N_BATCH tokens is several passes, and the rows may begin in any of them. */
+static void test_batches(void) {
+  enum { N = 2 * N_BATCH + 8, STEP = 100 };
+  tiny_shape s = {LLM_TYPE_Q8_0, 1, 32, 2, 1, 64, N, 0};
+  tiny_model t = tiny_open(&s);
+  llm_context *c = open_context(&t, NULL, 2, LLM_TYPE_F16);
+  const size_t row = sizeof(float) * TINY_VOCAB;
+  float *whole = malloc(N * row), *part = malloc(N * row);
+  int32_t ids[N];
+  for (int i = 0; i < N; i++) ids[i] = (i * 37 + i / 90) % TINY_VOCAB;
+  CHECK(!llm_context_eval(c, ids, N, whole, N, NULL));
+  const size_t wanted[] = {1, 8, 9, N_BATCH + 8, N_BATCH + 9, N - 1};
+  for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+    size_t n = wanted[i];
+    CHECK(!llm_context_truncate(c, 0, NULL) && !llm_context_eval(c, ids, N, part, n, NULL));
+    CHECK(!memcmp(part, whole + (N - n) * TINY_VOCAB, n * row));
+  }
+  CHECK(!llm_context_truncate(c, 0, NULL));
+  for (size_t i = 0; i < N; i += STEP) {
+    size_t n = N - i < STEP ? N - i : STEP;
+    CHECK(!llm_context_eval(c, ids + i, n, part + i * TINY_VOCAB, n, NULL));
+  }
+  CHECK(!memcmp(part, whole, N * row));
+  free(whole);
+  free(part);
+  llm_context_free(c);
+  tiny_close(&t);
+}
+
 static int cancel_at_once(void *user) { return ++*(int *)user > 1; }
 
 static void test_limits(void) {
@@ -156,6 +186,7 @@ static void test_options(void) {
 
 int main(void) {
   test_same_bits();
+  test_batches();
   test_limits();
   test_options();
   return check_report("test_forward");
