@@ -106,15 +106,17 @@ def train(given: dict, resume: bool) -> int:
         raise CheckpointError(f"{folder}: no such run to resume")
     with run_folder(folder):
         saved = folder / "checkpoint.npz"
-        if resume and saved.exists():
+        goes_on = resume and saved.exists()
+        if goes_on:
             run = resume_run(saved, given, report)
         else:
             if resume:
                 report.say(f"{folder} holds no checkpoint yet: starting from the beginning")
-            set_aside(saved, report)
             run = start_run(Settings(**given), report)
         out = Path(run.settings.out)
         check_writable(out)
+        if not goes_on:  # only now: a mistake in the text or the options costs no checkpoint
+            set_aside(saved, report)
         with Interrupt() as interrupt:
             step_until_done(run, folder, interrupt, report)
             save(run, saved)

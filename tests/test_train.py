@@ -238,6 +238,14 @@ def test_a_new_run_keeps_the_earlier_checkpoint(text, begun, capfd):
     assert (old["step"], new["step"]) == (80, 2)
 
 
+@pytest.mark.parametrize("mistake", [["--text", "no-such-file"], ["--n-embd", "7"], ["--out", "."]])
+def test_a_mistake_leaves_the_checkpoint_where_it_is(text, begun, capfd, mistake):
+    before = (begun / "run" / "checkpoint.npz").read_bytes()
+    refused(capfd, *arguments(text, begun, "--steps", 2), *mistake)
+    assert (begun / "run" / "checkpoint.npz").read_bytes() == before
+    assert not (begun / "run" / "previous-checkpoint.npz").exists()
+
+
 @pytest.mark.parametrize("nth", [1, 3, 4, 5])
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(text, tmp_path, capfd, monkeypatch, nth):
     """The nth write fails: checkpoint at step 0, at the end, the file to prove, the file."""
