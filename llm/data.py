@@ -16,7 +16,7 @@ import numpy as np
 from .errors import CorpusError
 
 HELD_OUT = 0.05
-MIN_DOCUMENTS = 20  # fewer than that are cut into blocks, so that 5 % of them means something
+MIN_DOCUMENTS = 400  # fewer are cut into blocks, so that about 5 % of the text is chosen
 BLOCK_BYTES = 2048
 
 # ---- the held-out part ----

@@ -49,6 +49,17 @@ def test_one_document_is_cut_at_blank_lines():
     assert 0.01 < sum(map(len, held)) / len(TEXT) < 0.12
 
 
+def test_a_folder_of_some_files_gives_about_its_share():
+    """A few dozen files of uneven length: whole ones would be a matter of luck."""
+    folder = [
+        b"\n\n".join(b"file %d, part %d " % (i, j) * 30 for j in range(3 * i)) for i in range(37)
+    ]
+    training, held = hold_out(folder, "hash", 100)
+    total = sum(map(len, folder))
+    assert 0.02 < sum(map(len, held)) / total < 0.09
+    assert sum(map(len, training + held)) == total
+
+
 def test_at_least_the_asked_bytes_are_held_out():
     _, held = hold_out(documents(40), "hash", 2500)
     assert sum(map(len, held)) >= 2500
