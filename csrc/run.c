@@ -230,6 +230,8 @@ static options parse_arguments(int argc, char **argv) {
   }
   if (o.info + o.verify + o.tokens + (o.score_path != NULL) > 1)
     usage_error("%s exclude each other", "--info, --verify, --tokens and --perplexity");
+  if (o.json && (o.info || o.verify || o.tokens || o.score_path))
+    usage_error("%s", "--json goes with generating alone");
   if (!o.kernels) o.kernels = getenv("LLM_KERNELS");
   if (o.kernels && !*o.kernels) o.kernels = NULL;
   return o;
@@ -561,6 +563,11 @@ static int generate(llm_context *context, const llm_tokenizer *tokenizer, const 
   double start = now();
   if (!status)
     status = llm_generator_new(&generator, context, sampler, ids.ids, ids.n, o->max_tokens, &err);
+  if (status == LLM_ERR_CONTEXT_FULL)
+    snprintf(err.message, sizeof err.message,
+             "the prompt has %" PRId64 " tokens, the context holds %" PRId64
+             ": shorten it or raise --ctx",
+             err.found, err.limit);
   t.prefill = now() - start;
   start = now();
   if (status == LLM_ERR_CANCELLED) {

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as error:
+        return _fail(f"this Python has no module {error.name}: use .venv/bin/python (make ext)")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
@@ -45,9 +47,14 @@ def _fail(message: str) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m llm", description=(__doc__ or "").split(".")[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    add_train(commands.add_parser("train", help="learn a text, write a parameter file"))
-    add_inspect(commands.add_parser("inspect", help="what a parameter file is; compare two"))
-    add_generate(commands.add_parser("generate", help="continue a prompt"))
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        # No abbreviations: a misspelled option must not pass for another.
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    add_train(command("train", "learn a text, write a parameter file"))
+    add_inspect(command("inspect", "what a parameter file is; compare two"))
+    add_generate(command("generate", "continue a prompt"))
     return top
 
 
@@ -92,7 +99,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--n-ctx", "tokens of a window (256)", type=int)
     add(
         "--tied",
-        "output matrix is the embedding (--no-tied)",
+        "output matrix is the embedding (--tied)",
         action=argparse.BooleanOptionalAction,
     )
 

@@ -65,7 +65,7 @@ class Report:
         self.say(
             f"tokens     {len(tokens):,} to train on, validation on {run.validation.n_tokens:,} "
             f"held out by {'hash' if s.holdout == 'hash' else 'position'}; vocabulary "
-            f"{config.n_vocab}, {run.validation.bytes_per_token:.2f} bytes a token"
+            f"{config.n_vocab}, {run.validation.bytes_per_token:.2f} bytes a token held out"
         )
         self.say(
             f"model      {human(config.n_params)} parameters: n_embd {s.n_embd}, "
@@ -153,7 +153,10 @@ class Report:
         raw = run.prompt.encode("utf-8", "surrogateescape")  # whatever the locale
         command = [PROGRAM, "--max-tokens", "80", "--seed", "1", "--", out, raw]
         if not run.is_done:
-            self.say(f"stopped    at step {run.step:,} of {run.n_steps:,}; to go on: --resume")
+            self.say(
+                f"stopped    at step {run.step:,} of {run.n_steps:,}; to go on, the same "
+                "command with --resume (make: with ARGS=--resume)"
+            )
         if PROGRAM.exists():
             said = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, check=False

@@ -195,6 +195,7 @@ def test_help_and_usage():
         ["--no-such-option"],
         ["a second prompt"],
         ["--info", "--verify"],
+        ["--json", "--tokens"],
     ],
 )
 def test_wrong_usage(file, arguments):
@@ -216,7 +217,7 @@ def test_failures(file, tmp_path):
 
 
 def test_a_prompt_longer_than_the_context_says_both_counts(file):
-    fails(1, "65 tokens do not fit a context of 64", file, "a" * 65)
+    fails(1, "the prompt has 65 tokens, the context holds 64", file, "a" * 65)
 
 
 def test_an_endless_text_is_refused(file):
