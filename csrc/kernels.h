@@ -103,8 +103,10 @@ const char *const *kernels_available(void);
 /* 1 where matmul[type] reads act->q rather than act->x. */
 int type_is_quantized(llm_type type);
 
-/* Each fills or overwrites the entries that its file has; kernels.c alone calls them. */
+/* Each fills or overwrites the entries that its file has; kernels.c and the files of the same set
+ * call them. */
 void kernels_set_scalar(kernels *k);
+void kernels_set_scalar_quant(kernels *k);
 void kernels_set_avx2(kernels *k);
 void kernels_set_avx512(kernels *k);
 

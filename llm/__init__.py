@@ -9,10 +9,10 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "Context": "engine",
+    "Context": "context",
     "Model": "engine",
-    "Sampler": "engine",
-    "Tokenizer": "engine",
+    "Sampler": "sampler",
+    "Tokenizer": "tokenizer",
     "ContextFullError": "errors",
     "CorpusError": "errors",
     "FormatError": "errors",

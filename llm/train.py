@@ -22,7 +22,7 @@ from .checkpoint import load_checkpoint, run_folder, save_checkpoint
 from .config import ModelConfig, layout
 from .corpus import Corpus, read_corpus
 from .data import Examples, hold_out, token_stream
-from .engine import Model, Tokenizer
+from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
 from .model import Transformer, init_params, training_bytes
@@ -38,6 +38,7 @@ from .parameter_file import (
 )
 from .report import Report
 from .settings import DEFAULT_WIDTH, Settings, choose_width, merge_resumed
+from .tokenizer import Tokenizer
 from .vocabulary import (
     learn_vocabulary,
     token_bytes,

@@ -13,8 +13,8 @@ from llm._train import ffi, lib
 
 from .binding import raise_error
 from .corpus import SEPARATOR
-from .engine import Tokenizer
 from .parameter_file import Vocabulary
+from .tokenizer import Tokenizer
 
 PRE = "gpt-2"
 CONTROL, NORMAL = 3, 1  # llm_token_type

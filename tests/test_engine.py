@@ -12,9 +12,11 @@ from models import EOT, NO_BOS_EOS, TINY, write_trained, write_typed
 
 import llm
 from llm.config import layout, layout_size
-from llm.engine import Context, Sampler, proof
+from llm.context import Context
+from llm.engine import proof
 from llm.model import Transformer
 from llm.ops_numpy import OpsNumpy
+from llm.sampler import Sampler
 
 IDS = [(7 * i * i + 3 * i) % TINY.n_vocab for i in range(50)]
 

@@ -33,7 +33,7 @@ C_TRAINER_MAY_USE = "llm error numeric cpu hash threads pretokenize"
 
 PYTHON_LAYERS = (
     ("errors", "atomic", "_llm", "_train", "_build"),
-    ("config", "packages", "binding engine"),
+    ("config", "packages", "binding tokenizer sampler context engine"),
     ("ops ops_*", "settings", "corpus", "data", "distributed"),
     ("model", "optim"),
     ("parameter_file", "checkpoint", "evaluate"),

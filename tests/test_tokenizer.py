@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.engine import Tokenizer
+from llm.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 ENGLISH = "".join(pydoc_data.topics.topics.values())

@@ -1,0 +1,183 @@
+"""Context: one timeline of tokens, over the compiled module `llm._llm`.
+
+A lock per context, and buffers kept alive; cffi releases the GIL during every call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm._llm import ffi, lib
+from llm.binding import call, id_array, new, pointer_to, raise_error
+from llm.sampler import Sampler
+
+if TYPE_CHECKING:
+    from llm.engine import Model
+
+
+@ffi.def_extern(error=1, onerror=lambda kind, error, trace: _remember(error))
+def llm_python_cancel_check(user) -> int:
+    """Called between layers with the GIL taken: being Python, it lets pending signals raise."""
+    check = ffi.from_handle(user)
+    if check is not None:
+        check()
+    return 0
+
+
+_cancelled = threading.local()
+
+
+def _remember(error: BaseException) -> None:
+    _cancelled.error = error
+
+
+def _raise_cancelled() -> None:
+    error, _cancelled.error = getattr(_cancelled, "error", None), None
+    raise error or KeyboardInterrupt
+
+
+class Context:
+    """One timeline of tokens. Calls from several threads wait for each other.
+
+    n_ctx 0: the trained length, at most 4096. cancel_check: called between layers; an exception
+    that it raises ends the call, leaves the context as it was, and is raised from the call."""
+
+    def __init__(
+        self,
+        model: Model,
+        n_ctx: int = 0,
+        n_threads: int = 0,
+        kv_type: str = "f16",
+        kernels: str | None = None,
+        allow_long_context: bool = False,
+        cancel_check: Callable[[], object] | None = None,
+    ):
+        kv_types = {"f16": lib.LLM_TYPE_F16, "f32": lib.LLM_TYPE_F32}
+        if kv_type not in kv_types:
+            raise ValueError(f"kv_type is {kv_type!r}, expected 'f16' or 'f32'")
+        self._handle = model._handle
+        self._n_vocab = model.config.n_vocab
+        self._lock = threading.RLock()
+        self._busy = False  # inside a call; seen under the lock by its own thread only
+        self._check = ffi.new_handle(cancel_check)
+        name = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
+        options = ffi.new("llm_context_options *")
+        options.n_ctx, options.n_threads = n_ctx, n_threads
+        options.kv_type, options.kernels = kv_types[kv_type], name
+        options.allow_long_context = int(allow_long_context)
+        options.cancel_check, options.cancel_user = lib.llm_python_cancel_check, self._check
+        self._pointer = new(
+            lib.llm_context_new,
+            "llm_context",
+            lib.llm_context_free,
+            self._handle.use(),
+            options,
+        )
+
+    @contextmanager
+    def _use(self):
+        """The C context, alone; the model is kept while it is in use."""
+        model = self._handle.use()
+        with self._lock:
+            if self._busy:
+                raise RuntimeError("a cancel_check used the context that it was asked about")
+            self._busy = True
+            try:
+                yield self._pointer
+            finally:
+                self._busy = False
+                del model
+
+    def _call(self, function: Callable, *args) -> None:
+        err = ffi.new("llm_error *")
+        status = function(*args, err)
+        if status == lib.LLM_ERR_CANCELLED:
+            _raise_cancelled()
+        if status != lib.LLM_OK:
+            raise_error(err)
+
+    @property
+    def n_ctx(self) -> int:
+        return lib.llm_context_n_ctx(self._pointer)
+
+    @property
+    def n_past(self) -> int:
+        """Tokens held."""
+        return lib.llm_context_n_past(self._pointer)
+
+    @property
+    def kernels(self) -> str:
+        return ffi.string(lib.llm_context_kernels(self._pointer)).decode()
+
+    def eval(self, ids, n_rows: int = 1) -> np.ndarray:
+        """Appends tokens; returns the logits of the last n_rows of them, (n_rows, n_vocab)."""
+        array = id_array(ids)
+        if not 0 <= n_rows <= array.size:
+            raise ValueError(f"logits of {n_rows} rows asked for {array.size} tokens")
+        with self._use() as pointer:
+            out = np.empty((n_rows, self._n_vocab), np.float32)
+            self._call(
+                lib.llm_context_eval,
+                pointer,
+                pointer_to("int32_t", array),
+                array.size,
+                pointer_to("float", out),
+                n_rows,
+            )
+        return out
+
+    def truncate(self, n_keep: int = 0) -> None:
+        """Forgets every token from position n_keep on."""
+        with self._use() as pointer:
+            call(lib.llm_context_truncate, pointer, n_keep)
+
+    def score(self, ids) -> tuple[np.ndarray, float]:
+        """-ln p of each token of a text (NaN for the first), and their sum. Windows of n_ctx with
+        half overlap where the text is longer. Starts from an empty context."""
+        array = id_array(ids)
+        each, out = np.empty(array.size, np.float32), ffi.new("llm_score *")
+        with self._use() as pointer:
+            self._call(
+                lib.llm_score_text,
+                pointer,
+                pointer_to("int32_t", array),
+                array.size,
+                pointer_to("float", each),
+                out,
+            )
+        return each, out.nats
+
+    def stream(self, ids, sampler: Sampler, max_tokens: int | None = None) -> Iterator[Step]:
+        """Evaluates ids on top of what is held, then yields a Step per token until a finish."""
+        array, limit = id_array(ids), -1 if max_tokens is None else max_tokens
+        if max_tokens is not None and max_tokens < 0:
+            raise ValueError(f"max_tokens is {max_tokens}, expected 0 or more")
+        out, step = ffi.new("llm_generator **"), ffi.new("llm_step *")
+        with self._use() as pointer:
+            prompt = pointer_to("int32_t", array)
+            self._call(
+                lib.llm_generator_new, out, pointer, sampler._pointer, prompt, array.size, limit
+            )
+        generator = ffi.gc(out[0], lib.llm_generator_free)
+        while not step.finish:
+            with self._use():
+                self._call(lib.llm_generator_next, generator, step)
+                text = ffi.buffer(step.text, step.n_bytes)[:] if step.n_bytes else b""
+            finish = ffi.string(lib.llm_finish_name(step.finish)).decode() if step.finish else None
+            yield Step(step.id if step.id >= 0 else None, text, finish)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a generation: the new token (None when there is none), the bytes that became
+    complete, and why it ended ("stop", "length", "context"), None before that."""
+
+    id: int | None
+    text: bytes
+    finish: str | None

@@ -1,0 +1,121 @@
+"""Tokenizer: text to token ids and back, over the compiled module `llm._llm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm._llm import ffi, lib
+from llm.binding import Handle, borrowed, call, id_array, new, pointer_to, raise_error
+
+
+class Tokenizer:
+    """Text to token ids and back. `Model.tokenizer` is the file's; `from_bpe` builds one."""
+
+    def __init__(self, source):
+        self._source = source  # an own llm_tokenizer, or the Handle of the file that has one
+
+    @classmethod
+    def from_bpe(cls, pre: str, tokens: Sequence[bytes], merges, types=None) -> Tokenizer:
+        """tokens: the raw bytes of each id; merges: (n, 2) ids, best first; types: llm_token_type
+        of each id, all normal when None."""
+        offsets = np.zeros(len(tokens) + 1, np.uint64)
+        np.cumsum([len(t) for t in tokens], out=offsets[1:])
+        pairs = np.ascontiguousarray(merges, np.int32).reshape(-1, 2)
+        kinds = None if types is None else np.ascontiguousarray(types, np.int32)
+        if kinds is not None and kinds.shape != (len(tokens),):
+            raise ValueError(f"{kinds.size} token types for {len(tokens)} tokens")
+        text = b"".join(tokens)
+        spec = ffi.new("llm_bpe_spec *")
+        name, buffer = ffi.new("char[]", pre.encode()), ffi.from_buffer("uint8_t[]", text)
+        spec.pre, spec.n_vocab, spec.text = name, len(tokens), buffer
+        spec.offsets = pointer_to("uint64_t", offsets)
+        spec.types = ffi.NULL if kinds is None else pointer_to("int32_t", kinds)
+        spec.n_merges, spec.merges = len(pairs), pointer_to("int32_t", pairs)
+        return cls(new(lib.llm_tokenizer_new_bpe, "llm_tokenizer", lib.llm_tokenizer_free, spec))
+
+    def _use(self):
+        if not isinstance(self._source, Handle):
+            return self._source
+        model = self._source.use()
+        return borrowed(lib.llm_model_tokenizer(model), model)
+
+    @property
+    def n_vocab(self) -> int:
+        return lib.llm_tokenizer_n_vocab(self._use())
+
+    @property
+    def n_byte_tokens(self) -> int:
+        """How many of the 256 single bytes the vocabulary can spell."""
+        return lib.llm_tokenizer_n_byte_tokens(self._use())
+
+    @property
+    def bos(self) -> int | None:
+        id = lib.llm_tokenizer_bos(self._use())
+        return id if id >= 0 else None
+
+    @property
+    def eos(self) -> int | None:
+        id = lib.llm_tokenizer_eos(self._use())
+        return id if id >= 0 else None
+
+    @property
+    def add_bos(self) -> bool:
+        """The file asks for BOS before a text."""
+        return bool(lib.llm_tokenizer_add_bos(self._use()))
+
+    def is_eog(self, id: int) -> bool:
+        return bool(lib.llm_tokenizer_is_eog(self._use(), id))
+
+    def token_type(self, id: int) -> int:
+        """llm_token_type; 0 when there is no such id."""
+        return lib.llm_tokenizer_token_type(self._use(), id)
+
+    def encode_array(self, text: str | bytes, parse_special: bool = False) -> np.ndarray:
+        """encode() as an int32 array: for corpora."""
+        is_text = isinstance(text, str)
+        raw = text.encode("utf-8", "surrogateescape") if is_text else bytes(memoryview(text))
+        ids = np.empty(len(raw) + 1, np.int32)  # no token spells less than a byte
+        needed = ffi.new("size_t *")
+        source = ffi.from_buffer("char[]", raw)
+        call(
+            lib.llm_tokenizer_encode,
+            self._use(),
+            source,
+            len(raw),
+            int(parse_special),
+            pointer_to("int32_t", ids),
+            ids.size,
+            needed,
+        )
+        return ids[: needed[0]].copy()
+
+    def encode(self, text: str | bytes, parse_special: bool = False) -> list[int]:
+        return self.encode_array(text, parse_special).tolist()
+
+    def decode_bytes(self, ids, render_special: bool = True) -> bytes:
+        array = id_array(ids)
+        needed, capacity = ffi.new("size_t *"), 16 * array.size + 64
+        while True:
+            out = ffi.new("char[]", capacity)
+            err = ffi.new("llm_error *")
+            status = lib.llm_tokenizer_decode(
+                self._use(),
+                pointer_to("int32_t", array),
+                array.size,
+                int(render_special),
+                out,
+                capacity,
+                needed,
+                err,
+            )
+            if status == lib.LLM_OK:
+                return ffi.buffer(out, needed[0])[:]
+            if needed[0] <= capacity:
+                raise_error(err)
+            capacity = needed[0]
+
+    def decode(self, ids, render_special: bool = True) -> str:
+        """Bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, render_special).decode("utf-8", "replace")
