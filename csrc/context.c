@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "numeric.h"
+#include "quant.h"
 
 enum { DEFAULT_N_CTX = 4096, ALIGN = 64 };
 
@@ -37,8 +38,12 @@ static llm_status resolve_options(llm_context *c, llm_error *err) {
   if (o->n_threads < 0 || o->n_threads > MAX_THREADS)
     return error_set(err, LLM_ERR_ARG, "n_threads is %d, expected 0 (all cores) to %d",
                      (int)o->n_threads, MAX_THREADS);
-  if (o->kv_type != LLM_TYPE_F16 && o->kv_type != LLM_TYPE_F32)
-    return error_set(err, LLM_ERR_ARG, "kv_type %d is neither F16 nor F32", (int)o->kv_type);
+  if (o->kv_type != LLM_TYPE_F16 && o->kv_type != LLM_TYPE_F32 && o->kv_type != LLM_TYPE_Q8_0)
+    return error_set(err, LLM_ERR_ARG, "kv_type %d is none of F16, F32 and Q8_0", (int)o->kv_type);
+  if (o->kv_type == LLM_TYPE_Q8_0 && c->model->config.head_dim % QK)
+    return error_set(err, LLM_ERR_ARG,
+                     "a Q8_0 cache needs heads of whole blocks of %d elements, these have %" PRId64,
+                     QK, c->model->config.head_dim);
   c->kernels = kernels_find(o->kernels);
   if (!c->kernels)
     return error_set(err, LLM_ERR_ARG, "kernel set \"%s\" is unknown or not on this processor",
@@ -104,8 +109,8 @@ static llm_status allocate_scratch(llm_context *c, llm_error *err) {
 
 static llm_status allocate_cache(llm_context *c, llm_error *err) {
   const llm_config *m = &c->model->config;
-  uint64_t element = c->options.kv_type == LLM_TYPE_F16 ? 2 : 4;
-  uint64_t per_token = (uint64_t)m->n_layer * (uint64_t)(m->n_kv_head * m->head_dim) * element;
+  c->kv_row_bytes = type_row_bytes((llm_type)c->options.kv_type, (size_t)m->head_dim);
+  uint64_t per_token = (uint64_t)m->n_layer * (uint64_t)m->n_kv_head * c->kv_row_bytes;
   uint64_t bytes = per_token * c->n_ctx; /* at most 2^10 * 2^20 * 4 * 2^31 = 2^63 */
   if (bytes > SIZE_MAX / 4) return error_nomem(err, bytes, "the key/value cache: lower n_ctx");
   c->k_cache = calloc(bytes, 1); /* calloc: the pages come zeroed and untouched */

@@ -16,10 +16,11 @@ struct llm_context {
   llm_context_options options;
   size_t n_ctx, n_past;
 
-  /* Cache, (n_layer, n_kv_head, n_ctx, head_dim) each, F16 or F32. Untouched pages cost no memory.
-   */
-  void *k_cache, *v_cache;
-  size_t kv_bytes; /* of both */
+  /* Cache, (n_layer, n_kv_head, n_ctx, head_dim) each, of options.kv_type. Untouched pages cost no
+   * memory. */
+  char *k_cache, *v_cache;
+  size_t kv_row_bytes; /* one head's key or value of one token */
+  size_t kv_bytes;     /* of both caches */
 
   /* Scratch of one pass over n <= N_BATCH tokens, B rows each (B = min(N_BATCH, n_ctx)). */
   float *x;                   /* (B, n_embd) residual stream */

@@ -144,17 +144,30 @@ static void swiglu_row(llm_context *c, size_t t, const void *arg) {
   if (*(const int *)arg) prepare_row(c, t, gate, n);
 }
 
-static size_t cache_index(const llm_context *c, size_t layer, size_t head, size_t position) {
-  const llm_config *m = &c->model->config;
-  return ((layer * (size_t)m->n_kv_head + head) * c->n_ctx + position) * (size_t)m->head_dim;
+/* Where the key or value of a position begins in its cache. */
+static size_t cache_offset(const llm_context *c, size_t layer, size_t head, size_t position) {
+  size_t n_kv_head = (size_t)c->model->config.n_kv_head;
+  return ((layer * n_kv_head + head) * c->n_ctx + position) * c->kv_row_bytes;
 }
 
-static void cache_store(const llm_context *c, void *cache, size_t index, const float *src,
+/* A row of n elements as Q8_0, with the rounding of activations. */
+static void store_q8_0(const kernels *kernels, block_q8_0 *dst, const float *src, size_t n) {
+  for (size_t b = 0; b < n / QK; b++) {
+    float scale, scaled_sum;
+    int32_t sum;
+    kernels->quantize_row(src + b * QK, QK, dst[b].q, &scale, &scaled_sum, &sum);
+    dst[b].d = f32_to_f16(scale);
+  }
+}
+
+static void cache_store(const llm_context *c, char *cache, size_t offset, const float *src,
                         size_t n) {
-  if (c->options.kv_type == LLM_TYPE_F16)
-    c->kernels->f32_to_f16((uint16_t *)cache + index, src, n);
-  else
-    memcpy((float *)cache + index, src, n * sizeof *src);
+  void *dst = cache + offset;
+  switch (c->options.kv_type) {
+  case LLM_TYPE_F16: c->kernels->f32_to_f16(dst, src, n); return;
+  case LLM_TYPE_Q8_0: store_q8_0(c->kernels, dst, src, n); return;
+  default: memcpy(dst, src, n * sizeof *src); return;
+  }
 }
 
 /* Turns q and k by their position and puts k and v into the cache of this layer. */
@@ -167,10 +180,10 @@ static void rope_and_store_row(llm_context *c, size_t t, const void *arg) {
   const float *v = c->v + t * (size_t)m->n_kv_head * d;
   for (size_t h = 0; h < (size_t)m->n_head; h++) c->kernels->rope(q + h * d, co, s, half);
   for (size_t h = 0; h < (size_t)m->n_kv_head; h++) {
-    size_t index = cache_index(c, layer, h, c->n_past + t);
+    size_t offset = cache_offset(c, layer, h, c->n_past + t);
     c->kernels->rope(k + h * d, co, s, half);
-    cache_store(c, c->k_cache, index, k + h * d, d);
-    cache_store(c, c->v_cache, index, v + h * d, d);
+    cache_store(c, c->k_cache, offset, k + h * d, d);
+    cache_store(c, c->v_cache, offset, v + h * d, d);
   }
 }
 
@@ -187,25 +200,25 @@ static void attention_unit(const attention_job *job, size_t t, size_t head, floa
   llm_context *c = job->c;
   const llm_config *m = &c->model->config;
   size_t d = (size_t)m->head_dim, n_q = (size_t)(m->n_head / m->n_kv_head);
-  size_t index = cache_index(c, job->layer, head, 0);
-  size_t element = c->options.kv_type == LLM_TYPE_F16 ? 2 : 4;
+  size_t offset = cache_offset(c, job->layer, head, 0);
+  llm_type kv_type = (llm_type)c->options.kv_type;
   size_t at = (t * (size_t)m->n_head + head * n_q) * d;
   attention_args args = {
       .out = c->att + at,
       .q = c->q + at,
-      .k = (const char *)c->k_cache + index * element,
-      .v = (const char *)c->v_cache + index * element,
-      .stride = d,
+      .k = c->k_cache + offset,
+      .v = c->v_cache + offset,
+      .k_type = kv_type,
+      .v_type = kv_type,
+      .k_bytes = c->kv_row_bytes,
+      .v_bytes = c->kv_row_bytes,
       .n_q = n_q,
       .n_pos = c->n_past + t + 1,
       .head_dim = d,
       .scale = job->scale,
       .scores = scores,
   };
-  if (element == 2)
-    c->kernels->attention_f16(&args);
-  else
-    c->kernels->attention_f32(&args);
+  c->kernels->attention(&args);
 }
 
 /* Units are dealt in turn: later tokens see more positions, so blocks would be uneven. */

@@ -55,7 +55,8 @@ typedef void (*matmul_kernel)(const matmul_args *args, size_t r0, size_t r1, voi
 
 /* One key/value head, n_q query heads that share it, one position:
  * out (n_q, head_dim) = softmax(scale * q k^T) v over n_pos positions; q (n_q, head_dim) float32;
- * k and v point at position 0, `stride` elements apart, F16 or F32. scores: n_q * n_pos floats.
+ * k and v point at the first position, each of F32, F16 or Q8_0 (then head_dim % 32 == 0) expanded
+ * exactly, k_bytes and v_bytes from one position to the next. scores: n_q * n_pos floats.
  * Order: each score is the 16-lane dot, then * scale; maximum; p = num_expf(score - max); the sum
  * of p in 16 lanes over positions (as the dot's); out[d] = fmaf(p, v[d], out[d]) from +0 in rising
  * position; out[d] *= 1.0f / sum. */
@@ -63,7 +64,8 @@ typedef struct attention_args {
   float *out;
   const float *q;
   const void *k, *v;
-  size_t stride, n_q, n_pos, head_dim;
+  llm_type k_type, v_type;
+  size_t k_bytes, v_bytes, n_q, n_pos, head_dim;
   float scale;
   float *scores;
 } attention_args;
@@ -76,7 +78,7 @@ typedef struct kernels {
 
   /* indexed by llm_type; NULL where the type is not run */
   matmul_kernel matmul[LLM_TYPE_BF16 + 1];
-  attention_kernel attention_f16, attention_f32;
+  attention_kernel attention;
 
   /* One row of activations, n a multiple of 32: q (n), the rest (n / 32). */
   void (*quantize_row)(const float *x, size_t n, int8_t *q, float *scale, float *scaled_sum,

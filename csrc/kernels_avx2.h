@@ -27,12 +27,18 @@ typedef struct float_product {
 void float_product_f32_avx2(const float_product *p);
 void float_product_f16_avx2(const float_product *p);
 void float_product_bf16_avx2(const float_product *p);
+void float_product_q8_0_avx2(const float_product *p); /* n_in a multiple of 32 */
 
 void kernels_set_avx2_quant(kernels *k); /* products with quantized weights */
 void kernels_set_avx2_rows(kernels *k);  /* attention and everything that works on rows */
 
-/* Eight elements from element k on. */
+/* Eight elements from element k on, a multiple of 8. */
 AVX2_INLINE __m256 load8(const llm_type type, const void *src, size_t k) {
+  if (type == LLM_TYPE_Q8_0) {
+    const block_q8_0 *b = (const block_q8_0 *)src + k / QK;
+    __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(b->q + k % QK)));
+    return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(b->d)), _mm256_cvtepi32_ps(q));
+  }
   if (type == LLM_TYPE_F32) return _mm256_loadu_ps((const float *)src + k);
   __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)src + k));
   if (type == LLM_TYPE_F16) return _mm256_cvtph_ps(half);

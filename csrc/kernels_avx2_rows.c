@@ -74,7 +74,6 @@ AVX2 static float softmax(float *p, size_t n, float scale) {
 /* out[d] of 8 * n_reg values from d on, for n_q heads from h on. */
 AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg,
                              const attention_args *a, const float *inverse, size_t h, size_t d) {
-  const size_t row_bytes = a->stride * (type == LLM_TYPE_F16 ? 2 : 4);
   const char *v = a->v;
   __m256 sum[3][4];
   UNROLL
@@ -82,7 +81,7 @@ AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg
     UNROLL
     for (int i = 0; i < n_reg; i++) sum[j][i] = _mm256_setzero_ps();
   }
-  for (size_t pos = 0; pos < a->n_pos; pos++, v += row_bytes) {
+  for (size_t pos = 0; pos < a->n_pos; pos++, v += a->v_bytes) {
     __m256 p[3];
     UNROLL
     for (int j = 0; j < n_q; j++)
@@ -103,15 +102,15 @@ AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg
   }
 }
 
-/* The values behind the last whole register, one at a time. */
+/* The values behind the last whole register, one at a time; a row of Q8_0 has none. */
 AVX2_INLINE void values_tail(const llm_type type, const attention_args *a, const float *inverse,
                              size_t h, size_t d) {
   for (; d < a->head_dim; d++) {
     float sum = 0;
     for (size_t pos = 0; pos < a->n_pos; pos++) {
-      size_t at = pos * a->stride + d;
-      float v = type == LLM_TYPE_F16 ? f16_to_f32(((const uint16_t *)a->v)[at])
-                                     : ((const float *)a->v)[at];
+      const char *row = (const char *)a->v + pos * a->v_bytes;
+      float v =
+          type == LLM_TYPE_F16 ? f16_to_f32(((const uint16_t *)row)[d]) : ((const float *)row)[d];
       sum = fmaf(a->scores[h * a->n_pos + pos], v, sum);
     }
     a->out[h * a->head_dim + d] = sum * inverse[h];
@@ -123,47 +122,52 @@ AVX2_INLINE void values(const llm_type type, const int n_q, const attention_args
   size_t d = 0;
   for (; d + 32 <= a->head_dim; d += 32) values_tile(type, n_q, 4, a, inverse, h, d);
   for (; d + 8 <= a->head_dim; d += 8) values_tile(type, n_q, 1, a, inverse, h, d);
+  if (type == LLM_TYPE_Q8_0) return;
   for (int j = 0; j < n_q; j++) values_tail(type, a, inverse, h + (size_t)j, d);
 }
 
 enum { MAX_HEADS = 16 }; /* query heads in one pass over the keys */
 
-AVX2_INLINE void attention(const llm_type type, const attention_args *a,
-                           void (*product)(const float_product *)) {
-  float inverse[MAX_HEADS];
-  float_product scores = {a->k,      a->stride * (type == LLM_TYPE_F16 ? 2 : 4),
-                          a->n_pos,  a->q,
-                          a->n_q,    a->head_dim,
-                          a->scores, a->n_pos};
-  product(&scores);
-  for (size_t h = 0; h < a->n_q; h++)
-    inverse[h] = softmax(a->scores + h * a->n_pos, a->n_pos, a->scale);
+static void scores(const attention_args *a) {
+  float_product p = {a->k, a->k_bytes, a->n_pos, a->q, a->n_q, a->head_dim, a->scores, a->n_pos};
+  if (a->k_type == LLM_TYPE_F16)
+    float_product_f16_avx2(&p);
+  else if (a->k_type == LLM_TYPE_Q8_0)
+    float_product_q8_0_avx2(&p);
+  else
+    float_product_f32_avx2(&p);
+}
+
+AVX2_INLINE void all_values(const llm_type type, const attention_args *a, const float *inverse) {
   size_t h = 0;
   for (; h + 3 <= a->n_q; h += 3) values(type, 3, a, inverse, h);
   if (a->n_q - h == 2) values(type, 2, a, inverse, h);
   if (a->n_q - h == 1) values(type, 1, a, inverse, h);
 }
 
-AVX2 static void attention_f16_heads(const attention_args *a) {
-  attention(LLM_TYPE_F16, a, float_product_f16_avx2);
+/* At most MAX_HEADS query heads. */
+AVX2 static void attention_heads(const attention_args *a) {
+  float inverse[MAX_HEADS];
+  scores(a);
+  for (size_t h = 0; h < a->n_q; h++)
+    inverse[h] = softmax(a->scores + h * a->n_pos, a->n_pos, a->scale);
+  if (a->v_type == LLM_TYPE_F16)
+    all_values(LLM_TYPE_F16, a, inverse);
+  else if (a->v_type == LLM_TYPE_Q8_0)
+    all_values(LLM_TYPE_Q8_0, a, inverse);
+  else
+    all_values(LLM_TYPE_F32, a, inverse);
 }
 
-AVX2 static void attention_f32_heads(const attention_args *a) {
-  attention(LLM_TYPE_F32, a, float_product_f32_avx2);
-}
-
-static void for_heads(const attention_args *a, attention_kernel kernel) {
+static void attention_avx2(const attention_args *a) {
   attention_args part = *a;
   for (size_t h = 0; h < a->n_q; h += MAX_HEADS) {
     part.n_q = a->n_q - h < MAX_HEADS ? a->n_q - h : MAX_HEADS;
     part.q = a->q + h * a->head_dim;
     part.out = a->out + h * a->head_dim;
-    kernel(&part);
+    attention_heads(&part);
   }
 }
-
-static void attention_f16_avx2(const attention_args *a) { for_heads(a, attention_f16_heads); }
-static void attention_f32_avx2(const attention_args *a) { for_heads(a, attention_f32_heads); }
 
 /* ---- rows ---- */
 
@@ -255,8 +259,7 @@ AVX2 static void f32_to_f16_avx2(uint16_t *dst, const float *src, size_t n) {
 
 void kernels_set_avx2_rows(kernels *k) {
   below = *k;
-  k->attention_f16 = attention_f16_avx2;
-  k->attention_f32 = attention_f32_avx2;
+  k->attention = attention_avx2;
   k->quantize_row = quantize_row_avx2;
   k->rmsnorm = rmsnorm_avx2;
   k->swiglu = swiglu_avx2;

@@ -34,13 +34,25 @@ static float load_bf16(const void *src, size_t i) {
   return bf16_to_f32(h);
 }
 
-#define DEFINE_FLOAT_PRODUCTS(type, bytes)                                                         \
+static float load_q8_0(const void *src, size_t i) {
+  const block_q8_0 *b = (const block_q8_0 *)src + i / QK;
+  return f16_to_f32(b->d) * (float)b->q[i % QK];
+}
+
+#define DEFINE_DOT(type)                                                                           \
   static float dot_##type(const void *w, const float *x, size_t n) {                               \
     float lane[LANES] = {0};                                                                       \
     for (size_t k = 0; k < n; k++)                                                                 \
       lane[k % LANES] = fmaf(load_##type(w, k), x[k], lane[k % LANES]);                            \
     return sum_lanes(lane);                                                                        \
-  }                                                                                                \
+  }
+
+DEFINE_DOT(f32)
+DEFINE_DOT(f16)
+DEFINE_DOT(bf16)
+DEFINE_DOT(q8_0) /* of a cache; weights of this type meet quantized activations */
+
+#define DEFINE_FLOAT_PRODUCTS(type, bytes)                                                         \
   static void matmul_##type##_scalar(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
     (void)scratch;                                                                                 \
     size_t n_in = m->act->n_in;                                                                    \
@@ -69,25 +81,31 @@ static float softmax(float *p, size_t n) { /* unnormalized, in place; returns th
   return sum_lanes(lane);
 }
 
-static void attention(const attention_args *a, element_load load, element_dot dot,
-                      size_t element_bytes) {
-  size_t d_head = a->head_dim, row_bytes = a->stride * element_bytes;
+static void attention_of(const attention_args *a, element_dot dot, element_load load) {
+  size_t d_head = a->head_dim;
   for (size_t h = 0; h < a->n_q; h++) {
     float *scores = a->scores + h * a->n_pos, *out = a->out + h * d_head;
     for (size_t i = 0; i < a->n_pos; i++)
-      scores[i] = dot((const char *)a->k + i * row_bytes, a->q + h * d_head, d_head) * a->scale;
+      scores[i] = dot((const char *)a->k + i * a->k_bytes, a->q + h * d_head, d_head) * a->scale;
     float inverse = 1.0f / softmax(scores, a->n_pos);
     for (size_t d = 0; d < d_head; d++) {
       float sum = 0;
       for (size_t i = 0; i < a->n_pos; i++)
-        sum = fmaf(scores[i], load((const char *)a->v + i * row_bytes, d), sum);
+        sum = fmaf(scores[i], load((const char *)a->v + i * a->v_bytes, d), sum);
       out[d] = sum * inverse;
     }
   }
 }
 
-static void attention_f16_scalar(const attention_args *a) { attention(a, load_f16, dot_f16, 2); }
-static void attention_f32_scalar(const attention_args *a) { attention(a, load_f32, dot_f32, 4); }
+static void attention_scalar(const attention_args *a) {
+  attention_of(a,
+               a->k_type == LLM_TYPE_F16    ? dot_f16
+               : a->k_type == LLM_TYPE_Q8_0 ? dot_q8_0
+                                            : dot_f32,
+               a->v_type == LLM_TYPE_F16    ? load_f16
+               : a->v_type == LLM_TYPE_Q8_0 ? load_q8_0
+                                            : load_f32);
+}
 
 /* ---- rows ---- */
 
@@ -127,8 +145,7 @@ void kernels_set_scalar(kernels *k) {
   k->matmul[LLM_TYPE_F32] = matmul_f32_scalar;
   k->matmul[LLM_TYPE_F16] = matmul_f16_scalar;
   k->matmul[LLM_TYPE_BF16] = matmul_bf16_scalar;
-  k->attention_f16 = attention_f16_scalar;
-  k->attention_f32 = attention_f32_scalar;
+  k->attention = attention_scalar;
   k->rmsnorm = rmsnorm_scalar;
   k->swiglu = swiglu_scalar;
   k->add = add_scalar;

@@ -173,7 +173,7 @@ typedef struct llm_context_options {
   int64_t n_ctx;                 /* 0: the trained length, at most 4096 */
   int32_t allow_long_context;    /* 1: n_ctx may be greater than the trained length */
   int32_t n_threads;             /* 0: one per available core */
-  int32_t kv_type;               /* LLM_TYPE_F16 or LLM_TYPE_F32 */
+  int32_t kv_type;               /* LLM_TYPE_F16, F32 or Q8_0 */
   const char *kernels;           /* "scalar", "avx2", "avx512"; NULL: the best this machine has */
   llm_cancel_check cancel_check; /* may be NULL */
   void *cancel_user;

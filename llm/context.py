@@ -58,9 +58,9 @@ class Context:
         allow_long_context: bool = False,
         cancel_check: Callable[[], object] | None = None,
     ):
-        kv_types = {"f16": lib.LLM_TYPE_F16, "f32": lib.LLM_TYPE_F32}
+        kv_types = {"f16": lib.LLM_TYPE_F16, "f32": lib.LLM_TYPE_F32, "q8_0": lib.LLM_TYPE_Q8_0}
         if kv_type not in kv_types:
-            raise ValueError(f"kv_type is {kv_type!r}, expected 'f16' or 'f32'")
+            raise ValueError(f"kv_type is {kv_type!r}, expected 'f16', 'f32' or 'q8_0'")
         self._handle = model._handle
         self._n_vocab = model.config.n_vocab
         self._lock = threading.RLock()

@@ -1,6 +1,6 @@
 /* test_forward.c: the same-bits rule (DESIGN rule 6). Logits must not depend on the kernel set, the
  * number of threads, how the tokens were cut into calls, or what a context held before; for every
- * tensor type, F16 and F32 caches, tied and untied output, shared key/value heads. Also the errors
+ * tensor type, F16, F32 and Q8_0 caches, tied and untied output, shared key/value heads. Also the errors
  * and limits of llm_context_eval. Agreement with another program's arithmetic is tested in Python.
  */
 #include "context.h"
@@ -90,6 +90,7 @@ static void test_same_bits(void) {
     check_shape((tiny_shape){types[i], 2, 64, 4, 2, 96, 64, i % 2 == 1}, LLM_TYPE_F16);
     check_shape((tiny_shape){types[i], 1, 96, 3, 1, 160, 64, i % 2 == 0}, LLM_TYPE_F32);
   }
+  check_shape((tiny_shape){LLM_TYPE_F16, 2, 64, 2, 1, 96, 64, 0}, LLM_TYPE_Q8_0);
   /* Widths that no vector divides. */
   check_shape((tiny_shape){LLM_TYPE_F32, 2, 30, 3, 3, 41, 64, 0}, LLM_TYPE_F32);
   check_shape((tiny_shape){LLM_TYPE_F16, 1, 42, 7, 7, 17, 64, 1}, LLM_TYPE_F16);
@@ -169,6 +170,7 @@ static void test_options(void) {
       {{.n_threads = -1, .kv_type = LLM_TYPE_F16}, "n_threads"},
       {{.n_threads = 1025, .kv_type = LLM_TYPE_F16}, "n_threads"},
       {{.kv_type = LLM_TYPE_Q4_1}, "kv_type"},
+      {{.kv_type = LLM_TYPE_Q8_0}, "whole blocks of 32"},
       {{.kv_type = LLM_TYPE_F16, .kernels = "abacus"}, "abacus"},
   };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -149,61 +149,80 @@ static void test_products(const kernels *const *tables) {
 
 /* ---- attention ---- */
 
-static double attention_float64(const attention_args *a, const float *k, const float *v, size_t h,
+typedef struct attention_case {
+  llm_type k_type, v_type;
+  size_t n_q, n_pos, head_dim, gap; /* bytes between positions beyond the row's own */
+} attention_case;
+
+/* kf, vf: (n_pos, head_dim) expanded. */
+static double attention_float64(const attention_args *a, const float *kf, const float *vf, size_t h,
                                 size_t d) {
   double max = -INFINITY, sum = 0, out = 0;
   for (int pass = 0; pass < 2; pass++)
     for (size_t i = 0; i < a->n_pos; i++) {
       double score = 0;
       for (size_t j = 0; j < a->head_dim; j++)
-        score += (double)a->q[h * a->head_dim + j] * (double)k[i * a->stride + j];
+        score += (double)a->q[h * a->head_dim + j] * (double)kf[i * a->head_dim + j];
       score *= (double)a->scale;
       if (pass == 0) {
         max = fmax(max, score);
       } else {
         sum += exp(score - max);
-        out += exp(score - max) * (double)v[i * a->stride + d];
+        out += exp(score - max) * (double)vf[i * a->head_dim + d];
       }
     }
   return out / sum;
 }
 
-static void check_attention(const kernels *const *tables, int half, size_t n_q, size_t n_pos,
-                            size_t head_dim, size_t stride) {
-  size_t n = (n_pos - 1) * stride + head_dim, n_out = n_q * head_dim, size = half ? 2 : 4;
+/* Rows of random elements, `bytes` apart, ending at the guard; expanded to `values`. */
+static const void *fill_positions(llm_type type, const attention_case *x, size_t bytes,
+                                  guarded memory, float *values) {
+  char *first = memory.end - ((x->n_pos - 1) * bytes + type_row_bytes(type, x->head_dim));
+  for (size_t i = 0; i < x->n_pos; i++) {
+    fill_weights(type, ORDINARY, first + i * bytes, x->head_dim);
+    dequantize(type, first + i * bytes, x->head_dim, values + i * x->head_dim);
+  }
+  return first;
+}
+
+static void check_attention(const kernels *const *tables, attention_case x) {
+  size_t n = x.n_pos * x.head_dim, n_out = x.n_q * x.head_dim;
+  size_t k_bytes = type_row_bytes(x.k_type, x.head_dim) + x.gap;
+  size_t v_bytes = type_row_bytes(x.v_type, x.head_dim) + x.gap;
   float *kf = malloc(n * 4), *vf = malloc(n * 4), *q = malloc(n_out * 4);
   for (size_t i = 0; i < n_out; i++) q[i] = random_float() * 4;
-  guarded gk = guarded_new(n * size), gv = guarded_new(n * size), gq = guarded_new(n_out * 4);
-  guarded scores = guarded_new(n_q * n_pos * 4), out = guarded_new(n_out * 4);
-  void *k = gk.end - n * size, *v = gv.end - n * size;
-  fill_weights(half ? LLM_TYPE_F16 : LLM_TYPE_F32, ORDINARY, k, n);
-  fill_weights(half ? LLM_TYPE_F16 : LLM_TYPE_F32, ORDINARY, v, n);
-  dequantize(half ? LLM_TYPE_F16 : LLM_TYPE_F32, k, n, kf);
-  dequantize(half ? LLM_TYPE_F16 : LLM_TYPE_F32, v, n, vf);
+  guarded gk = guarded_new(x.n_pos * k_bytes), gv = guarded_new(x.n_pos * v_bytes);
+  guarded gq = guarded_new(n_out * 4), scores = guarded_new(x.n_q * x.n_pos * 4);
+  guarded out = guarded_new(n_out * 4);
   float *expected = malloc(n_out * 4);
-  attention_args a = {expected,
-                      guarded_copy(gq, q, n_out * 4),
-                      k,
-                      v,
-                      stride,
-                      n_q,
-                      n_pos,
-                      head_dim,
-                      1.0f / sqrtf((float)head_dim),
-                      (float *)scores.end - n_q * n_pos};
-  (half ? scalar->attention_f16 : scalar->attention_f32)(&a);
+  attention_args a = {
+      .out = expected,
+      .q = guarded_copy(gq, q, n_out * 4),
+      .k = fill_positions(x.k_type, &x, k_bytes, gk, kf),
+      .v = fill_positions(x.v_type, &x, v_bytes, gv, vf),
+      .k_type = x.k_type,
+      .v_type = x.v_type,
+      .k_bytes = k_bytes,
+      .v_bytes = v_bytes,
+      .n_q = x.n_q,
+      .n_pos = x.n_pos,
+      .head_dim = x.head_dim,
+      .scale = 1.0f / sqrtf((float)x.head_dim),
+      .scores = (float *)scores.end - x.n_q * x.n_pos,
+  };
+  scalar->attention(&a);
   for (size_t i = 0; i < n_out; i++) { /* values are within [-1, 1], scores within 20 */
-    double y = attention_float64(&a, kf, vf, i / head_dim, i % head_dim);
+    double y = attention_float64(&a, kf, vf, i / x.head_dim, i % x.head_dim);
     CHECK_MSG(fabs((double)expected[i] - y) < 1e-5, "scalar attention: %g, not %g",
               (double)expected[i], y);
   }
   a.out = (float *)out.end - n_out;
   for (; *tables; tables++) {
     memset(a.out, 0xff, n_out * 4);
-    (half ? (*tables)->attention_f16 : (*tables)->attention_f32)(&a);
+    (*tables)->attention(&a);
     CHECK_MSG(memcmp(a.out, expected, n_out * 4) == 0,
-              "%s attention_f%d: n_q %zu n_pos %zu head_dim %zu stride %zu", (*tables)->name,
-              half ? 16 : 32, n_q, n_pos, head_dim, stride);
+              "%s attention of types %d and %d: n_q %zu n_pos %zu head_dim %zu gap %zu",
+              (*tables)->name, (int)x.k_type, (int)x.v_type, x.n_q, x.n_pos, x.head_dim, x.gap);
   }
   guarded all[] = {gk, gv, gq, scores, out};
   for (size_t i = 0; i < 5; i++) guarded_free(all[i]);
@@ -211,13 +230,20 @@ static void check_attention(const kernels *const *tables, int half, size_t n_q, 
 }
 
 static void test_attention(const kernels *const *tables) {
+  static const llm_type types[][2] = {{LLM_TYPE_F32, LLM_TYPE_F32},
+                                      {LLM_TYPE_F16, LLM_TYPE_F16},
+                                      {LLM_TYPE_Q8_0, LLM_TYPE_Q8_0},
+                                      {LLM_TYPE_F32, LLM_TYPE_F16},
+                                      {LLM_TYPE_F32, LLM_TYPE_Q8_0}};
   static const size_t dims[] = {1, 2, 8, 15, 16, 20, 32, 40, 48, 64, 80, 96, 100, 128};
   static const size_t positions[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 70};
-  for (int half = 0; half < 2; half++)
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++)
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
       for (size_t p = 0; p < sizeof positions / sizeof *positions; p++)
         for (size_t n_q = 1; n_q <= 8; n_q += n_q < 5 ? 1 : 3)
-          check_attention(tables, half, n_q, positions[p], dims[d], dims[d] + (p % 2 ? 0 : 6));
+          if (types[i][1] != LLM_TYPE_Q8_0 || dims[d] % QK == 0)
+            check_attention(tables, (attention_case){types[i][0], types[i][1], n_q, positions[p],
+                                                     dims[d], p % 2 ? 0 : 12});
 }
 
 /* ---- rows ---- */
@@ -389,8 +415,18 @@ static int print_digest(void) {
   float q[8 * 64], k[50 * 64], v[50 * 64], scores[8 * 50], out[8 * 64];
   for (int i = 0; i < 8 * 64; i++) q[i] = random_float();
   for (int i = 0; i < 50 * 64; i++) k[i] = random_float(), v[i] = random_float();
-  attention_args a = {out, q, k, v, 64, 8, 50, 64, 0.125f, scores};
-  scalar->attention_f32(&a);
+  attention_args a = {.out = out,
+                      .q = q,
+                      .k = k,
+                      .v = v,
+                      .k_bytes = 256,
+                      .v_bytes = 256,
+                      .n_q = 8,
+                      .n_pos = 50,
+                      .head_dim = 64,
+                      .scale = 0.125f,
+                      .scores = scores};
+  scalar->attention(&a);
   digest_add(out, sizeof out);
   for (int i = 0; i < 20000; i++) {
     double s, c, e, l;
