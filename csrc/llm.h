@@ -148,6 +148,10 @@ int32_t llm_tokenizer_add_bos(const llm_tokenizer *tokenizer); /* 1: the file as
 int32_t llm_tokenizer_is_eog(const llm_tokenizer *tokenizer, int32_t id);     /* ends generation */
 int32_t llm_tokenizer_token_type(const llm_tokenizer *tokenizer, int32_t id); /* 0: no such id */
 
+/* The id of the token whose bytes are exactly these: control, user-defined and byte tokens too; of
+ * several a control token before the others. -1: none. */
+int32_t llm_tokenizer_find(const llm_tokenizer *tokenizer, const char *text, size_t n_bytes);
+
 /* Any bytes to ids; text may hold NULs and invalid UTF-8. parse_special = 1 turns the text of
  * control tokens into those tokens; 0 treats it as plain text. No BOS is added here. Bytes that
  * the vocabulary cannot spell are dropped, as Hugging Face's tokenizers does. */

@@ -15,6 +15,7 @@ void llm_tokenizer_free(llm_tokenizer *t) {
   free(t->text);
   free(t->offsets);
   free(t->types);
+  token_table_free(&t->by_bytes);
   free(t->always.items);
   free(t->on_demand.items);
   bpe_free(t->bpe);
@@ -35,6 +36,11 @@ int32_t llm_tokenizer_is_eog(const llm_tokenizer *t, int32_t id) {
 
 int32_t llm_tokenizer_token_type(const llm_tokenizer *t, int32_t id) {
   return id >= 0 && id < t->n_vocab ? t->types[id] : 0;
+}
+
+int32_t llm_tokenizer_find(const llm_tokenizer *t, const char *text, size_t n_bytes) {
+  if (!text || n_bytes > UINT32_MAX) return -1;
+  return token_table_find(&t->by_bytes, (name){(const uint8_t *)text, n_bytes});
 }
 
 static llm_status encode_all(const llm_tokenizer *t, const uint8_t *text, size_t n_bytes,

@@ -4,33 +4,21 @@
  * Everything is looked up in one hash table: 49,152 tokens load in a few milliseconds. */
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
-#include "hash.h"
 #include "tokenizer.h"
 #include "tokenizer_parts.h"
 #include "unicode.h"
 
 enum { MAX_TOKEN_BYTES = 64 * 1024, MAX_SPECIAL_BYTES = 1024 };
 
-typedef struct name {
-  const uint8_t *bytes;
-  size_t n_bytes;
-} name;
-
-typedef struct name_slot { /* short names are compared without leaving the table */
-  uint64_t head;           /* first 8 bytes */
-  uint32_t n_bytes;
-  int32_t id_plus_1; /* 0: free */
-} name_slot;
-
 typedef struct loader {
   llm_tokenizer *t;
   const char *where; /* opens every message */
   llm_status bad;    /* the status of a fault in the input */
   name *names;       /* (n_vocab) */
-  name_slot *slots;  /* hash table: a power of two, at most 3/4 full */
-  size_t mask;       /* slots - 1 */
+  token_table by_name;
   uint8_t byte_text[256][2];
   name byte_names[256];            /* of the single bytes, in byte_text */
   uint8_t joined[MAX_TOKEN_BYTES]; /* the name that a merge makes */
@@ -44,32 +32,8 @@ static int name_equal(name a, name b) {
   return a.n_bytes == b.n_bytes && memcmp(a.bytes, b.bytes, a.n_bytes) == 0;
 }
 
-/* The first 8 bytes, zeros after a shorter name. */
-static uint64_t name_head(name key) {
-  uint64_t head = 0;
-  if (key.n_bytes >= 8) {
-    memcpy(&head, key.bytes, 8);
-    return head;
-  }
-  for (size_t i = 0; i < key.n_bytes; i++) head |= (uint64_t)key.bytes[i] << 8 * i;
-  return head;
-}
-
-/* The slot of a name, or the free one where it would go. */
-static name_slot *slot_of(const loader *l, name key) {
-  uint64_t head = name_head(key);
-  size_t i = (size_t)hash_bytes(key.bytes, key.n_bytes) & l->mask;
-  for (; l->slots[i].id_plus_1; i = (i + 1) & l->mask) {
-    const name_slot *s = &l->slots[i];
-    if (s->head != head || s->n_bytes != key.n_bytes) continue;
-    if (key.n_bytes <= 8) break;
-    if (memcmp(l->names[s->id_plus_1 - 1].bytes + 8, key.bytes + 8, key.n_bytes - 8) == 0) break;
-  }
-  return &l->slots[i];
-}
-
 /* -1: no such token. */
-static int32_t name_find(const loader *l, name key) { return slot_of(l, key)->id_plus_1 - 1; }
+static int32_t name_find(const loader *l, name key) { return token_table_find(&l->by_name, key); }
 
 /* ---- steps that both sources share ---- */
 
@@ -77,15 +41,13 @@ static llm_status loader_init(loader *l, int64_t n_vocab, uint64_t text_bytes) {
   llm_tokenizer *t = l->t;
   t->n_vocab = n_vocab;
   t->bos = t->eos = -1;
-  size_t n = (size_t)n_vocab, n_slots = 16;
-  while (n_slots / 4 * 3 < n) n_slots *= 2;
-  l->mask = n_slots - 1;
+  size_t n = (size_t)n_vocab;
   t->text = malloc((size_t)text_bytes + 1); /* never of no bytes */
   t->offsets = calloc(n + 1, sizeof *t->offsets);
   t->types = malloc(n);
   l->names = malloc(n * sizeof *l->names);
-  l->slots = calloc(n_slots, sizeof *l->slots);
-  if (t->text && t->offsets && t->types && l->names && l->slots) return LLM_OK;
+  if (t->text && t->offsets && t->types && l->names)
+    return token_table_init(&l->by_name, n, l->err);
   return error_nomem(l->err, text_bytes + n * (sizeof *t->offsets + sizeof *l->names),
                      "a vocabulary");
 }
@@ -104,12 +66,12 @@ static llm_status set_name(loader *l, int64_t id, name key) {
     return error_set(l->err, l->bad, "%s: token %" PRId64 " has %zu bytes, expected at most %d",
                      l->where, id, key.n_bytes, MAX_TOKEN_BYTES);
   l->names[id] = key;
-  name_slot *slot = slot_of(l, key);
+  token_slot *slot = token_table_slot(&l->by_name, key);
   if (slot->id_plus_1)
     return error_set(l->err, l->bad, "%s: tokens %" PRId32 " and %" PRId64 " are both \"%.*s\"",
                      l->where, slot->id_plus_1 - 1, id, gguf_quoted(key.n_bytes),
                      (const char *)key.bytes);
-  *slot = (name_slot){name_head(key), (uint32_t)key.n_bytes, (int32_t)(id + 1)};
+  token_slot_set(slot, key, (int32_t)id);
   return LLM_OK;
 }
 
@@ -185,6 +147,26 @@ static llm_status check_special_lengths(const loader *l) {
   return LLM_OK;
 }
 
+/* Which of several tokens that spell the same bytes find() gives. */
+static int preference(int32_t type) {
+  static const int order[] = {
+      [LLM_TOKEN_CONTROL] = 5, [LLM_TOKEN_UNKNOWN] = 4, [LLM_TOKEN_USER_DEFINED] = 3,
+      [LLM_TOKEN_NORMAL] = 2,  [LLM_TOKEN_UNUSED] = 1,  [LLM_TOKEN_BYTE] = 0};
+  return order[type];
+}
+
+static llm_status index_bytes(llm_tokenizer *t, llm_error *err) {
+  llm_status status = token_table_init(&t->by_bytes, (size_t)t->n_vocab, err);
+  for (int64_t id = 0; !status && id < t->n_vocab; id++) {
+    name key = {t->text + t->offsets[id], (size_t)(t->offsets[id + 1] - t->offsets[id])};
+    token_slot *slot = token_table_slot(&t->by_bytes, key);
+    int32_t other = slot->id_plus_1 - 1;
+    if (other < 0 || preference(t->types[id]) > preference(t->types[other]))
+      token_slot_set(slot, key, (int32_t)id);
+  }
+  return status;
+}
+
 /* Runs one of the two sources and hands the tokenizer over, or nothing. */
 static llm_status load(llm_tokenizer **out, const char *where, llm_status bad,
                        llm_status (*fill)(loader *l, const void *source), const void *source,
@@ -203,9 +185,10 @@ static llm_status load(llm_tokenizer **out, const char *where, llm_status bad,
     status = fill(l, source);
     if (!status) status = check_special_lengths(l);
     if (!status) status = special_sets_init(t, err);
+    if (!status) status = index_bytes(t, err);
     if (!status) add_named_eog(l);
     free(l->names);
-    free(l->slots);
+    token_table_free(&l->by_name);
   }
   free(l);
   if (status)

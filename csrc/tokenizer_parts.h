@@ -4,6 +4,7 @@
 #define LLM_TOKENIZER_PARTS_H
 
 #include "tokenizer_bpe.h"
+#include "tokenizer_table.h"
 
 typedef struct special {
   const uint8_t *bytes;
@@ -22,9 +23,10 @@ enum { MAX_EOG = 8 };
 
 struct llm_tokenizer {
   int64_t n_vocab;
-  uint8_t *text;     /* token i is text[offsets[i] .. offsets[i + 1]), raw bytes */
-  uint64_t *offsets; /* (n_vocab + 1) */
-  uint8_t *types;    /* (n_vocab) llm_token_type */
+  uint8_t *text;        /* token i is text[offsets[i] .. offsets[i + 1]), raw bytes */
+  uint64_t *offsets;    /* (n_vocab + 1) */
+  uint8_t *types;       /* (n_vocab) llm_token_type */
+  token_table by_bytes; /* a control token before others that spell the same */
   bpe *bpe;
   special_set always;    /* user-defined tokens: matched in every text, as llama.cpp does */
   special_set on_demand; /* those and the control and unknown tokens: where parse_special is set */

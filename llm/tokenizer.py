@@ -72,10 +72,15 @@ class Tokenizer:
         """llm_token_type; 0 when there is no such id."""
         return lib.llm_tokenizer_token_type(self._use(), id)
 
+    def find(self, text: str | bytes) -> int | None:
+        """The id of the token whose bytes are exactly these, special tokens included."""
+        raw = to_bytes(text)
+        id = lib.llm_tokenizer_find(self._use(), ffi.from_buffer("char[]", raw), len(raw))
+        return id if id >= 0 else None
+
     def encode_array(self, text: str | bytes, parse_special: bool = False) -> np.ndarray:
         """encode() as an int32 array: for corpora."""
-        is_text = isinstance(text, str)
-        raw = text.encode("utf-8", "surrogateescape") if is_text else bytes(memoryview(text))
+        raw = to_bytes(text)
         ids = np.empty(len(raw) + 1, np.int32)  # no token spells less than a byte
         needed = ffi.new("size_t *")
         source = ffi.from_buffer("char[]", raw)
@@ -119,3 +124,9 @@ class Tokenizer:
     def decode(self, ids, render_special: bool = True) -> str:
         """Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids, render_special).decode("utf-8", "replace")
+
+
+def to_bytes(text: str | bytes) -> bytes:
+    if isinstance(text, str):
+        return text.encode("utf-8", "surrogateescape")
+    return bytes(memoryview(text))

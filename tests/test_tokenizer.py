@@ -148,6 +148,13 @@ def test_special_tokens(small):
     assert small.is_eog(end) and not small.is_eog(start) and not small.is_eog(tool)
 
 
+def test_find(small):
+    assert small.find("<|im_end|>") == small.n_vocab - 3
+    assert small.find(b"<tool>") == small.n_vocab - 1
+    assert small.find("ab") == 258 and small.find(b"\xff") == 255 and small.find("abab") == 259
+    assert small.find("aba") is None and small.find("") is None
+
+
 def test_wrong_input(small):
     for ids in ([small.n_vocab], [-1], [2**31]):
         with pytest.raises(ValueError):

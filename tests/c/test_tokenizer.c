@@ -194,6 +194,10 @@ static void test_special(void) {
     v.types[vocabulary_add(&v, added[i].text, strlen(added[i].text))] = added[i].type;
   llm_tokenizer *t = vocabulary_tokenizer(&v, "gpt-2");
 
+  CHECK(llm_tokenizer_find(t, "<|im_end|>", 10) == 257 && llm_tokenizer_find(t, "  ", 2) == 262);
+  CHECK(llm_tokenizer_find(t, "<|", 2) == 256 && llm_tokenizer_find(t, "\0", 1) == 0);
+  CHECK(llm_tokenizer_find(t, "<|im_end|", 9) == -1 && llm_tokenizer_find(t, NULL, 0) == -1);
+
   expect_ids(t, "a<|im_end|>b", 1, "97 257 98");
   expect_ids(t, "<|im_end|", 1, "258 95 101 110 100 124"); /* the longest that is there */
   expect_ids(t, "<|im_end|>x", 1, "264");
