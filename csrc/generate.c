@@ -63,6 +63,7 @@ llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_samp
     llm_generator_free(g);
     return status;
   }
+  llm_sampler_accept(sampler, prompt, n_ids);
   *out = g;
   return LLM_OK;
 }
@@ -137,6 +138,7 @@ llm_status llm_generator_next(llm_generator *g, llm_step *out, llm_error *err) {
     return status;
   }
   int32_t id = llm_sampler_sample(g->sampler, g->logits);
+  llm_sampler_accept(g->sampler, &id, 1);
   if (llm_tokenizer_is_eog(g->context->model->tokenizer, id)) {
     g->finish = LLM_FINISH_STOP;
     emit(g, -1, out);

@@ -206,20 +206,46 @@ llm_status llm_context_truncate(llm_context *context, int64_t n_keep, llm_error 
 
 typedef struct llm_sampler llm_sampler;
 
+/* The steps, in this order; l is a token's logit, c how often it stands among the last
+ * penalty_last_n accepted tokens (llm_sampler_accept), p its probability under what is left:
+ *   repetition           where c > 0: l / repeat_penalty for l > 0, else l * repeat_penalty
+ *                        (CTRL, Keskar et al. 2019, with the sign rule of Hugging Face)
+ *   presence, frequency  where c > 0: l - presence_penalty - c * frequency_penalty (OpenAI's API)
+ *   logit bias           l + bias; minus infinity bans the token
+ *   top-k                keeps the k likeliest, ties to the lower id
+ *   top-p                keeps the likeliest until their sum reaches top_p (Holtzman et al. 2019)
+ *   min-p                keeps p >= min_p * the largest p (Nguyen et al. 2024)
+ *   temperature          draws from softmax(l / temperature), or takes the likeliest where it is 0
+ */
 typedef struct llm_sampler_options {
   float temperature; /* 0: arg-max, ties to the lowest id; else >= 0, finite */
   int32_t top_k;     /* 0: off */
   float top_p;       /* (0, 1]; 1: off */
   uint64_t seed;
+  float min_p;              /* [0, 1]; 0: off */
+  float repeat_penalty;     /* above 0, finite; 1: off */
+  float presence_penalty;   /* finite; 0: off */
+  float frequency_penalty;  /* finite; 0: off */
+  int32_t penalty_last_n;   /* 0 (no penalties) to 2^20 */
+  size_t n_biases;          /* pairs of id and bias, copied; those of one id add up */
+  const int32_t *bias_ids;  /* (n_biases) in the vocabulary */
+  const float *bias_values; /* (n_biases) finite, or -inf */
 } llm_sampler_options;
 
-llm_sampler_options llm_sampler_default_options(void); /* temperature 0.8, top_k 40, top_p 0.95 */
+/* temperature 0.8, top_k 40, top_p 0.95, penalty_last_n 64, the rest off */
+llm_sampler_options llm_sampler_default_options(void);
 llm_status llm_sampler_new(llm_sampler **out, int64_t n_vocab, const llm_sampler_options *options,
                            llm_error *err);
 void llm_sampler_free(llm_sampler *sampler);
 int64_t llm_sampler_n_vocab(const llm_sampler *sampler);
-/* Picks an id from (n_vocab) logits, left unchanged. NaN counts as minus infinity. */
+/* Picks an id from (n_vocab) logits, left unchanged. NaN counts as minus infinity; where every
+ * token is at minus infinity, by logits or by bans, all are equally likely. */
 int32_t llm_sampler_sample(llm_sampler *sampler, const float *logits);
+/* Tokens that the penalties look back on: the prompt and what was sampled. A generator feeds both.
+ * Ids outside the vocabulary are passed over. */
+void llm_sampler_accept(llm_sampler *sampler, const int32_t *ids, size_t n_ids);
+/* Forgets the accepted tokens; the random state goes on. */
+void llm_sampler_reset(llm_sampler *sampler);
 
 /* ---- generation: prefill, then one token a call ---- */
 

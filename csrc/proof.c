@@ -28,12 +28,13 @@ static llm_status probe_run(const llm_model *model, llm_context_options options,
                             int32_t *ids, float *rows, llm_error *err) {
   llm_context *c;
   llm_sampler *greedy = NULL;
+  llm_sampler_options sampling = llm_sampler_default_options();
   size_t n_vocab = (size_t)model->config.n_vocab;
   options.n_ctx = (int64_t)(n_prompt + n_new - 1); /* the last new token is not evaluated */
   llm_status status = llm_context_new(&c, model, &options, err);
   if (status) return status;
-  status = llm_sampler_new(&greedy, model->config.n_vocab,
-                           &(llm_sampler_options){.temperature = 0, .top_p = 1}, err);
+  sampling.temperature = 0;
+  status = llm_sampler_new(&greedy, model->config.n_vocab, &sampling, err);
   if (!status) status = llm_context_eval(c, prompt, n_prompt, rows, 1, err);
   for (size_t i = 0; i < n_new && !status; i++) {
     if (!forced) ids[i] = llm_sampler_sample(greedy, rows + i * n_vocab);

@@ -1,9 +1,12 @@
-/* sampler.c: from logits to one token. Layer 1; depends on numeric.h only. Order: top-k, top-p on
- * the distribution that is left, temperature last. The generator is our own (xoshiro256++, Blackman
- * and Vigna 2019, seeded by splitmix64), so that a seed means the same text everywhere. */
+/* sampler.c: from logits to one token. Layer 1; depends on numeric.h only. Order: penalties, logit
+ * bias, top-k, top-p on the distribution that is left, min-p, temperature last (llm.h has the
+ * formulas). The generator is our own (xoshiro256++, Blackman and Vigna 2019, seeded by
+ * splitmix64), so that a seed means the same text everywhere. */
 #include <float.h>
 #include <inttypes.h>
+#include <math.h> /* INFINITY only */
 #include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
 #include "numeric.h"
@@ -13,12 +16,19 @@ typedef struct candidate {
   float logit;
 } candidate;
 
+enum { MAX_LAST_N = 1 << 20 }; /* of penalty_last_n: bounds the memory of the history */
+
 struct llm_sampler {
   llm_sampler_options options;
   size_t n_vocab;
   uint64_t state[4];
-  candidate *heap; /* (n_vocab) */
-  double *weight;  /* (n_vocab) of the kept candidates */
+  candidate *heap;    /* (n_vocab) */
+  double *weight;     /* (n_vocab) of the kept candidates */
+  int32_t *history;   /* (penalty_last_n) ring of the newest accepted tokens */
+  size_t n_accepted;  /* ever; the next one goes to history[n_accepted % penalty_last_n] */
+  int32_t *count;     /* (n_vocab) zeros, but while the history is being counted */
+  int32_t *bias_ids;  /* (n_biases) */
+  float *bias_values; /* (n_biases) */
 };
 
 /* ---- random numbers ---- */
@@ -65,17 +75,10 @@ static void sift_down(candidate *heap, size_t n, size_t i) {
   }
 }
 
-/* Finite logits: NaN counts as the least, infinities as the largest numbers. */
-static float tame(float logit) {
-  if (!(logit >= -FLT_MAX)) return -FLT_MAX;
-  return logit > FLT_MAX ? FLT_MAX : logit;
-}
-
-static int32_t arg_max(const float *logits, size_t n) {
-  size_t best = 0;
-  for (size_t i = 1; i < n; i++)
-    if (tame(logits[i]) > tame(logits[best])) best = i;
-  return (int32_t)best;
+/* NaN counts as minus infinity, the largest numbers stand in for infinity. */
+static float tame(double logit) {
+  if (!(logit >= -FLT_MAX)) return -INFINITY;
+  return logit > FLT_MAX ? FLT_MAX : (float)logit;
 }
 
 /* Moves the best remaining candidate behind the heap of *n and returns it. */
@@ -87,14 +90,51 @@ static candidate heap_pop(candidate *heap, size_t *n) {
   return top;
 }
 
-static double heap_fill(llm_sampler *s, const float *logits) {
-  float max = -FLT_MAX;
-  for (size_t i = 0; i < s->n_vocab; i++) {
-    s->heap[i] = (candidate){(int32_t)i, tame(logits[i])};
-    if (s->heap[i].logit > max) max = s->heap[i].logit;
-  }
-  return max;
+/* ---- before the choice: penalties and bias ---- */
+
+static float penalize(const llm_sampler_options *o, float logit, int32_t count) {
+  double x = logit > 0 ? (double)logit / (double)o->repeat_penalty
+                       : (double)logit * (double)o->repeat_penalty;
+  return tame(x - (double)o->presence_penalty - count * (double)o->frequency_penalty);
 }
+
+/* Each token of the history once, with the number of times that it stands there. */
+static void apply_penalties(llm_sampler *s) {
+  const llm_sampler_options *o = &s->options;
+  size_t n = s->n_accepted, last_n = (size_t)o->penalty_last_n;
+  if (o->repeat_penalty == 1 && o->presence_penalty == 0 && o->frequency_penalty == 0) return;
+  if (n > last_n) n = last_n;
+  for (size_t i = 0; i < n; i++) s->count[s->history[i]]++;
+  for (size_t i = 0; i < n; i++) {
+    int32_t id = s->history[i];
+    if (s->count[id]) s->heap[id].logit = penalize(o, s->heap[id].logit, s->count[id]);
+    s->count[id] = 0;
+  }
+}
+
+static void apply_bias(llm_sampler *s) {
+  for (size_t i = 0; i < s->options.n_biases; i++) {
+    candidate *c = &s->heap[s->bias_ids[i]];
+    c->logit = tame((double)c->logit + (double)s->bias_values[i]);
+  }
+}
+
+/* All candidates by rising id; returns the likeliest one. Where all are minus infinity, nothing
+ * tells them apart: all become 0. */
+static candidate fill(llm_sampler *s, const float *logits) {
+  for (size_t i = 0; i < s->n_vocab; i++)
+    s->heap[i] = (candidate){(int32_t)i, tame((double)logits[i])};
+  apply_penalties(s);
+  apply_bias(s);
+  candidate best = s->heap[0];
+  for (size_t i = 1; i < s->n_vocab; i++)
+    if (s->heap[i].logit > best.logit) best = s->heap[i];
+  if (best.logit > -INFINITY) return best;
+  for (size_t i = 0; i < s->n_vocab; i++) s->heap[i].logit = 0;
+  return s->heap[0];
+}
+
+/* ---- the choice ---- */
 
 /* Leaves the kept candidates in descending order at the end of s->heap, last first; returns how
  * many. total is the weight that top-p's share is taken of. */
@@ -118,29 +158,80 @@ static size_t keep_best(llm_sampler *s, double max) {
   return kept;
 }
 
+/* The share of a candidate in the draw. Its probability over the largest one is e^below, with
+ * below = logit - max; min-p looks at it as it is before temperature. */
+static double draw_weight(const llm_sampler_options *o, double below) {
+  if (o->min_p > 0 && num_exp(below) < (double)o->min_p) return 0;
+  return num_exp(below / (double)o->temperature);
+}
+
 int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
-  if (s->options.temperature == 0) return arg_max(logits, s->n_vocab);
-  double max = heap_fill(s, logits), sum = 0;
+  candidate best = fill(s, logits);
+  if (s->options.temperature == 0) return best.id;
+  double max = best.logit, sum = 0;
   size_t kept = s->n_vocab;
   int sorted = s->options.top_k > 0 || s->options.top_p < 1;
   if (sorted) kept = keep_best(s, max);
   for (size_t i = 0; i < kept; i++) {
     const candidate *c = &s->heap[sorted ? s->n_vocab - 1 - i : i];
-    s->weight[i] = num_exp((c->logit - max) / (double)s->options.temperature);
+    s->weight[i] = draw_weight(&s->options, c->logit - max);
     sum += s->weight[i];
   }
   double u = random_double(s->state) * sum;
   size_t pick = 0;
   while (pick + 1 < kept && (u -= s->weight[pick]) >= 0) pick++;
+  while (s->weight[pick] == 0) pick--; /* rounding walked past the last that can be drawn */
   return s->heap[sorted ? s->n_vocab - 1 - pick : pick].id;
 }
+
+/* ---- history ---- */
+
+void llm_sampler_accept(llm_sampler *s, const int32_t *ids, size_t n_ids) {
+  size_t last_n = (size_t)s->options.penalty_last_n;
+  if (last_n == 0) return;
+  for (size_t i = n_ids > last_n ? n_ids - last_n : 0; i < n_ids; i++)
+    if (ids[i] >= 0 && (size_t)ids[i] < s->n_vocab) s->history[s->n_accepted++ % last_n] = ids[i];
+}
+
+void llm_sampler_reset(llm_sampler *s) { s->n_accepted = 0; }
 
 /* ---- public ---- */
 
 int64_t llm_sampler_n_vocab(const llm_sampler *sampler) { return (int64_t)sampler->n_vocab; }
 
 llm_sampler_options llm_sampler_default_options(void) {
-  return (llm_sampler_options){.temperature = 0.8f, .top_k = 40, .top_p = 0.95f};
+  return (llm_sampler_options){
+      .temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .repeat_penalty = 1, .penalty_last_n = 64};
+}
+
+static llm_status check_penalties(const llm_sampler_options *o, llm_error *err) {
+  if (!(o->repeat_penalty > 0 && o->repeat_penalty <= FLT_MAX))
+    return error_set(err, LLM_ERR_ARG, "repeat_penalty is %g, expected above 0 (1: off)",
+                     o->repeat_penalty);
+  if (!(o->presence_penalty >= -FLT_MAX && o->presence_penalty <= FLT_MAX))
+    return error_set(err, LLM_ERR_ARG, "presence_penalty is %g, expected a finite number",
+                     o->presence_penalty);
+  if (!(o->frequency_penalty >= -FLT_MAX && o->frequency_penalty <= FLT_MAX))
+    return error_set(err, LLM_ERR_ARG, "frequency_penalty is %g, expected a finite number",
+                     o->frequency_penalty);
+  if (o->penalty_last_n < 0 || o->penalty_last_n > MAX_LAST_N)
+    return error_set(err, LLM_ERR_ARG, "penalty_last_n is %d, expected 0 (none) to %d",
+                     (int)o->penalty_last_n, MAX_LAST_N);
+  return LLM_OK;
+}
+
+static llm_status check_biases(int64_t n_vocab, const llm_sampler_options *o, llm_error *err) {
+  for (size_t i = 0; i < o->n_biases; i++) {
+    if (o->bias_ids[i] < 0 || o->bias_ids[i] >= n_vocab)
+      return error_set(err, LLM_ERR_ARG,
+                       "logit bias %zu is for id %d, outside the vocabulary of %" PRId64, i,
+                       (int)o->bias_ids[i], n_vocab);
+    if (!(o->bias_values[i] <= FLT_MAX))
+      return error_set(err, LLM_ERR_ARG,
+                       "the logit bias of id %d is %g, expected a finite number or -inf (a ban)",
+                       (int)o->bias_ids[i], o->bias_values[i]);
+  }
+  return LLM_OK;
 }
 
 static llm_status check_options(int64_t n_vocab, const llm_sampler_options *o, llm_error *err) {
@@ -152,7 +243,17 @@ static llm_status check_options(int64_t n_vocab, const llm_sampler_options *o, l
     return error_set(err, LLM_ERR_ARG, "top_k is %d, expected 0 (off) or more", (int)o->top_k);
   if (!(o->top_p > 0 && o->top_p <= 1))
     return error_set(err, LLM_ERR_ARG, "top_p is %g, expected above 0 and at most 1", o->top_p);
-  return LLM_OK;
+  if (!(o->min_p >= 0 && o->min_p <= 1))
+    return error_set(err, LLM_ERR_ARG, "min_p is %g, expected 0 (off) to 1", o->min_p);
+  llm_status status = check_penalties(o, err);
+  return status ? status : check_biases(n_vocab, o, err);
+}
+
+/* An array of at least one element, so that NULL means failure alone. */
+static void *array_of(size_t n, size_t size) { return calloc(n ? n : 1, size); }
+
+static void copy(void *dst, const void *src, size_t n_bytes) {
+  if (n_bytes) memcpy(dst, src, n_bytes);
 }
 
 llm_status llm_sampler_new(llm_sampler **out, int64_t n_vocab, const llm_sampler_options *options,
@@ -165,12 +266,18 @@ llm_status llm_sampler_new(llm_sampler **out, int64_t n_vocab, const llm_sampler
   if (!s) return error_nomem(err, sizeof *s, "a sampler");
   s->options = o;
   s->n_vocab = (size_t)n_vocab;
-  s->heap = malloc(s->n_vocab * sizeof *s->heap);
-  s->weight = malloc(s->n_vocab * sizeof *s->weight);
-  if (!s->heap || !s->weight) {
+  s->heap = array_of(s->n_vocab, sizeof *s->heap);
+  s->weight = array_of(s->n_vocab, sizeof *s->weight);
+  s->count = array_of(s->n_vocab, sizeof *s->count);
+  s->history = array_of((size_t)o.penalty_last_n, sizeof *s->history);
+  s->bias_ids = array_of(o.n_biases, sizeof *s->bias_ids);
+  s->bias_values = array_of(o.n_biases, sizeof *s->bias_values);
+  if (!s->heap || !s->weight || !s->count || !s->history || !s->bias_ids || !s->bias_values) {
     llm_sampler_free(s);
     return error_nomem(err, (uint64_t)n_vocab * sizeof *s->heap, "a sampler");
   }
+  copy(s->bias_ids, o.bias_ids, o.n_biases * sizeof *s->bias_ids);
+  copy(s->bias_values, o.bias_values, o.n_biases * sizeof *s->bias_values);
   random_seed(s->state, o.seed);
   *out = s;
   return error_clear(err);
@@ -180,5 +287,9 @@ void llm_sampler_free(llm_sampler *sampler) {
   if (!sampler) return;
   free(sampler->heap);
   free(sampler->weight);
+  free(sampler->count);
+  free(sampler->history);
+  free(sampler->bias_ids);
+  free(sampler->bias_values);
   free(sampler);
 }

@@ -27,7 +27,9 @@ class Sampler:
         if not -(2**31) <= top_k < 2**31:
             raise ValueError(f"top_k is {top_k}, expected 0 (off) to 2^31 - 1")
         self.n_vocab = n_vocab
-        options = ffi.new("llm_sampler_options *", (temperature, top_k, top_p, self.seed))
+        options = ffi.new("llm_sampler_options *", lib.llm_sampler_default_options())
+        options.temperature, options.top_k, options.top_p = temperature, top_k, top_p
+        options.seed = self.seed
         self._pointer = new(
             lib.llm_sampler_new, "llm_sampler", lib.llm_sampler_free, n_vocab, options
         )

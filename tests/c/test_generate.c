@@ -41,7 +41,9 @@ static void test_ends(void) {
   llm_generator *g;
   llm_error err;
   CHECK(!llm_context_new(&c, t.model, NULL, NULL));
-  CHECK(!llm_sampler_new(&s, TINY_VOCAB, &(llm_sampler_options){0, 0, 1, 0}, NULL));
+  llm_sampler_options greedy = llm_sampler_default_options();
+  greedy.temperature = 0;
+  CHECK(!llm_sampler_new(&s, TINY_VOCAB, &greedy, NULL));
   outcome o = run(c, s, 4, 3);
   CHECK(o.finish == LLM_FINISH_LENGTH && o.n_new == 3 && o.n_text == 3 && o.n_steps == 3);
   CHECK(llm_context_n_past(c) == 6); /* the last token was not evaluated */

@@ -1,14 +1,26 @@
-/* test_sampler.c: arg-max and its ties, the reach of top-k and top-p, frequencies against the
- * softmax, seeds, and logits that are not numbers. */
+/* test_sampler.c: arg-max and its ties, the reach of top-k, top-p and min-p, frequencies against
+ * the softmax, penalties and their history, biases and bans, seeds, and logits that are not
+ * numbers. tests/test_sampler.py compares the whole with a plain NumPy version. */
+#include <float.h>
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "check.h"
 #include "llm.h"
 
+static llm_sampler_options options(float temperature, int32_t top_k, float top_p, uint64_t seed) {
+  llm_sampler_options o = llm_sampler_default_options();
+  o.temperature = temperature;
+  o.top_k = top_k;
+  o.top_p = top_p;
+  o.seed = seed;
+  return o;
+}
+
 static llm_sampler *make(int64_t n, float temperature, int32_t top_k, float top_p, uint64_t seed) {
   llm_sampler *s = NULL;
-  llm_sampler_options o = {temperature, top_k, top_p, seed};
+  llm_sampler_options o = options(temperature, top_k, top_p, seed);
   CHECK(llm_sampler_new(&s, n, &o, NULL) == LLM_OK);
   return s;
 }
@@ -26,17 +38,24 @@ static void test_arg_max(void) {
 enum { N = 6, DRAWS = 40000 };
 
 /* Frequencies over many draws against the expected distribution; 5 standard deviations. */
-static void check_frequencies(const float *logits, float temperature, int32_t top_k, float top_p,
-                              const double *expected) {
-  llm_sampler *s = make(N, temperature, top_k, top_p, 7);
+static void check_draws(llm_sampler_options o, const float *logits, const double *expected) {
+  llm_sampler *s = NULL;
+  o.seed = 7;
+  CHECK(!llm_sampler_new(&s, N, &o, NULL));
   int count[N] = {0};
   for (int i = 0; i < DRAWS; i++) count[llm_sampler_sample(s, logits)]++;
   for (int i = 0; i < N; i++) {
     double p = expected[i], slack = 5 * sqrt(p * (1 - p) / DRAWS);
     CHECK_MSG(fabs((double)count[i] / DRAWS - p) <= slack,
-              "id %d: %d draws, p %g, top_k %d, top_p %g", i, count[i], p, (int)top_k, top_p);
+              "id %d: %d draws, p %g, top_k %d, top_p %g, min_p %g", i, count[i], p, (int)o.top_k,
+              o.top_p, o.min_p);
   }
   llm_sampler_free(s);
+}
+
+static void check_frequencies(const float *logits, float temperature, int32_t top_k, float top_p,
+                              const double *expected) {
+  check_draws(options(temperature, top_k, top_p, 7), logits, expected);
 }
 
 /* softmax(logits / temperature) over the ids whose bit is set */
@@ -91,16 +110,168 @@ static void test_seeds(void) {
   llm_sampler_free(a), llm_sampler_free(b), llm_sampler_free(c);
 }
 
-static void test_options(void) {
-  const llm_sampler_options bad[] = {
-      {-1, 0, 1, 0}, {NAN, 0, 1, 0},  {INFINITY, 0, 1, 0}, {1, -1, 1, 0},
-      {1, 0, 0, 0},  {1, 0, 1.5f, 0}, {1, 0, NAN, 0},
-  };
+/* The id that is left when everything but the likeliest is cut off. */
+static int32_t greedy(llm_sampler_options o, const float *logits, const int32_t *ids,
+                      size_t n_ids) {
+  llm_sampler *s = NULL;
+  o.temperature = 0;
+  CHECK(!llm_sampler_new(&s, N, &o, NULL));
+  llm_sampler_accept(s, ids, n_ids);
+  int32_t id = llm_sampler_sample(s, logits);
+  CHECK(llm_sampler_sample(s, logits) == id); /* looking changes nothing */
+  llm_sampler_free(s);
+  return id;
+}
+
+static void test_penalties(void) {
+  const float logits[N] = {2, 1.5f, 1, -1, -1.5f, -2}, low[N] = {-1, -1.5f, -9, -9, -9, -9};
+  llm_sampler_options o = options(0, 0, 1, 1);
+  CHECK(greedy(o, logits, (int32_t[]){0}, 1) == 0); /* off by default */
+  o.repeat_penalty = 1.3f;                          /* 2 / 1.3 is over 1.5 */
+  CHECK(greedy(o, logits, (int32_t[]){0}, 1) == 0);
+  o.repeat_penalty = 1.4f; /* 2 / 1.4 is not */
+  CHECK(greedy(o, logits, (int32_t[]){0, 0}, 2) == 1);
+  CHECK(greedy(o, logits, (int32_t[]){0, 1}, 2) == 0);
+  o.repeat_penalty = 1.6f; /* a negative logit moves down as well */
+  CHECK(greedy(o, low, (int32_t[]){0}, 1) == 1);
+  o.repeat_penalty = 1;
+  o.presence_penalty = .4f;
+  CHECK(greedy(o, logits, (int32_t[]){0, 0, 0}, 3) == 0);
+  o.presence_penalty = .6f;
+  CHECK(greedy(o, logits, (int32_t[]){0}, 1) == 1);
+  o.presence_penalty = 0;
+  o.frequency_penalty = .2f; /* 2 - .2 c against 1.5 */
+  CHECK(greedy(o, logits, (int32_t[]){0, 0}, 2) == 0);
+  CHECK(greedy(o, logits, (int32_t[]){0, 0, 0}, 3) == 1);
+  o.penalty_last_n = 2; /* the newest alone count */
+  CHECK(greedy(o, logits, (int32_t[]){0, 0, 0}, 3) == 0);
+  o.frequency_penalty = .3f;
+  CHECK(greedy(o, logits, (int32_t[]){5, 5, 0, 0}, 4) == 1);
+  CHECK(greedy(o, logits, (int32_t[]){0, 0, 5, 0}, 4) == 0);
+  o.penalty_last_n = 0;
+  CHECK(greedy(o, logits, (int32_t[]){0, 0, 0}, 3) == 0);
+  o.penalty_last_n = 64;
+  CHECK(greedy(o, logits, (int32_t[]){-1, N, INT32_MAX, 0}, 4) == 0); /* no tokens but the last */
+}
+
+/* Accepted one by one, over many turns of the ring, and forgotten on reset. */
+static void test_history(void) {
+  const float logits[N] = {2, 1.5f, 1, -1, -1.5f, -2};
+  llm_sampler_options o = options(0, 0, 1, 1);
+  llm_sampler *s = NULL;
+  o.presence_penalty = 1;
+  o.penalty_last_n = 3;
+  CHECK(!llm_sampler_new(&s, N, &o, NULL));
+  for (int i = 0; i < 1000; i++) {
+    CHECK(llm_sampler_sample(s, logits) == (i % 4 == 1 || i % 4 == 2 || i % 4 == 3 ? 1 : 0));
+    llm_sampler_accept(s, (int32_t[]){i % 4 ? 5 : 0}, 1);
+  }
+  llm_sampler_accept(s, (int32_t[]){0}, 1);
+  CHECK(llm_sampler_sample(s, logits) == 1);
+  llm_sampler_reset(s);
+  CHECK(llm_sampler_sample(s, logits) == 0);
+  llm_sampler_free(s);
+}
+
+static llm_sampler_options biased(llm_sampler_options o, const int32_t *ids, const float *values,
+                                  size_t n) {
+  o.bias_ids = ids;
+  o.bias_values = values;
+  o.n_biases = n;
+  return o;
+}
+
+static void test_bias(void) {
+  const float logits[N] = {2, 1.5f, 1, -1, -1.5f, -2};
+  llm_sampler_options o = options(0, 0, 1, 1);
+  int32_t ids[N] = {0, 1, 2, 3, 4, 5};
+  float ban[N], bias[2] = {-1, 4.6f};
+  for (int i = 0; i < N; i++) ban[i] = -INFINITY;
+  CHECK(greedy(biased(o, ids, ban, 2), logits, NULL, 0) == 2);
+  CHECK(greedy(biased(o, ids + 4, bias, 2), logits, NULL, 0) == 5);
+  CHECK(greedy(biased(o, (int32_t[]){1, 1}, (float[]){.3f, .3f}, 2), logits, NULL, 0) == 1);
+  CHECK(greedy(biased(o, ids, ban, N), logits, NULL, 0) == 0); /* all alike: the lowest id */
+  o.temperature = 1;
+  double p[N];
+  distribution(logits, 1, 074, p);
+  check_draws(biased(o, ids, ban, 2), logits, p);
+  o.temperature = FLT_MAX; /* nearly uniform: a ban stays a ban */
+  distribution(logits, FLT_MAX, 074, p);
+  check_draws(biased(o, ids, ban, 2), logits, p);
+  distribution(logits, FLT_MAX, 077, p);
+  o.temperature = 1;
+  check_draws(biased(o, ids, ban, N), logits, p); /* nothing tells them apart */
+  o.top_k = 2;
+  const double two[N] = {.5, .5};
+  check_draws(biased(o, ids, ban, N), logits, two);
+  /* A ban of all but one, cut by top-k and top-p as well. */
+  o.top_k = 4;
+  o.top_p = .9f;
+  o.min_p = .5f;
+  const double last[N] = {0, 0, 0, 0, 0, 1};
+  check_draws(biased(o, ids, ban, N - 1), logits, last);
+}
+
+static void test_min_p(void) {
+  const double start[N] = {.05, .40, .10, .25, .15, .05};
+  float logits[N];
+  double p[N];
+  for (int i = 0; i < N; i++) logits[i] = (float)log(start[i]);
+  llm_sampler_options o = options(2, 0, 1, 1);
+  o.min_p = .3f; /* .12: before temperature */
+  distribution(logits, 2, 032, p), check_draws(o, logits, p);
+  o.min_p = 1;
+  distribution(logits, 2, 002, p), check_draws(o, logits, p);
+  o.min_p = .3f;
+  o.top_k = 2;
+  distribution(logits, 2, 012, p), check_draws(o, logits, p);
+  o.top_k = 0;
+  o.top_p = .9f; /* five tokens */
+  distribution(logits, 2, 032, p), check_draws(o, logits, p);
+}
+
+static void refused(llm_sampler_options o) {
   llm_sampler *s;
   llm_error err;
+  CHECK(llm_sampler_new(&s, N, &o, &err) == LLM_ERR_ARG && !s && *err.message);
+}
+
+static void test_options(void) {
+  const float bad[][3] = {{-1, 0, 1}, {NAN, 0, 1},  {INFINITY, 0, 1}, {1, -1, 1},
+                          {1, 0, 0},  {1, 0, 1.5f}, {1, 0, NAN}};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-    CHECK(llm_sampler_new(&s, N, &bad[i], &err) == LLM_ERR_ARG && !s && *err.message);
-  CHECK(llm_sampler_new(&s, 0, NULL, &err) == LLM_ERR_ARG);
+    refused(options(bad[i][0], (int32_t)bad[i][1], bad[i][2], 0));
+  const struct {
+    size_t at;
+    float value;
+  } wrong[] = {
+      {offsetof(llm_sampler_options, min_p), -.1f},
+      {offsetof(llm_sampler_options, min_p), 1.1f},
+      {offsetof(llm_sampler_options, min_p), NAN},
+      {offsetof(llm_sampler_options, repeat_penalty), 0},
+      {offsetof(llm_sampler_options, repeat_penalty), -1},
+      {offsetof(llm_sampler_options, repeat_penalty), INFINITY},
+      {offsetof(llm_sampler_options, repeat_penalty), NAN},
+      {offsetof(llm_sampler_options, presence_penalty), INFINITY},
+      {offsetof(llm_sampler_options, presence_penalty), NAN},
+      {offsetof(llm_sampler_options, frequency_penalty), -INFINITY},
+      {offsetof(llm_sampler_options, frequency_penalty), NAN},
+  };
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+    llm_sampler_options o = llm_sampler_default_options();
+    memcpy((char *)&o + wrong[i].at, &wrong[i].value, sizeof(float));
+    refused(o);
+  }
+  llm_sampler_options o = llm_sampler_default_options();
+  o.penalty_last_n = -1, refused(o);
+  o.penalty_last_n = (1 << 20) + 1, refused(o);
+  o = llm_sampler_default_options();
+  refused(biased(o, (int32_t[]){N}, (float[]){1}, 1));
+  refused(biased(o, (int32_t[]){-1}, (float[]){1}, 1));
+  refused(biased(o, (int32_t[]){0}, (float[]){NAN}, 1));
+  refused(biased(o, (int32_t[]){0}, (float[]){INFINITY}, 1));
+  llm_sampler *s;
+  CHECK(llm_sampler_new(&s, 0, NULL, NULL) == LLM_ERR_ARG);
   llm_sampler_free(NULL);
 }
 
@@ -109,6 +280,10 @@ int main(void) {
   test_frequencies();
   test_not_numbers();
   test_seeds();
+  test_penalties();
+  test_history();
+  test_bias();
+  test_min_p();
   test_options();
   return check_report("test_sampler");
 }
