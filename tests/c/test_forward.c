@@ -1,7 +1,8 @@
 /* test_forward.c: the same-bits rule (DESIGN rule 6). Logits must not depend on the kernel set, the
  * number of threads, how the tokens were cut into calls, or what a context held before; for every
- * tensor type, F16, F32 and Q8_0 caches, tied and untied output, shared key/value heads. Also the errors
- * and limits of llm_context_eval. Agreement with another program's arithmetic is tested in Python.
+ * tensor type, F16, F32 and Q8_0 caches, tied and untied output, shared key/value heads. Also the
+ * errors and limits of llm_context_eval. Agreement with another program's arithmetic is tested in
+ * Python.
  */
 #include "context.h"
 #include "kernels.h"
