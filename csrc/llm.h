@@ -247,6 +247,12 @@ void llm_sampler_accept(llm_sampler *sampler, const int32_t *ids, size_t n_ids);
 /* Forgets the accepted tokens; the random state goes on. */
 void llm_sampler_reset(llm_sampler *sampler);
 
+/* Log-probabilities of the raw distribution softmax(logits), before any option of a sampler: that
+ * of `id` where logprob is not NULL, and the n_top likeliest ids with theirs, the likeliest first,
+ * ties to the lowest id. NaN counts as minus infinity; all at minus infinity are equally likely. */
+llm_status llm_logprobs(const float *logits, int64_t n_vocab, int32_t id, size_t n_top,
+                        int32_t *top_ids, float *top_logprobs, float *logprob, llm_error *err);
+
 /* ---- generation: prefill, then one token a call ---- */
 
 typedef struct llm_generator llm_generator;

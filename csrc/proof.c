@@ -9,8 +9,7 @@
 
 #include "context.h"
 #include "error.h"
-#include "numeric.h"
-#include "score.h"
+#include "logprobs.h"
 #include "sha256.h"
 
 enum { HEX = 64 };
@@ -198,8 +197,8 @@ static llm_status verify_probe(const llm_model *model, const llm_context_options
   status = probe_run(model, active, prompt, n_prompt, p->n_new, 1, greedy, active_rows, err);
   if (status) return status;
   for (size_t i = 0; i < p->n_new; i++) {
-    double a = score_nats(rows + i * n_vocab, n_vocab, greedy[i]);
-    double diff = fabs(score_nats(active_rows + i * n_vocab, n_vocab, greedy[i]) - a);
+    double a = logprob_nats(rows + i * n_vocab, n_vocab, greedy[i]);
+    double diff = fabs(logprob_nats(active_rows + i * n_vocab, n_vocab, greedy[i]) - a);
     if (diff > report->max_logprob_diff || isnan(diff)) report->max_logprob_diff = diff;
   }
   if (report->max_logprob_diff <= LOGPROB_TOLERANCE) return LLM_OK;

@@ -1,14 +1,13 @@
-/* sampler.c: from logits to one token. Layer 1; depends on numeric.h only. Order: penalties, logit
+/* sampler.c: from logits to one token. Layer 1. Order: penalties, logit
  * bias, top-k, top-p on the distribution that is left, min-p, temperature last (llm.h has the
  * formulas). The generator is our own (xoshiro256++, Blackman and Vigna 2019, seeded by
  * splitmix64), so that a seed means the same text everywhere. */
-#include <float.h>
 #include <inttypes.h>
-#include <math.h> /* INFINITY only */
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
+#include "logprobs.h"
 #include "numeric.h"
 
 typedef struct candidate {
@@ -75,12 +74,6 @@ static void sift_down(candidate *heap, size_t n, size_t i) {
   }
 }
 
-/* NaN counts as minus infinity, the largest numbers stand in for infinity. */
-static float tame(double logit) {
-  if (!(logit >= -FLT_MAX)) return -INFINITY;
-  return logit > FLT_MAX ? FLT_MAX : (float)logit;
-}
-
 /* Moves the best remaining candidate behind the heap of *n and returns it. */
 static candidate heap_pop(candidate *heap, size_t *n) {
   candidate top = heap[0];
@@ -95,7 +88,7 @@ static candidate heap_pop(candidate *heap, size_t *n) {
 static float penalize(const llm_sampler_options *o, float logit, int32_t count) {
   double x = logit > 0 ? (double)logit / (double)o->repeat_penalty
                        : (double)logit * (double)o->repeat_penalty;
-  return tame(x - (double)o->presence_penalty - count * (double)o->frequency_penalty);
+  return logit_tame(x - (double)o->presence_penalty - count * (double)o->frequency_penalty);
 }
 
 /* Each token of the history once, with the number of times that it stands there. */
@@ -115,7 +108,7 @@ static void apply_penalties(llm_sampler *s) {
 static void apply_bias(llm_sampler *s) {
   for (size_t i = 0; i < s->options.n_biases; i++) {
     candidate *c = &s->heap[s->bias_ids[i]];
-    c->logit = tame((double)c->logit + (double)s->bias_values[i]);
+    c->logit = logit_tame((double)c->logit + (double)s->bias_values[i]);
   }
 }
 
@@ -123,7 +116,7 @@ static void apply_bias(llm_sampler *s) {
  * tells them apart: all become 0. */
 static candidate fill(llm_sampler *s, const float *logits) {
   for (size_t i = 0; i < s->n_vocab; i++)
-    s->heap[i] = (candidate){(int32_t)i, tame((double)logits[i])};
+    s->heap[i] = (candidate){(int32_t)i, logit_tame((double)logits[i])};
   apply_penalties(s);
   apply_bias(s);
   candidate best = s->heap[0];

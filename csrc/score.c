@@ -1,26 +1,13 @@
 /* score.c: how well the model predicts a text. Layer 6. The text is read in passes of a few tokens,
  * so that the logits of a whole window never exist at once; the cut changes no bit. */
-#include "score.h"
-
-#include <math.h> /* NAN and isfinite only */
+#include <math.h> /* NAN only */
 #include <stdlib.h>
 
+#include "context.h"
 #include "error.h"
-#include "numeric.h"
+#include "logprobs.h"
 
 enum { SCORE_ROWS = 64 }; /* tokens a pass: 64 x 49,152 logits are 12 MiB */
-
-double score_nats(const float *logits, size_t n_vocab, int32_t id) {
-  float max = logits[0];
-  for (size_t i = 1; i < n_vocab; i++)
-    if (logits[i] > max) max = logits[i];
-  double sum = 0;
-  for (size_t i = 0; i < n_vocab; i++) {
-    double x = (double)logits[i] - (double)max;
-    if (x > -700) sum += num_exp(x); /* below, the term is lost in the sum; NaN has no exp */
-  }
-  return num_log(sum) - ((double)logits[id] - (double)max);
-}
 
 typedef struct window {
   const int32_t *ids; /* of the whole text */
@@ -40,8 +27,8 @@ static void rows_thread(void *arg, int thread, int n_threads) {
   size_t begin, end;
   thread_share(job->n_rows, 1, thread, n_threads, &begin, &end);
   for (size_t r = begin; r < end; r++)
-    job->w->nats[r] = score_nats(job->w->logits + r * job->n_vocab, job->n_vocab,
-                                 job->w->ids[job->first + r + 1]);
+    job->w->nats[r] = logprob_nats(job->w->logits + r * job->n_vocab, job->n_vocab,
+                                   job->w->ids[job->first + r + 1]);
 }
 
 static llm_status score_window(llm_context *c, const window *w, float *nats_each, llm_score *out,

@@ -18,7 +18,7 @@ C_LAYERS = (
     ("numeric", "cpu", "hash", "unicode unicode_tables"),
     ("error",),
     ("mapfile", "threads", "quant", "sha256"),
-    ("gguf gguf_get gguf_reader", "sampler"),
+    ("gguf gguf_get gguf_reader", "sampler logprobs"),
     ("emulate_avx512",),  # tests/c: stands for immintrin.h in an emulated build
     ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
     ("model",),
