@@ -284,6 +284,41 @@ void llm_generator_free(llm_generator *generator);
 /* One step; after a finish it repeats the finish with id -1 and no text. */
 llm_status llm_generator_next(llm_generator *generator, llm_step *out, llm_error *err);
 
+/* ---- chat templates ---- */
+
+typedef enum llm_role { LLM_ROLE_SYSTEM = 0, LLM_ROLE_USER = 1, LLM_ROLE_ASSISTANT = 2 } llm_role;
+
+typedef struct llm_message {
+  llm_role role;
+  const char *text; /* any bytes */
+  size_t n_bytes;
+} llm_message;
+
+typedef enum llm_template {
+  LLM_TEMPLATE_AUTO = 0, /* the file's, or ChatML where that is unknown */
+  LLM_TEMPLATE_CHATML = 1,
+  LLM_TEMPLATE_LLAMA2 = 2,
+  LLM_TEMPLATE_LLAMA3 = 3,
+  LLM_TEMPLATE_MISTRAL = 4,
+  LLM_TEMPLATE_GEMMA = 5,
+  LLM_TEMPLATE_ZEPHYR = 6
+} llm_template;
+
+const char *llm_template_name(llm_template which); /* "chatml"; NULL outside the enum */
+llm_template llm_template_find(const char *name);  /* LLM_TEMPLATE_AUTO: no such name */
+/* What the file's tokenizer.chat_template was recognised as, LLM_TEMPLATE_CHATML with *recognised =
+ * 0 where it is unknown or absent. The template is never executed. */
+llm_template llm_model_template(const llm_model *model, int32_t *recognised);
+
+/* The ids of a conversation; add_generation_prompt = 1 appends what asks for the assistant's
+ * answer. A family that is the file's own is rendered as the file has it (its default system
+ * message, its spaces). Control ids come from the template alone: no text becomes one. BOS stands
+ * first where the template or the file asks for it. LLM_ERR_ARG for a conversation that the
+ * template refuses. */
+llm_status llm_chat_render(const llm_model *model, llm_template which, const llm_message *messages,
+                           size_t n_messages, int32_t add_generation_prompt, int32_t *dst,
+                           size_t capacity, size_t *n_needed, llm_error *err);
+
 /* ---- scores and proof ---- */
 
 typedef struct llm_score {

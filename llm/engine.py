@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from llm._llm import ffi, lib
 from llm.binding import Handle, Metadata, Tensors, call, id_array, pointer_to
+from llm.chat_template import render
 from llm.context import Context
 from llm.sampler import Sampler
 from llm.tokenizer import Tokenizer
@@ -86,6 +87,16 @@ class Model:
 
     def detokenize(self, ids) -> str:
         return self.tokenizer.decode(ids)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+    ) -> list[int]:
+        """Ids of a conversation, [{"role": "user", "content": "..."}, ...], by the file's chat
+        template or the family of that name; see llm.chat_template."""
+        return render(self._handle, messages, add_generation_prompt, template)
 
     def logits(self, ids) -> np.ndarray:
         """(T, n_vocab) float32: row t holds the logits after ids[: t + 1]."""

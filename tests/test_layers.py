@@ -24,7 +24,7 @@ C_LAYERS = (
     ("model",),
     ("context",),
     ("forward",),
-    ("generate", "score proof", "chat"),
+    ("generate", "score proof", "chat chat_template chat_render"),
     ("run",),
 )
 # The trainer's C may use what stands low in the engine; no engine file may use the trainer's.
@@ -33,7 +33,7 @@ C_TRAINER_MAY_USE = "llm error numeric cpu hash threads pretokenize"
 
 PYTHON_LAYERS = (
     ("errors", "atomic", "_llm", "_train", "_build"),
-    ("config", "packages", "binding tokenizer sampler context engine"),
+    ("config", "packages", "binding tokenizer sampler context engine chat_template"),
     ("ops ops_*", "settings", "corpus", "data", "distributed"),
     ("model", "optim"),
     ("parameter_file", "checkpoint", "evaluate"),

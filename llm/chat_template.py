@@ -1,0 +1,84 @@
+"""Conversations to token ids, over the compiled module `llm._llm`.
+
+A message is a mapping with "role" (system, user or assistant) and "content". The file's template is
+recognised, never executed (csrc/chat_template.c); `recognised()` says as what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from llm._llm import ffi, lib
+from llm.binding import Handle, pointer_to, raise_error
+
+ROLES = {
+    "system": lib.LLM_ROLE_SYSTEM,
+    "user": lib.LLM_ROLE_USER,
+    "assistant": lib.LLM_ROLE_ASSISTANT,
+}
+
+
+def names() -> list[str]:
+    """The template families that render() takes by name."""
+    name = lib.llm_template_name
+    numbers = range(1, len(ffi.typeof("llm_template").elements))
+    return [ffi.string(name(number)).decode() for number in numbers]
+
+
+def recognised(handle: Handle) -> str | None:
+    """The family of the file's template; None: unknown or absent, chatml is used."""
+    known = ffi.new("int32_t *")
+    family = lib.llm_model_template(handle.use(), known)
+    return ffi.string(lib.llm_template_name(family)).decode() if known[0] else None
+
+
+def _messages(messages: Sequence[Mapping[str, str]]):
+    """The C array and what it points at."""
+    array, kept = ffi.new("llm_message[]", max(len(messages), 1)), []
+    for at, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"message {at}: role {role!r}, expected one of {', '.join(ROLES)}")
+        if not isinstance(content, str | bytes):
+            raise ValueError(f"message {at}: content is no text")
+        raw = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+        text = ffi.from_buffer("char[]", raw)
+        array[at].role, array[at].text, array[at].n_bytes = ROLES[role], text, len(raw)
+        kept.append(text)
+    return array, kept
+
+
+def render(
+    handle: Handle,
+    messages: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool,
+    template: str | None,
+) -> list[int]:
+    """Model.render_chat."""
+    family = lib.LLM_TEMPLATE_AUTO
+    if template is not None:
+        family = lib.llm_template_find(template.encode())
+        if family == lib.LLM_TEMPLATE_AUTO:
+            raise ValueError(f"template {template!r}, expected one of {', '.join(names())}")
+    array, kept = _messages(messages)
+    needed, ids = ffi.new("size_t *"), np.empty(256, np.int32)
+    while True:
+        err = ffi.new("llm_error *")
+        status = lib.llm_chat_render(
+            handle.use(),
+            family,
+            array,
+            len(messages),
+            int(add_generation_prompt),
+            pointer_to("int32_t", ids),
+            ids.size,
+            needed,
+            err,
+        )
+        if status == lib.LLM_OK:
+            return ids[: needed[0]].tolist()
+        if needed[0] <= ids.size:
+            raise_error(err)
+        ids = np.empty(needed[0], np.int32)
