@@ -18,8 +18,10 @@ VENV := .venv/bin/python
 
 # Which half a file belongs to is said by its name; llm/_build.py follows the same rule.
 TRAINER := $(wildcard csrc/train_*.c csrc/tokenizer_train.c csrc/train_*.cu)
-ENGINE := $(filter-out csrc/run.c $(TRAINER),$(wildcard csrc/*.c))
+PROGRAM := $(wildcard csrc/run.c csrc/run_*.c)
+ENGINE := $(filter-out $(PROGRAM) $(TRAINER),$(wildcard csrc/*.c))
 ENGINE_OBJECTS := $(ENGINE:csrc/%.c=$(B)/%.o)
+PROGRAM_OBJECTS := $(PROGRAM:csrc/%.c=$(B)/%.o)
 OBJECTS := $(ENGINE_OBJECTS) $(patsubst csrc/%,$(B)/%.o,$(basename $(TRAINER)))
 TESTS := $(patsubst tests/c/%.c,$(B)/tests/%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
@@ -59,7 +61,7 @@ need-python:
 run: $(B)/run ## build ./run, the program that speaks a parameter file (no Python needed)
 	@cmp -s $< run || cp $< run
 
-$(B)/run: $(B)/run.o $(ENGINE_OBJECTS)
+$(B)/run: $(PROGRAM_OBJECTS) $(ENGINE_OBJECTS)
 	@echo "link $@"
 	@$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
 
@@ -179,7 +181,7 @@ lint: .venv/lint-extra ## ruff and clang-format
 size: ## count lines against the budgets of the design
 	@count() { name=$$1 budget=$$2; shift 2; \
 	  printf '%-20s %5d of %d\n' "$$name" "$$(cat /dev/null $$@ | wc -l)" "$$budget"; }; \
-	count "engine (C)" 5000 $(filter-out %_tables.c %_tables.h,$(ENGINE) csrc/run.c $(filter-out csrc/train% csrc/port.h csrc/tokenizer_train.h,$(wildcard csrc/*.h))); \
+	count "engine (C)" 5000 $(filter-out %_tables.c %_tables.h,$(ENGINE) $(PROGRAM) $(filter-out csrc/train% csrc/port.h csrc/tokenizer_train.h,$(wildcard csrc/*.h))); \
 	count "trainer (C)" 1500 $(TRAINER) $(wildcard csrc/train*.h csrc/port.h csrc/tokenizer_train.h); \
 	count "package (Python)" 4500 $(wildcard llm/*.py)
 	@wc -l $$(git ls-files '*.c' '*.h' '*.cu' '*.py') | awk '$$1 > 500 && $$2 != "total" && \

@@ -1,4 +1,5 @@
-/* llm.h: the public interface of the engine, and the only header that run.c and the bindings see.
+/* llm.h: the public interface of the engine, and the only header of it that the program (run*.c)
+ * and the bindings see.
  *
  * Depends on nothing but C11. The text between the two "cffi" marker lines is handed to cffi's
  * cdef() as it stands, so it holds plain declarations: no macros, conditionals or attributes.
@@ -164,6 +165,10 @@ llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer, const char *text
 llm_status llm_tokenizer_decode(const llm_tokenizer *tokenizer, const int32_t *ids, size_t n_ids,
                                 int32_t render_special, char *dst, size_t capacity,
                                 size_t *n_needed, llm_error *err);
+
+/* Length of the UTF-8 character that begins at text[0..n): 1 to 4, or 0 where none is whole and
+ * valid. */
+size_t llm_utf8_length(const char *text, size_t n);
 
 /* ---- context: one timeline of tokens with its key/value cache ---- */
 

@@ -1,6 +1,6 @@
 /* mapfile.c: opening and mapping a whole file for reading. Layer 0; depends on error and POSIX. The
  * mapping is private and read-only; a file that is cut while it is mapped raises SIGBUS on access,
- * which only a program (run.c), never the library, may handle. */
+ * which only a program (run*.c), never the library, may handle. */
 #define _POSIX_C_SOURCE 200809L
 #include "mapfile.h"
 

@@ -1,6 +1,8 @@
 /* unicode.c: UTF-8 decoding that accepts any bytes, and class look-up. Layer 0. */
 #include "unicode.h"
 
+#include "llm.h"
+
 unicode_class unicode_classify(uint32_t code_point) {
   uint32_t block = code_point >> 7;
   if (block >= unicode_n_indexed) return UNICODE_OTHER;
@@ -29,4 +31,11 @@ size_t utf8_decode(const uint8_t *p, size_t n, uint32_t *code_point) {
   }
   *code_point = value;
   return length;
+}
+
+size_t llm_utf8_length(const char *text, size_t n) {
+  uint32_t code_point;
+  if (n == 0) return 0;
+  size_t length = utf8_decode((const uint8_t *)text, n, &code_point);
+  return code_point == UTF8_INVALID ? 0 : length;
 }

@@ -3,8 +3,8 @@
 
 setup.py names them in `cffi_modules`. What cffi declares is the marked text of the C headers, so
 there is no second copy; only the callbacks stand here. Which half a C file belongs to is said by
-its name: train_* and tokenizer_train are the trainer's, run.c is the program, the rest is the
-engine. FLAGS stands in the Makefile too; tests/test_build.py compares the two.
+its name: train_* and tokenizer_train are the trainer's, run and run_* are the program, the rest is
+the engine. FLAGS stands in the Makefile too; tests/test_build.py compares the two.
 """
 
 from pathlib import Path
@@ -24,10 +24,14 @@ def is_trainer(path: Path) -> bool:
     return path.name.startswith(("train_", "tokenizer_train"))
 
 
+def is_program(path: Path) -> bool:
+    return path.stem == "run" or path.name.startswith("run_")
+
+
 def engine_sources() -> list[str]:
     """Paths relative to the repository, as setuptools wants them."""
     paths = sorted(CSRC.glob("*.c"))
-    return [f"csrc/{p.name}" for p in paths if not is_trainer(p) and p.name != "run.c"]
+    return [f"csrc/{p.name}" for p in paths if not is_trainer(p) and not is_program(p)]
 
 
 def trainer_sources() -> list[str]:

@@ -155,7 +155,7 @@ def test_sources_agree():
     shared = [f"csrc/{name}.c" for name in _build.SHARED]
     assert sorted(_build.trainer_sources()) == sorted(trainer + shared)
     every = {f"csrc/{path.name}" for path in (ROOT / "csrc").glob("*.c")}
-    assert {*trainer, *_build.engine_sources(), "csrc/run.c"} == every
+    assert {*trainer, *_build.engine_sources(), *variable("PROGRAM")} == every
 
 
 def test_help_names_every_target():

@@ -25,7 +25,7 @@ C_LAYERS = (
     ("context",),
     ("forward",),
     ("generate", "score proof", "chat chat_template chat_render"),
-    ("run",),
+    ("run run_*",),
 )
 # The trainer's C may use what stands low in the engine; no engine file may use the trainer's.
 C_TRAINER = "train train_* tokenizer_train port"
@@ -74,8 +74,8 @@ def c_fault(user: str, used: str) -> str | None:
         return None if fine else f"{user} (trainer) uses {used}"
     if matches(used, C_TRAINER):
         return f"{user} (engine) uses {used} (trainer)"
-    if user == "run" and used not in ("run", "llm"):
-        return f"run uses {used}; it sees llm.h only"
+    if matches(user, "run run_*") and used not in (user, "run", "llm"):
+        return f"{user} uses {used}; the program sees llm.h and run.h only"
     return fault(user, used, C_LAYERS)
 
 
@@ -123,6 +123,8 @@ def test_python_imports_point_down():
         ("model", "train"),
         ("train_ops", "gguf"),
         ("run", "model"),
+        ("run_options", "sampler"),
+        ("generate", "run"),
         ("new", "llm"),
     ],
 )

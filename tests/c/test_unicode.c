@@ -1,6 +1,7 @@
 /* Test of unicode.c: decoding against a plain encoder and a list of broken sequences; classes
  * against totals of Unicode 16.0.0's DerivedGeneralCategory.txt and hand-picked code points. All
  * code points are compared with the peers in tests/test_tokenizer.py. */
+#include "llm.h"
 #include "unicode.h"
 
 #include <string.h>
@@ -101,7 +102,19 @@ static void test_classes(void) {
               (int)unicode_classify(cases[i].c));
 }
 
+static void test_length(void) {
+  CHECK(llm_utf8_length(NULL, 0) == 0);
+  CHECK(llm_utf8_length("", 1) == 1); /* the character NUL */
+  CHECK(llm_utf8_length("a\x80", 2) == 1 && llm_utf8_length("\x80", 1) == 0);
+  for (size_t n = 1; n <= 5; n++) {
+    CHECK(llm_utf8_length("\xf0\x9f\x98\x80!", n) == (n < 4 ? 0 : 4));
+    CHECK(llm_utf8_length("\xe2\x82\xac!", n) == (n < 3 ? 0 : 3));
+    CHECK(llm_utf8_length("\xed\xa0\x80", n < 3 ? n : 3) == 0); /* a surrogate */
+  }
+}
+
 int main(void) {
+  test_length();
   test_every_code_point();
   test_broken();
   test_classes();

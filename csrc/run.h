@@ -1,0 +1,70 @@
+/* run.h: what the files of the program share. Layer 7. They see llm.h and this header only. run.c
+ * is main and the modes that do not generate, run_options.c reads the command line, run_generate.c
+ * continues a prompt, run_io.c reads, prints and fails. */
+#ifndef LLM_RUN_H
+#define LLM_RUN_H
+
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "llm.h"
+
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+/* ---- run_options.c ---- */
+
+typedef struct options {
+  const char *path, *prompt, *score_path, *kernels;
+  int64_t max_tokens, n_ctx, threads;
+  llm_sampler_options sampler;
+  int seed_given, special, no_echo, json, info, verify, tokens, long_context, kv_f32;
+} options;
+
+/* Ends the program on wrong usage, --help and --version. */
+options parse_arguments(int argc, char **argv);
+
+/* ---- run.c ---- */
+
+extern volatile sig_atomic_t interrupted; /* 1 after Ctrl-C; a second one ends the program */
+
+/* ---- run_io.c ---- */
+
+/* One line on standard error. `format` has one %s, for `what`. */
+_Noreturn void usage_error(const char *format, const char *what);
+int failed(const llm_error *err);   /* EXIT_FAILED, */
+int failed_errno(const char *what); /*   with errno's text */
+int finish_stdout(int status);      /* status, or EXIT_FAILED when not all could be written */
+
+typedef struct bytes {
+  char *data;
+  size_t n;
+} bytes;
+
+/* All of a stream; NULL data and errno on failure. */
+bytes read_all(FILE *stream);
+
+typedef struct id_list {
+  int32_t *ids;
+  size_t n;
+} id_list;
+
+/* Tokens of a text, BOS first where the file asks for it. The caller frees them, failed or not. */
+llm_status tokenize(const llm_tokenizer *tokenizer, bytes text, int parse_special, id_list *out,
+                    llm_error *err);
+
+double now(void); /* seconds of a clock that never goes back */
+void print_ids(const char *separator, const int32_t *ids, size_t n);
+/* A JSON string; bytes that are not UTF-8 become U+FFFD. */
+void print_json_string(const char *text, size_t n);
+/* A string of the file with control characters and what is not UTF-8 made visible: it goes to a
+ * terminal. U+0080 to U+009F are control characters too, and begin escape sequences. */
+void print_escaped(const char *text, size_t n);
+
+/* ---- run_generate.c ---- */
+
+/* Continues the prompt on standard output; returns the exit status. */
+int generate(llm_context *context, const llm_tokenizer *tokenizer, const options *o, bytes prompt,
+             double load_seconds);
+
+#endif

@@ -1,0 +1,169 @@
+/* run_options.c: the command line and its help. Layer 7. */
+#define _POSIX_C_SOURCE 200809L
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "run.h"
+
+static const char help_text[] =
+    "usage: run FILE [PROMPT | -] [options]\n"
+    "\n"
+    "Continues PROMPT with the language model in FILE, a GGUF parameter file.\n"
+    "With - the prompt is read from standard input, byte for byte.\n"
+    "Text goes to standard output, everything else to standard error.\n"
+    "\n"
+    "generation\n"
+    "  -n, --max-tokens N   stop after N tokens (default: until the end or a full context)\n"
+    "      --temp X         temperature; 0 always takes the likeliest token (default 0.8)\n"
+    "      --top-k N        sample among the N likeliest tokens; 0: off (default 40)\n"
+    "      --top-p X        sample among the likeliest tokens of total probability X (default "
+    "0.95)\n"
+    "      --seed N         seed of the sampler (default: random; printed)\n"
+    "      --ctx N          context in tokens (default: the trained length, at most 4096)\n"
+    "      --allow-long-context   let --ctx exceed the trained length\n"
+    "      --special        turn the text of control tokens in the prompt into those tokens\n"
+    "      --no-echo        print the continuation without the prompt\n"
+    "      --json           print one JSON object instead of text\n"
+    "machine\n"
+    "      --threads N      threads (default: all cores)\n"
+    "      --kernels NAME   scalar, avx2 or avx512 (default: the best here, or $LLM_KERNELS)\n"
+    "      --kv TYPE        f16 or f32 keys and values (default f16)\n"
+    "instead of generating\n"
+    "      --info           describe FILE\n"
+    "      --verify         check the weights' hash and replay the proof block\n"
+    "      --tokens         print the prompt's token ids\n"
+    "      --perplexity TEXTFILE   score a text: nats per token, bits per byte\n"
+    "  -h, --help           this text\n"
+    "      --version        the version\n"
+    "\n"
+    "examples\n"
+    "  run weights/weights.bin \"In the beginning\"\n"
+    "  echo -n \"Once upon a time\" | run weights/weights.bin - --temp 0 -n 50\n";
+
+/* ---- arguments ---- */
+
+static const char *next_value(int argc, char **argv, int *i) {
+  if (*i + 1 >= argc) usage_error("%s needs a value", argv[*i]);
+  return argv[++*i];
+}
+
+static int64_t parse_int(const char *name, const char *text, int64_t min, int64_t max) {
+  char *end, message[200];
+  errno = 0;
+  long long value = strtoll(text, &end, 10);
+  if (errno || end == text || *end || value < min || value > max) {
+    snprintf(message, sizeof message,
+             "%s takes an integer from %" PRId64 " to %" PRId64 ", not %%s", name, min, max);
+    usage_error(message, text);
+  }
+  return value;
+}
+
+static uint64_t parse_seed(const char *text) {
+  char *end;
+  errno = 0;
+  unsigned long long value = strtoull(text, &end, 10);
+  if (errno || end == text || *end || text[0] == '-')
+    usage_error("--seed takes an integer from 0 to 2^64 - 1, not %s", text);
+  return value;
+}
+
+static float parse_float(const char *name, const char *text, double min, double max) {
+  char *end, message[200];
+  double value = strtod(text, &end);
+  if (end == text || *end || !(value >= min && value <= max)) {
+    snprintf(message, sizeof message, "%s takes a number from %g to %g, not %%s", name, min, max);
+    usage_error(message, text);
+  }
+  return (float)value;
+}
+
+static int is(const char *argument, const char *name) { return !strcmp(argument, name); }
+
+/* Options that take a value; 0 when the argument is none of them. */
+static int parse_valued(options *o, int argc, char **argv, int *i) {
+  const char *a = argv[*i];
+  if (is(a, "-n") || is(a, "--max-tokens"))
+    o->max_tokens = parse_int(a, next_value(argc, argv, i), 0, INT64_MAX);
+  else if (is(a, "--temp"))
+    o->sampler.temperature = parse_float(a, next_value(argc, argv, i), 0, 1000);
+  else if (is(a, "--top-k"))
+    o->sampler.top_k = (int32_t)parse_int(a, next_value(argc, argv, i), 0, INT32_MAX);
+  else if (is(a, "--top-p"))
+    o->sampler.top_p = parse_float(a, next_value(argc, argv, i), 1e-6, 1);
+  else if (is(a, "--ctx"))
+    o->n_ctx = parse_int(a, next_value(argc, argv, i), 1, INT32_MAX);
+  else if (is(a, "--threads"))
+    o->threads = parse_int(a, next_value(argc, argv, i), 1, 1024);
+  else if (is(a, "--perplexity"))
+    o->score_path = next_value(argc, argv, i);
+  else if (is(a, "--kernels"))
+    o->kernels = next_value(argc, argv, i);
+  else if (is(a, "--seed")) {
+    o->sampler.seed = parse_seed(next_value(argc, argv, i));
+    o->seed_given = 1;
+  } else if (is(a, "--kv")) {
+    const char *type = next_value(argc, argv, i);
+    if (!is(type, "f16") && !is(type, "f32")) usage_error("--kv takes f16 or f32, not %s", type);
+    o->kv_f32 = is(type, "f32");
+  } else
+    return 0;
+  return 1;
+}
+
+static int parse_flag(options *o, const char *a) {
+  const struct {
+    const char *name;
+    int *flag;
+  } flags[] = {
+      {"--special", &o->special},
+      {"--no-echo", &o->no_echo},
+      {"--json", &o->json},
+      {"--info", &o->info},
+      {"--verify", &o->verify},
+      {"--tokens", &o->tokens},
+      {"--allow-long-context", &o->long_context},
+  };
+  for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+    if (is(a, flags[i].name)) return *flags[i].flag = 1;
+  return 0;
+}
+
+options parse_arguments(int argc, char **argv) {
+  options o = {.max_tokens = -1, .sampler = llm_sampler_default_options()};
+  if (argc < 2) {
+    fputs(help_text, stderr);
+    exit(EXIT_USAGE);
+  }
+  int literal = 0; /* after --, everything is a file or a prompt */
+  for (int i = 1; i < argc; i++) {
+    char *a = argv[i];
+    if (literal || a[0] != '-' || is(a, "-")) {
+      if (!o.path)
+        o.path = a;
+      else if (!o.prompt)
+        o.prompt = a;
+      else
+        usage_error("one prompt, please: \"%s\" is a second one; put the prompt in quotes", a);
+    } else if (is(a, "--"))
+      literal = 1;
+    else if (is(a, "-h") || is(a, "--help")) {
+      fputs(help_text, stdout);
+      exit(finish_stdout(0));
+    } else if (is(a, "--version")) {
+      puts(llm_version());
+      exit(finish_stdout(0));
+    } else if (!parse_valued(&o, argc, argv, &i) && !parse_flag(&o, a))
+      usage_error("unknown option %s", a);
+  }
+  if (!o.path) usage_error("%s", "no parameter file given; make train or make model creates one");
+  if (o.info + o.verify + o.tokens + (o.score_path != NULL) > 1)
+    usage_error("%s exclude each other", "--info, --verify, --tokens and --perplexity");
+  if (o.json && (o.info || o.verify || o.tokens || o.score_path))
+    usage_error("%s", "--json goes with generating alone");
+  if (!o.kernels) o.kernels = getenv("LLM_KERNELS");
+  if (o.kernels && !*o.kernels) o.kernels = NULL;
+  return o;
+}
