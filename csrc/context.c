@@ -9,11 +9,12 @@
 #include "numeric.h"
 #include "quant.h"
 
-enum { DEFAULT_N_CTX = 4096, ALIGN = 64 };
+enum { DEFAULT_N_CTX = 4096, DEFAULT_N_SINK = 4, ALIGN = 64 };
 
 llm_context_options llm_context_default_options(void) {
   llm_context_options options = {0};
   options.kv_type = LLM_TYPE_F16;
+  options.n_sink = DEFAULT_N_SINK;
   return options;
 }
 
@@ -95,6 +96,7 @@ static void lay_out(llm_context *c, arena *a) {
   c->matmul_scratch_bytes = (c->kernels->scratch_bytes(widest) + ALIGN - 1) / ALIGN * ALIGN;
   c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes);
   c->inv_freq = arena_take(a, half, sizeof(double));
+  c->ids = arena_take(a, c->n_ctx, sizeof *c->ids);
 }
 
 static llm_status allocate_scratch(llm_context *c, llm_error *err) {
@@ -162,6 +164,7 @@ void llm_context_free(llm_context *context) {
 
 int64_t llm_context_n_ctx(const llm_context *context) { return (int64_t)context->n_ctx; }
 int64_t llm_context_n_past(const llm_context *context) { return (int64_t)context->n_past; }
+const int32_t *llm_context_ids(const llm_context *context) { return context->ids; }
 int32_t llm_context_n_threads(const llm_context *context) { return context->options.n_threads; }
 const char *llm_context_kernels(const llm_context *context) { return context->kernels->name; }
 uint64_t llm_context_kv_bytes(const llm_context *context) { return context->kv_bytes; }

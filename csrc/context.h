@@ -15,6 +15,7 @@ struct llm_context {
   thread_pool *pool;
   llm_context_options options;
   size_t n_ctx, n_past;
+  int32_t *ids; /* (n_ctx) of the tokens held, in the order of the text */
 
   /* Cache, (n_layer, n_kv_head, n_ctx, head_dim) each, of options.kv_type. Untouched pages cost no
    * memory. */

@@ -337,6 +337,7 @@ llm_status llm_context_eval(llm_context *context, const int32_t *ids, size_t n_i
       context->n_past = held;
       return status;
     }
+    memcpy(context->ids + context->n_past - n, ids + done, n * sizeof *ids);
     if (done + n > first_wanted) {
       size_t row = first_wanted > done ? first_wanted - done : 0;
       forward_logits(context, row, n - row, logits + (done + row - first_wanted) * n_vocab);

@@ -5,24 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "context.h"
 #include "error.h"
+#include "generate.h"
 #include "unicode.h"
 
 enum {
   MAX_HELD = 3,       /* bytes of an incomplete UTF-8 character */
   START_CAPACITY = 64 /* of the text: most tokens are shorter */
-};
-
-struct llm_generator {
-  llm_context *context;
-  llm_sampler *sampler;
-  int64_t n_left; /* tokens still allowed; negative: no limit */
-  llm_finish finish;
-  int32_t pending;                      /* sampled, not evaluated yet; -1: none */
-  float *logits;                        /* (n_vocab) */
-  char *text;                           /* held bytes of earlier tokens, then those of this one */
-  size_t n_text, text_capacity, n_sent; /* text[0 .. n_sent) went out with the last step */
 };
 
 const char *llm_finish_name(llm_finish finish) {
@@ -36,11 +25,66 @@ const char *llm_finish_name(llm_finish finish) {
   return NULL;
 }
 
-llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_sampler *sampler,
-                             const int32_t *prompt, size_t n_ids, int64_t max_tokens,
-                             llm_error *err) {
+/* ---- making room ---- */
+
+/* Of n ids those that stay when a context forgets: BOS where the text begins with it, and the
+ * newest, a quarter of the window less than it holds. Moved together; returns how many. */
+static size_t keep_newest(const llm_context *c, int32_t *ids, size_t n) {
+  const llm_tokenizer *t = c->model->tokenizer;
+  size_t n_free = c->n_ctx / 4 ? c->n_ctx / 4 : 1, n_first = n && ids[0] == llm_tokenizer_bos(t);
+  size_t n_keep = c->n_ctx - n_free;
+  if (n <= n_keep) return n;
+  if (n_first > n_keep) n_first = n_keep;
+  memmove(ids + n_first, ids + n - (n_keep - n_first), (n_keep - n_first) * sizeof *ids);
+  return n_keep;
+}
+
+/* Replaces what the context holds by ids. */
+static llm_status read_again(llm_generator *g, const int32_t *ids, size_t n, llm_error *err) {
+  llm_status status = llm_context_truncate(g->context, 0, err);
+  return status || n == 0 ? status : llm_context_eval(g->context, ids, n, g->logits, 1, err);
+}
+
+static llm_status drop_oldest(llm_generator *g, size_t *n_tokens, size_t *n_turns, llm_error *err) {
+  llm_context *c = g->context;
+  size_t n = c->n_past, bytes = n * sizeof(int32_t);
+  int32_t *ids = malloc(bytes);
+  if (!ids) return error_nomem(err, bytes, "the text to be kept");
+  memcpy(ids, c->ids, bytes);
+  size_t n_kept = keep_newest(c, ids, n);
+  llm_status status = read_again(g, ids, n_kept, err);
+  free(ids);
+  *n_tokens = n - n_kept;
+  *n_turns = 0;
+  return status;
+}
+
+/* A prompt on top of what the context holds, where both together are longer than the window. */
+static llm_status read_end(llm_generator *g, const int32_t *prompt, size_t n_ids, llm_error *err) {
+  llm_context *c = g->context;
+  size_t n = c->n_past + n_ids, bytes = n * sizeof(int32_t);
+  int32_t *ids = malloc(bytes);
+  if (!ids) return error_nomem(err, bytes, "the text to be kept");
+  memcpy(ids, c->ids, c->n_past * sizeof *ids);
+  memcpy(ids + c->n_past, prompt, n_ids * sizeof *ids);
+  size_t n_kept = keep_newest(c, ids, n);
+  llm_status status = read_again(g, ids, n_kept, err);
+  free(ids);
+  g->forgot_tokens = n - n_kept;
+  return status;
+}
+
+/* ---- construction ---- */
+
+llm_generator_options llm_generator_default_options(void) {
+  return (llm_generator_options){.max_tokens = -1};
+}
+
+llm_status generator_allocate(llm_generator **out, llm_context *context, llm_sampler *sampler,
+                              const llm_generator_options *options, llm_error *err) {
   *out = NULL;
   int64_t n_vocab = context->model->config.n_vocab;
+  llm_generator_options o = options ? *options : llm_generator_default_options();
   if (llm_sampler_n_vocab(sampler) != n_vocab)
     return error_set(err, LLM_ERR_ARG,
                      "the sampler picks from %" PRId64 " tokens, the model has %" PRId64,
@@ -55,25 +99,47 @@ llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_samp
   }
   g->context = context;
   g->sampler = sampler;
-  g->n_left = max_tokens;
+  g->n_left = o.max_tokens;
   g->pending = -1;
   g->text_capacity = START_CAPACITY;
-  llm_status status = llm_context_eval(context, prompt, n_ids, g->logits, 1, err);
+  if (context->options.on_full == LLM_ON_FULL_FORGET) g->make_room = drop_oldest;
+  llm_status status = stop_set_init(&g->stops, o.stop, o.stop_bytes, o.n_stop, err);
+  if (status)
+    llm_generator_free(g);
+  else
+    *out = g;
+  return status;
+}
+
+llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_sampler *sampler,
+                             const int32_t *prompt, size_t n_ids,
+                             const llm_generator_options *options, llm_error *err) {
+  llm_status status = generator_allocate(out, context, sampler, options, err);
+  if (status) return status;
+  llm_generator *g = *out;
+  if (g->make_room && n_ids > context->n_ctx - context->n_past)
+    status = read_end(g, prompt, n_ids, err);
+  else
+    status = llm_context_eval(context, prompt, n_ids, g->logits, 1, err);
   if (status) {
     llm_generator_free(g);
+    *out = NULL;
     return status;
   }
   llm_sampler_accept(sampler, prompt, n_ids);
-  *out = g;
   return LLM_OK;
 }
 
 void llm_generator_free(llm_generator *generator) {
   if (!generator) return;
+  stop_set_free(&generator->stops);
+  free(generator->conversation);
   free(generator->logits);
   free(generator->text);
   free(generator);
 }
+
+/* ---- text ---- */
 
 /* How many bytes at the end of text begin a UTF-8 character that is not complete yet. */
 static size_t incomplete_tail(const char *text, size_t n) {
@@ -112,27 +178,63 @@ static void drop_sent(llm_generator *g) {
   g->n_sent = 0;
 }
 
-/* Hands out what is complete, or everything at the end. */
-static void emit(llm_generator *g, int32_t id, llm_step *out) {
-  g->n_sent = g->n_text - (g->finish ? 0 : incomplete_tail(g->text, g->n_text));
-  *out = (llm_step){id, g->finish, g->text, g->n_sent};
+/* Ends the text before the first stop string in the bytes from n_old on; what of it came with
+ * earlier tokens was held back. */
+static void look_for_stops(llm_generator *g, size_t n_old) {
+  for (size_t i = n_old; i < g->n_text; i++) {
+    size_t n = stop_set_feed(&g->stops, (uint8_t)g->text[i]);
+    if (n == 0) continue;
+    g->n_text = i + 1 - n;
+    g->finish = LLM_FINISH_STOP;
+    return;
+  }
 }
 
-static int context_is_full(const llm_context *c, size_t n_more) {
-  return c->n_past + n_more >= c->n_ctx;
+/* Bytes that may go out: no beginning of a stop string, no cut character. */
+static size_t sendable(const llm_generator *g) {
+  if (g->finish) return g->n_text;
+  size_t n = g->n_text - stop_set_held(&g->stops);
+  return n - incomplete_tail(g->text, n);
+}
+
+/* Hands out what is complete, or everything at the end. */
+static void emit(llm_generator *g, int32_t id, llm_step *out) {
+  g->n_sent = sendable(g);
+  *out = (llm_step){id, g->finish, g->text, g->n_sent, g->forgot_tokens, g->forgot_turns};
+  g->forgot_tokens = g->forgot_turns = 0;
+}
+
+/* ---- a step ---- */
+
+static int slides(const llm_generator *g) {
+  return g->context->options.on_full == LLM_ON_FULL_SLIDE;
+}
+
+static int is_full(const llm_generator *g, size_t n_more) {
+  return !slides(g) && g->context->n_past + n_more >= g->context->n_ctx;
+}
+
+/* Evaluates the token of the last step, making room for it where the context forgets. */
+static llm_status evaluate_pending(llm_generator *g, llm_error *err) {
+  llm_status status = LLM_OK;
+  if (is_full(g, 0)) {
+    status = g->make_room(g, &g->forgot_tokens, &g->forgot_turns, err);
+    if (!status && g->forgot_tokens == 0) g->finish = LLM_FINISH_CONTEXT;
+  }
+  if (!status && !g->finish)
+    status = llm_context_eval(g->context, &g->pending, 1, g->logits, 1, err);
+  g->pending = -1;
+  if (status) g->finish = LLM_FINISH_CANCELLED;
+  return status;
 }
 
 llm_status llm_generator_next(llm_generator *g, llm_step *out, llm_error *err) {
   llm_status status = error_clear(err);
   drop_sent(g);
   if (!g->finish && g->n_left == 0) g->finish = LLM_FINISH_LENGTH;
-  if (!g->finish && g->pending < 0 && context_is_full(g->context, 0))
+  if (!g->finish && g->pending < 0 && is_full(g, 0) && !g->make_room)
     g->finish = LLM_FINISH_CONTEXT;
-  if (!g->finish && g->pending >= 0) {
-    status = llm_context_eval(g->context, &g->pending, 1, g->logits, 1, err);
-    if (status) g->finish = LLM_FINISH_CANCELLED; /* the only failure that is left here */
-    g->pending = -1;
-  }
+  if (!g->finish && g->pending >= 0) status = evaluate_pending(g, err);
   if (g->finish) {
     emit(g, -1, out);
     return status;
@@ -144,13 +246,14 @@ llm_status llm_generator_next(llm_generator *g, llm_step *out, llm_error *err) {
     emit(g, -1, out);
     return LLM_OK;
   }
+  size_t n_old = g->n_text;
   status = append_piece(g, id, err);
   if (status) return status;
   g->pending = id;
-  if (g->n_left > 0 && --g->n_left == 0)
-    g->finish = LLM_FINISH_LENGTH;
-  else if (context_is_full(g->context, 1))
-    g->finish = LLM_FINISH_CONTEXT;
+  if (g->n_left > 0) g->n_left--;
+  look_for_stops(g, n_old);
+  if (!g->finish && g->n_left == 0) g->finish = LLM_FINISH_LENGTH;
+  if (!g->finish && is_full(g, 1) && !g->make_room) g->finish = LLM_FINISH_CONTEXT;
   emit(g, id, out);
   return LLM_OK;
 }

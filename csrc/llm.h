@@ -178,11 +178,26 @@ typedef struct llm_context llm_context;
  * and leaves the context as it was before the call. */
 typedef int (*llm_cancel_check)(void *user);
 
+typedef enum llm_on_full { /* what makes room in a full window */
+  /* Nothing: an evaluation that does not fit fails, a generator finishes. */
+  LLM_ON_FULL_STOP = 0,
+  /* A generator drops the oldest text (of a chat: the oldest whole turns, never the system message)
+   * until a quarter of the window is free, and reads what is kept again: the result equals a fresh
+   * run on that text. llm_context_eval alone still fails. */
+  LLM_ON_FULL_FORGET = 1,
+  /* Each new token takes the place of the oldest but for the first n_sink (Xiao et al. 2023, "Efficient
+   * Streaming Language Models with Attention Sinks"): endless text. Keys are kept unrotated and are
+   * rotated by their place in the window when they are read, so nothing drifts. */
+  LLM_ON_FULL_SLIDE = 2
+} llm_on_full;
+
 typedef struct llm_context_options {
   int64_t n_ctx;                 /* 0: the trained length, at most 4096 */
   int32_t allow_long_context;    /* 1: n_ctx may be greater than the trained length */
   int32_t n_threads;             /* 0: one per available core */
   int32_t kv_type;               /* LLM_TYPE_F16, F32 or Q8_0 */
+  int32_t on_full;               /* llm_on_full */
+  int64_t n_sink;                /* first tokens that a sliding window keeps, below n_ctx */
   const char *kernels;           /* "scalar", "avx2", "avx512"; NULL: the best this machine has */
   llm_cancel_check cancel_check; /* may be NULL */
   void *cancel_user;
@@ -194,6 +209,8 @@ llm_status llm_context_new(llm_context **out, const llm_model *model,
 void llm_context_free(llm_context *context);
 int64_t llm_context_n_ctx(const llm_context *context);
 int64_t llm_context_n_past(const llm_context *context); /* tokens held */
+/* The tokens held, (n_past) in the order of the text; until the next call on the context. */
+const int32_t *llm_context_ids(const llm_context *context);
 int32_t llm_context_n_threads(const llm_context *context);
 const char *llm_context_kernels(const llm_context *context);
 uint64_t llm_context_kv_bytes(const llm_context *context);
@@ -264,7 +281,7 @@ typedef struct llm_generator llm_generator;
 
 typedef enum llm_finish {
   LLM_FINISH_NONE = 0, /* not finished */
-  LLM_FINISH_STOP = 1, /* an end-of-generation token */
+  LLM_FINISH_STOP = 1, /* an end-of-generation token or a stop string */
   LLM_FINISH_LENGTH = 2,
   LLM_FINISH_CONTEXT = 3, /* the context is full */
   LLM_FINISH_CANCELLED = 4
@@ -277,14 +294,27 @@ typedef struct llm_step {
   llm_finish finish; /* NONE until the last step */
   const char *text;  /* bytes that became complete, valid UTF-8 where the model wrote any; */
   size_t n_bytes;    /*   valid until the next call. At the end whatever was held back. */
+  /* What was forgotten before this token (LLM_ON_FULL_FORGET): tokens, and whole turns of a chat. */
+  size_t forgot_tokens, forgot_turns;
 } llm_step;
 
-/* Evaluates the prompt (n_ids >= 1) on top of what the context holds. max_tokens < 0: no limit but
- * the context. The context and the sampler, of one n_vocab, are borrowed for the generator's life.
- * A prompt that does not fit gives LLM_ERR_CONTEXT_FULL with both counts. */
+/* Text that may begin a stop string, or that ends inside a UTF-8 character (at most 3 bytes), is
+ * held back until the next token decides. */
+typedef struct llm_generator_options {
+  int64_t max_tokens;       /* negative: no limit but the context */
+  size_t n_stop;            /* stop strings: the text ends before the first that appears */
+  const char *const *stop;  /* (n_stop) any bytes; copied */
+  const size_t *stop_bytes; /* (n_stop) their lengths, 1 or more */
+} llm_generator_options;
+
+llm_generator_options llm_generator_default_options(void); /* no limit, no stop strings */
+
+/* Evaluates the prompt (n_ids >= 1) on top of what the context holds. The context and the sampler,
+ * of one n_vocab, are borrowed for the generator's life. A prompt that does not fit gives
+ * LLM_ERR_CONTEXT_FULL with both counts; a context that forgets keeps BOS and the prompt's end. */
 llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_sampler *sampler,
-                             const int32_t *prompt, size_t n_ids, int64_t max_tokens,
-                             llm_error *err);
+                             const int32_t *prompt, size_t n_ids,
+                             const llm_generator_options *options, llm_error *err);
 void llm_generator_free(llm_generator *generator);
 /* One step; after a finish it repeats the finish with id -1 and no text. */
 llm_status llm_generator_next(llm_generator *generator, llm_step *out, llm_error *err);

@@ -97,14 +97,16 @@ int generate(llm_context *context, const llm_tokenizer *tokenizer, const options
   timing t = {.load = load_seconds};
   llm_sampler *sampler = NULL;
   llm_generator *generator = NULL;
+  llm_generator_options steps = llm_generator_default_options();
   llm_error err;
+  steps.max_tokens = o->max_tokens;
   llm_status status = tokenize(tokenizer, prompt, o->special, &ids, &err);
   if (!status && ids.n == 0) status = begin_with_nothing(tokenizer, &ids, &err);
   if (!status)
     status = llm_sampler_new(&sampler, llm_tokenizer_n_vocab(tokenizer), &o->sampler, &err);
   double start = now();
   if (!status)
-    status = llm_generator_new(&generator, context, sampler, ids.ids, ids.n, o->max_tokens, &err);
+    status = llm_generator_new(&generator, context, sampler, ids.ids, ids.n, &steps, &err);
   if (status == LLM_ERR_CONTEXT_FULL)
     snprintf(err.message, sizeof err.message,
              "the prompt has %" PRId64 " tokens, the context holds %" PRId64

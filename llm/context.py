@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,8 @@ def _raise_cancelled() -> None:
 class Context:
     """One timeline of tokens. Calls from several threads wait for each other.
 
-    n_ctx 0: the trained length, at most 4096. cancel_check: called between layers; an exception
+    n_ctx 0: the trained length, at most 4096. on_full: what makes room in a full window: "stop",
+    "forget" the oldest text, or "slide" behind the first n_sink tokens. cancel_check: called between layers; an exception
     that it raises ends the call, leaves the context as it was, and is raised from the call."""
 
     def __init__(
@@ -56,11 +57,20 @@ class Context:
         kv_type: str = "f16",
         kernels: str | None = None,
         allow_long_context: bool = False,
+        on_full: str = "stop",
+        n_sink: int = 4,
         cancel_check: Callable[[], object] | None = None,
     ):
         kv_types = {"f16": lib.LLM_TYPE_F16, "f32": lib.LLM_TYPE_F32, "q8_0": lib.LLM_TYPE_Q8_0}
         if kv_type not in kv_types:
             raise ValueError(f"kv_type is {kv_type!r}, expected 'f16', 'f32' or 'q8_0'")
+        modes = {
+            "stop": lib.LLM_ON_FULL_STOP,
+            "forget": lib.LLM_ON_FULL_FORGET,
+            "slide": lib.LLM_ON_FULL_SLIDE,
+        }
+        if on_full not in modes:
+            raise ValueError(f"on_full is {on_full!r}, expected 'stop', 'forget' or 'slide'")
         self._handle = model._handle
         self._n_vocab = model.config.n_vocab
         self._lock = threading.RLock()
@@ -71,6 +81,7 @@ class Context:
         options.n_ctx, options.n_threads = n_ctx, n_threads
         options.kv_type, options.kernels = kv_types[kv_type], name
         options.allow_long_context = int(allow_long_context)
+        options.on_full, options.n_sink = modes[on_full], n_sink
         options.cancel_check, options.cancel_user = lib.llm_python_cancel_check, self._check
         self._pointer = new(
             lib.llm_context_new,
@@ -110,6 +121,12 @@ class Context:
     def n_past(self) -> int:
         """Tokens held."""
         return lib.llm_context_n_past(self._pointer)
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens held, in the order of the text."""
+        with self._use() as pointer:
+            return ffi.unpack(lib.llm_context_ids(pointer), lib.llm_context_n_past(pointer))
 
     @property
     def kernels(self) -> str:
@@ -153,31 +170,67 @@ class Context:
             )
         return each, out.nats
 
-    def stream(self, ids, sampler: Sampler, max_tokens: int | None = None) -> Iterator[Step]:
-        """Evaluates ids on top of what is held, then yields a Step per token until a finish."""
-        array, limit = id_array(ids), -1 if max_tokens is None else max_tokens
-        if max_tokens is not None and max_tokens < 0:
-            raise ValueError(f"max_tokens is {max_tokens}, expected 0 or more")
-        out, step = ffi.new("llm_generator **"), ffi.new("llm_step *")
+    def stream(
+        self,
+        ids,
+        sampler: Sampler,
+        max_tokens: int | None = None,
+        stop: Sequence[str | bytes] = (),
+    ) -> Iterator[Step]:
+        """Evaluates ids on top of what is held, then yields a Step per token until a finish. The
+        text ends before the first of the stop strings that appears in it."""
+        array = id_array(ids)
+        options = GeneratorOptions(max_tokens, stop)
+        out = ffi.new("llm_generator **")
         with self._use() as pointer:
-            prompt = pointer_to("int32_t", array)
             self._call(
-                lib.llm_generator_new, out, pointer, sampler._pointer, prompt, array.size, limit
+                lib.llm_generator_new,
+                out,
+                pointer,
+                sampler._pointer,
+                pointer_to("int32_t", array),
+                array.size,
+                options.pointer,
             )
-        generator = ffi.gc(out[0], lib.llm_generator_free)
+        yield from self._steps(ffi.gc(out[0], lib.llm_generator_free))
+
+    def _steps(self, generator) -> Iterator[Step]:
+        step = ffi.new("llm_step *")
         while not step.finish:
             with self._use():
                 self._call(lib.llm_generator_next, generator, step)
                 text = ffi.buffer(step.text, step.n_bytes)[:] if step.n_bytes else b""
             finish = ffi.string(lib.llm_finish_name(step.finish)).decode() if step.finish else None
-            yield Step(step.id if step.id >= 0 else None, text, finish)
+            id = step.id if step.id >= 0 else None
+            yield Step(id, text, finish, step.forgot_tokens, step.forgot_turns)
+
+
+class GeneratorOptions:
+    """llm_generator_options, with the memory that they point at."""
+
+    def __init__(self, max_tokens: int | None, stop: Sequence[str | bytes]):
+        if max_tokens is not None and max_tokens < 0:
+            raise ValueError(f"max_tokens is {max_tokens}, expected 0 or more")
+        if isinstance(stop, str | bytes):
+            stop = [stop]
+        raw = [s.encode("utf-8", "surrogateescape") if isinstance(s, str) else s for s in stop]
+        self._kept = [ffi.new("char[]", s) for s in raw]
+        self._list = ffi.new("char *[]", self._kept)
+        self._lengths = ffi.new("size_t[]", [len(s) for s in raw])
+        self.pointer = ffi.new("llm_generator_options *")
+        self.pointer.max_tokens = -1 if max_tokens is None else max_tokens
+        self.pointer.n_stop = len(raw)
+        self.pointer.stop, self.pointer.stop_bytes = self._list, self._lengths
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One step of a generation: the new token (None when there is none), the bytes that became
-    complete, and why it ended ("stop", "length", "context"), None before that."""
+    complete, and why it ended ("stop", "length", "context"), None before that. What was forgotten
+    before this token: tokens, and whole turns of a chat."""
 
     id: int | None
     text: bytes
     finish: str | None
+    forgot_tokens: int = 0
+    forgot_turns: int = 0

@@ -24,7 +24,7 @@ C_LAYERS = (
     ("model",),
     ("context",),
     ("forward",),
-    ("generate", "score proof", "chat chat_template chat_render"),
+    ("generate stop chat chat_template chat_render session", "score proof embed"),
     ("run run_*",),
 )
 # The trainer's C may use what stands low in the engine; no engine file may use the trainer's.

@@ -20,7 +20,8 @@ static outcome run(llm_context *c, llm_sampler *s, size_t n_prompt, int64_t max_
   llm_generator *g;
   llm_step step;
   outcome o = {0};
-  CHECK(!llm_generator_new(&g, c, s, prompt, n_prompt, max_tokens, NULL));
+  CHECK(!llm_generator_new(&g, c, s, prompt, n_prompt, &(llm_generator_options){max_tokens, 0, 0, 0},
+                           NULL));
   do {
     CHECK(!llm_generator_next(g, &step, NULL));
     o.n_new += step.id >= 0;
@@ -54,13 +55,13 @@ static void test_ends(void) {
   o = run(c, s, 4, -1);
   CHECK(o.finish == LLM_FINISH_STOP || (o.finish == LLM_FINISH_CONTEXT && o.n_new == 12));
   CHECK(llm_context_n_past(c) <= 16);
-  CHECK(llm_generator_new(&g, c, s, prompt, 0, 1, &err) == LLM_ERR_ARG && !g);
+  CHECK(llm_generator_new(&g, c, s, prompt, 0, NULL, &err) == LLM_ERR_ARG && !g);
   while (llm_context_n_past(c) < 16) CHECK(!llm_context_eval(c, prompt, 1, NULL, 0, NULL));
-  CHECK(llm_generator_new(&g, c, s, prompt, 1, 1, &err) == LLM_ERR_CONTEXT_FULL && !g);
+  CHECK(llm_generator_new(&g, c, s, prompt, 1, NULL, &err) == LLM_ERR_CONTEXT_FULL && !g);
   CHECK(err.found == 17 && err.limit == 16);
   llm_sampler_free(s);
   CHECK(!llm_sampler_new(&s, TINY_VOCAB + 1, NULL, NULL));
-  CHECK(llm_generator_new(&g, c, s, prompt, 1, 1, &err) == LLM_ERR_ARG && !g);
+  CHECK(llm_generator_new(&g, c, s, prompt, 1, NULL, &err) == LLM_ERR_ARG && !g);
   llm_sampler_free(s);
   llm_context_free(c);
   tiny_close(&t);

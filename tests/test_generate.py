@@ -1,0 +1,106 @@
+"""Generation past its edges: stop strings, and a context that forgets, each against a slow and
+obvious twin."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import EOT, TINY, write_trained
+
+import llm
+from llm.context import Context
+from llm.sampler import Sampler
+
+N_CTX = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("generate") / "tiny.bin"
+    write_trained(path, dataclasses.replace(TINY, n_ctx=64))
+    with llm.Model(path, n_threads=2) as model:
+        yield model
+
+
+def sampler(seed: int = 1) -> Sampler:
+    """Never ends the text."""
+    return Sampler(TINY.n_vocab, temperature=1, seed=seed, logit_bias={EOT: float("-inf")})
+
+
+# ---- stop strings ----
+
+
+@pytest.fixture(scope="module")
+def text(model):
+    steps = Context(model).stream([65], sampler(), max_tokens=60)
+    return b"".join(step.text for step in steps)
+
+
+def cut(text: bytes, stops: list[bytes]) -> tuple[bytes, bool]:
+    """Before the stop string that is complete first; of several that end there, the longest."""
+    for end in range(1, len(text) + 1):
+        lengths = [len(s) for s in stops if text[:end].endswith(s)]
+        if lengths:
+            return text[: end - max(lengths)], True
+    return text, False
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_nothing_of_a_stop_string_leaks(model, text, data):
+    """Strings that occur, strings that begin like ones that occur, and others."""
+    part = st.tuples(st.integers(0, len(text) - 1), st.integers(1, 12)).map(
+        lambda at: text[at[0] : at[0] + at[1]]
+    )
+    nearly = part.map(lambda s: s[:-1] + b"\x01")
+    stops = data.draw(st.lists(st.one_of(part, nearly, st.binary(min_size=1, max_size=3))))
+    expected, stopped = cut(text, stops)
+    sent = b""
+    for step in Context(model).stream([65], sampler(), max_tokens=60, stop=stops):
+        sent += step.text
+        assert expected.startswith(sent)
+    assert sent == expected
+    assert step.finish == ("stop" if stopped else "length")
+
+
+def test_an_empty_stop_string_is_refused(model):
+    with pytest.raises(ValueError, match="empty"):
+        next(Context(model).stream([65], sampler(), stop=["a", ""]))
+
+
+# ---- a context that forgets ----
+
+
+def kept(model, ids: list[int], n_ctx: int) -> list[int]:
+    """BOS and the newest, a quarter of the window free."""
+    n = n_ctx - max(1, n_ctx // 4)
+    if len(ids) <= n:
+        return ids
+    first = ids[:1] if ids[0] == model.tokenizer.bos else []
+    return first + ids[len(ids) - n + len(first) :]
+
+
+@pytest.mark.parametrize("n_prompt", [1, 5, N_CTX - 1, N_CTX, N_CTX + 1, 50])
+@pytest.mark.parametrize("n_ctx", [4, N_CTX])
+def test_forgetting_equals_a_fresh_run_on_what_is_kept(model, n_prompt, n_ctx):
+    prompt = [model.tokenizer.bos, *range(50)][:n_prompt]
+    context = Context(model, n_ctx=n_ctx, on_full="forget")
+    steps = list(context.stream(prompt, sampler(), max_tokens=45))
+    fresh, twin = Context(model, n_ctx=n_ctx), sampler()
+    held = kept(model, prompt, n_ctx) if n_prompt > n_ctx else prompt
+    expected = [n_prompt - len(held)]
+    for i, step in enumerate(steps):
+        fresh.truncate(0)
+        id = twin.sample(fresh.eval(held)[0])
+        assert (step.id, step.forgot_tokens) == (id, expected[-1])
+        expected.append(0)
+        if i + 1 == len(steps):
+            break
+        if len(held) == n_ctx:
+            held = kept(model, held, n_ctx)
+            expected[-1] = n_ctx - len(held)
+        held = [*held, id]
+    assert context.ids == held
+    assert len(steps) == 45 and steps[-1].finish == "length"
+    assert sum(n > 0 for n in expected) >= 2
