@@ -2,6 +2,7 @@
  * Layer 6. A step samples from the logits at hand; the sampled token is evaluated at the beginning
  * of the next step, so that its text goes out first and the last one costs nothing. */
 #include <inttypes.h>
+#include <math.h> /* NAN only */
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,7 +78,20 @@ static llm_status read_end(llm_generator *g, const int32_t *prompt, size_t n_ids
 /* ---- construction ---- */
 
 llm_generator_options llm_generator_default_options(void) {
-  return (llm_generator_options){.max_tokens = -1};
+  return (llm_generator_options){.max_tokens = -1, .n_top = -1};
+}
+
+static llm_status allocate_top(llm_generator *g, int64_t n_top, llm_error *err) {
+  int64_t n_vocab = g->context->model->config.n_vocab;
+  if (n_top > n_vocab)
+    return error_set(err, LLM_ERR_ARG,
+                     "%" PRId64 " alternatives asked for in a vocabulary of %" PRId64, n_top,
+                     n_vocab);
+  g->n_top = n_top;
+  if (n_top <= 0) return LLM_OK;
+  g->top_ids = malloc((size_t)n_top * sizeof *g->top_ids);
+  g->top_logprobs = malloc((size_t)n_top * sizeof *g->top_logprobs);
+  return g->top_ids && g->top_logprobs ? LLM_OK : error_nomem(err, (uint64_t)n_top * 8, "a step");
 }
 
 llm_status generator_allocate(llm_generator **out, llm_context *context, llm_sampler *sampler,
@@ -103,7 +117,8 @@ llm_status generator_allocate(llm_generator **out, llm_context *context, llm_sam
   g->pending = -1;
   g->text_capacity = START_CAPACITY;
   if (context->options.on_full == LLM_ON_FULL_FORGET) g->make_room = drop_oldest;
-  llm_status status = stop_set_init(&g->stops, o.stop, o.stop_bytes, o.n_stop, err);
+  llm_status status = allocate_top(g, o.n_top, err);
+  if (!status) status = stop_set_init(&g->stops, o.stop, o.stop_bytes, o.n_stop, err);
   if (status)
     llm_generator_free(g);
   else
@@ -134,6 +149,8 @@ void llm_generator_free(llm_generator *generator) {
   if (!generator) return;
   stop_set_free(&generator->stops);
   free(generator->conversation);
+  free(generator->top_ids);
+  free(generator->top_logprobs);
   free(generator->logits);
   free(generator->text);
   free(generator);
@@ -200,7 +217,19 @@ static size_t sendable(const llm_generator *g) {
 /* Hands out what is complete, or everything at the end. */
 static void emit(llm_generator *g, int32_t id, llm_step *out) {
   g->n_sent = sendable(g);
-  *out = (llm_step){id, g->finish, g->text, g->n_sent, g->forgot_tokens, g->forgot_turns};
+  int has_top = id >= 0 && g->n_top >= 0;
+  *out = (llm_step){
+      .id = id,
+      .finish = g->finish,
+      .text = g->text,
+      .n_bytes = g->n_sent,
+      .forgot_tokens = g->forgot_tokens,
+      .forgot_turns = g->forgot_turns,
+      .logprob = has_top ? g->logprob : NAN,
+      .n_top = has_top ? (size_t)g->n_top : 0,
+      .top_ids = g->top_ids,
+      .top_logprobs = g->top_logprobs,
+  };
   g->forgot_tokens = g->forgot_turns = 0;
 }
 
@@ -247,7 +276,10 @@ llm_status llm_generator_next(llm_generator *g, llm_step *out, llm_error *err) {
     return LLM_OK;
   }
   size_t n_old = g->n_text;
-  status = append_piece(g, id, err);
+  if (g->n_top >= 0)
+    status = llm_logprobs(g->logits, g->context->model->config.n_vocab, id, (size_t)g->n_top,
+                          g->top_ids, g->top_logprobs, &g->logprob, err);
+  if (!status) status = append_piece(g, id, err);
   if (status) return status;
   g->pending = id;
   if (g->n_left > 0) g->n_left--;

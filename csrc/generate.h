@@ -24,6 +24,11 @@ struct llm_generator {
   size_t n_text, text_capacity;
   size_t n_sent; /* text[0 .. n_sent) went out with the last step */
 
+  int64_t n_top; /* alternatives of each token; negative: no log-probabilities */
+  float logprob;
+  int32_t *top_ids;    /* (n_top) */
+  float *top_logprobs; /* (n_top) */
+
   size_t forgot_tokens, forgot_turns; /* to be reported with the next step */
   make_room make_room;                /* where the context forgets; else NULL */
 

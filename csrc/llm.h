@@ -179,16 +179,19 @@ typedef struct llm_context llm_context;
 typedef int (*llm_cancel_check)(void *user);
 
 typedef enum llm_on_full { /* what makes room in a full window */
-  /* Nothing: an evaluation that does not fit fails, a generator finishes. */
-  LLM_ON_FULL_STOP = 0,
-  /* A generator drops the oldest text (of a chat: the oldest whole turns, never the system message)
-   * until a quarter of the window is free, and reads what is kept again: the result equals a fresh
-   * run on that text. llm_context_eval alone still fails. */
-  LLM_ON_FULL_FORGET = 1,
-  /* Each new token takes the place of the oldest but for the first n_sink (Xiao et al. 2023, "Efficient
-   * Streaming Language Models with Attention Sinks"): endless text. Keys are kept unrotated and are
-   * rotated by their place in the window when they are read, so nothing drifts. */
-  LLM_ON_FULL_SLIDE = 2
+                           /* Nothing: an evaluation that does not fit fails, a generator finishes.
+                            */
+                           LLM_ON_FULL_STOP = 0,
+                           /* A generator drops the oldest text (of a chat: the oldest whole turns,
+                            * never the system message) until a quarter of the window is free, and
+                            * reads what is kept again: the result equals a fresh run on that text.
+                            * llm_context_eval alone still fails. */
+                           LLM_ON_FULL_FORGET = 1,
+                           /* Each new token takes the place of the oldest but for the first n_sink
+                            * (Xiao et al. 2023, "Efficient Streaming Language Models with Attention
+                            * Sinks"): endless text. Keys are kept unrotated and are rotated by
+                            * their place in the window when they are read, so nothing drifts. */
+                           LLM_ON_FULL_SLIDE = 2
 } llm_on_full;
 
 typedef struct llm_context_options {
@@ -294,8 +297,15 @@ typedef struct llm_step {
   llm_finish finish; /* NONE until the last step */
   const char *text;  /* bytes that became complete, valid UTF-8 where the model wrote any; */
   size_t n_bytes;    /*   valid until the next call. At the end whatever was held back. */
-  /* What was forgotten before this token (LLM_ON_FULL_FORGET): tokens, and whole turns of a chat. */
+  /* What was forgotten before this token (LLM_ON_FULL_FORGET): tokens, and whole turns of a chat.
+   */
   size_t forgot_tokens, forgot_turns;
+  /* Of the raw distribution, where asked for: the token's log-probability (else NaN) and the n_top
+   * likeliest tokens; until the next call. */
+  float logprob;
+  size_t n_top;
+  const int32_t *top_ids;
+  const float *top_logprobs;
 } llm_step;
 
 /* Text that may begin a stop string, or that ends inside a UTF-8 character (at most 3 bytes), is
@@ -305,9 +315,11 @@ typedef struct llm_generator_options {
   size_t n_stop;            /* stop strings: the text ends before the first that appears */
   const char *const *stop;  /* (n_stop) any bytes; copied */
   const size_t *stop_bytes; /* (n_stop) their lengths, 1 or more */
+  int64_t n_top; /* log-probability of each token with so many alternatives; negative: none */
 } llm_generator_options;
 
-llm_generator_options llm_generator_default_options(void); /* no limit, no stop strings */
+/* No limit, no stop strings, no log-probabilities. */
+llm_generator_options llm_generator_default_options(void);
 
 /* Evaluates the prompt (n_ids >= 1) on top of what the context holds. The context and the sampler,
  * of one n_vocab, are borrowed for the generator's life. A prompt that does not fit gives

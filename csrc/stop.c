@@ -1,5 +1,6 @@
-/* stop.c: Knuth, Morris and Pratt's matcher (1977), one state per stop string. Layer 6. A byte costs
- * amortised constant time per string, and the states say exactly how much text must be held back. */
+/* stop.c: Knuth, Morris and Pratt's matcher (1977), one state per stop string. Layer 6. A byte
+ * costs amortised constant time per string, and the states say exactly how much text must be held
+ * back. */
 #include "stop.h"
 
 #include <stdlib.h>

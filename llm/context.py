@@ -6,6 +6,7 @@ A lock per context, and buffers kept alive; cffi releases the GIL during every c
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -176,11 +177,13 @@ class Context:
         sampler: Sampler,
         max_tokens: int | None = None,
         stop: Sequence[str | bytes] = (),
+        logprobs: int | None = None,
     ) -> Iterator[Step]:
         """Evaluates ids on top of what is held, then yields a Step per token until a finish. The
-        text ends before the first of the stop strings that appears in it."""
+        text ends before the first of the stop strings that appears in it. logprobs: how many
+        alternatives to report beside each token's log-probability."""
         array = id_array(ids)
-        options = GeneratorOptions(max_tokens, stop)
+        options = GeneratorOptions(max_tokens, stop, logprobs)
         out = ffi.new("llm_generator **")
         with self._use() as pointer:
             self._call(
@@ -202,13 +205,19 @@ class Context:
                 text = ffi.buffer(step.text, step.n_bytes)[:] if step.n_bytes else b""
             finish = ffi.string(lib.llm_finish_name(step.finish)).decode() if step.finish else None
             id = step.id if step.id >= 0 else None
-            yield Step(id, text, finish, step.forgot_tokens, step.forgot_turns)
+            logprob = None if math.isnan(step.logprob) else step.logprob
+            top = [(step.top_ids[i], step.top_logprobs[i]) for i in range(step.n_top)]
+            yield Step(id, text, finish, step.forgot_tokens, step.forgot_turns, logprob, top)
 
 
 class GeneratorOptions:
     """llm_generator_options, with the memory that they point at."""
 
-    def __init__(self, max_tokens: int | None, stop: Sequence[str | bytes]):
+    def __init__(
+        self, max_tokens: int | None, stop: Sequence[str | bytes], logprobs: int | None = None
+    ):
+        if logprobs is not None and logprobs < 0:
+            raise ValueError(f"logprobs is {logprobs}, expected 0 or more alternatives")
         if max_tokens is not None and max_tokens < 0:
             raise ValueError(f"max_tokens is {max_tokens}, expected 0 or more")
         if isinstance(stop, str | bytes):
@@ -219,6 +228,7 @@ class GeneratorOptions:
         self._lengths = ffi.new("size_t[]", [len(s) for s in raw])
         self.pointer = ffi.new("llm_generator_options *")
         self.pointer.max_tokens = -1 if max_tokens is None else max_tokens
+        self.pointer.n_top = -1 if logprobs is None else logprobs
         self.pointer.n_stop = len(raw)
         self.pointer.stop, self.pointer.stop_bytes = self._list, self._lengths
 
@@ -227,10 +237,13 @@ class GeneratorOptions:
 class Step:
     """One step of a generation: the new token (None when there is none), the bytes that became
     complete, and why it ended ("stop", "length", "context"), None before that. What was forgotten
-    before this token: tokens, and whole turns of a chat."""
+    before this token: tokens, and whole turns of a chat. The log-probability of the token and the
+    likeliest tokens with theirs, where asked for."""
 
     id: int | None
     text: bytes
     finish: str | None
     forgot_tokens: int = 0
     forgot_turns: int = 0
+    logprob: float | None = None
+    top: list[tuple[int, float]] = dataclasses.field(default_factory=list)

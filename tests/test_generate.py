@@ -3,6 +3,7 @@ obvious twin."""
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +24,9 @@ def model(tmp_path_factory):
         yield model
 
 
-def sampler(seed: int = 1) -> Sampler:
-    """Never ends the text."""
-    return Sampler(TINY.n_vocab, temperature=1, seed=seed, logit_bias={EOT: float("-inf")})
+def sampler(seed: int = 3) -> Sampler:
+    """Of a seed that does not end these texts."""
+    return Sampler(TINY.n_vocab, temperature=1, seed=seed)
 
 
 # ---- stop strings ----
@@ -104,3 +105,21 @@ def test_forgetting_equals_a_fresh_run_on_what_is_kept(model, n_prompt, n_ctx):
     assert context.ids == held
     assert len(steps) == 45 and steps[-1].finish == "length"
     assert sum(n > 0 for n in expected) >= 2
+
+
+# ---- log-probabilities ----
+
+
+def test_steps_carry_log_probabilities_of_the_raw_distribution(model):
+    context, ids = Context(model), [65]
+    for step in context.stream(ids, sampler(), max_tokens=8, logprobs=3):
+        row = model.logits(ids)[-1].astype(np.float64)
+        row -= row.max()
+        row -= np.log(np.exp(row).sum())
+        best = np.argsort(-row, kind="stable")[:3]
+        assert [id for id, _ in step.top] == best.tolist()
+        assert np.allclose([p for _, p in step.top], row[best], atol=1e-6)
+        assert step.logprob == pytest.approx(row[step.id], abs=1e-6)
+        ids.append(step.id)
+    with pytest.raises(ValueError, match="alternatives"):
+        next(context.stream([65], sampler(), logprobs=TINY.n_vocab + 1))

@@ -20,8 +20,8 @@ static outcome run(llm_context *c, llm_sampler *s, size_t n_prompt, int64_t max_
   llm_generator *g;
   llm_step step;
   outcome o = {0};
-  CHECK(!llm_generator_new(&g, c, s, prompt, n_prompt, &(llm_generator_options){max_tokens, 0, 0, 0},
-                           NULL));
+  CHECK(!llm_generator_new(&g, c, s, prompt, n_prompt,
+                           &(llm_generator_options){.max_tokens = max_tokens}, NULL));
   do {
     CHECK(!llm_generator_next(g, &step, NULL));
     o.n_new += step.id >= 0;
