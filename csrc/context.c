@@ -29,6 +29,11 @@ static llm_status resolve_n_ctx(llm_context *c, llm_error *err) {
                      "a context of %" PRId64 " tokens is longer than the %" PRId64
                      " that the model was trained on",
                      asked, trained);
+  if (asked > trained && c->model->arch->rope == ROPE_NONE)
+    return error_set(err, LLM_ERR_ARG,
+                     "a context of %" PRId64 " tokens: the model has learned %" PRId64
+                     " positions and cannot go beyond",
+                     asked, trained);
   if (asked == 0) asked = trained < DEFAULT_N_CTX ? trained : DEFAULT_N_CTX;
   c->n_ctx = (size_t)asked;
   return LLM_OK;
@@ -85,8 +90,11 @@ static void lay_out(llm_context *c, arena *a) {
   c->v = arena_take(a, rows * n_kv, sizeof(float));
   c->gate = arena_take(a, rows * n_ff, sizeof(float));
   c->up = arena_take(a, rows * n_ff, sizeof(float));
-  c->rope_cos = arena_take(a, rows * half, sizeof(float));
-  c->rope_sin = arena_take(a, rows * half, sizeof(float));
+  for (int local = 0; local < 2; local++) {
+    c->rope[local].inv_freq = arena_take(a, half, sizeof(double));
+    c->rope[local].cos = arena_take(a, rows * half, sizeof(float));
+    c->rope[local].sin = arena_take(a, rows * half, sizeof(float));
+  }
   c->act.q = arena_take(a, rows * widest, 1);
   c->act.scale = arena_take(a, rows * (widest / 32 + 1), sizeof(float));
   c->act.scaled_sum = arena_take(a, rows * (widest / 32 + 1), sizeof(float));
@@ -95,7 +103,6 @@ static void lay_out(llm_context *c, arena *a) {
       arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head) * c->n_ctx, sizeof(float));
   c->matmul_scratch_bytes = (c->kernels->scratch_bytes(widest) + ALIGN - 1) / ALIGN * ALIGN;
   c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes);
-  c->inv_freq = arena_take(a, half, sizeof(double));
   c->ids = arena_take(a, c->n_ctx, sizeof *c->ids);
 }
 
@@ -123,11 +130,17 @@ static llm_status allocate_cache(llm_context *c, llm_error *err) {
   return LLM_OK;
 }
 
+/* theta^(-2i / rope_dim), slowed down by what stretches the model's context: a factor for all, or
+ * one for each frequency. Local layers never see far and are not stretched. */
 static void fill_inv_freq(llm_context *c) {
-  const llm_config *m = &c->model->config;
-  double log_theta = num_log((double)m->rope_theta);
-  for (int64_t i = 0; i < m->rope_dim / 2; i++)
-    c->inv_freq[i] = num_exp(-log_theta * (double)(2 * i) / (double)m->rope_dim);
+  const llm_model *m = c->model;
+  const double dim = (double)m->config.rope_dim, scale = (double)m->rope_scale;
+  for (int64_t i = 0; i < m->config.rope_dim / 2; i++) {
+    double factor = m->rope_factors ? (double)m->rope_factors[i] : 1, two_i = (double)(2 * i);
+    double global = num_exp(-num_log((double)m->config.rope_theta) * two_i / dim);
+    c->rope[0].inv_freq[i] = global / scale / factor;
+    c->rope[1].inv_freq[i] = num_exp(-num_log((double)m->rope_theta_local) * two_i / dim);
+  }
 }
 
 /* ---- public ---- */

@@ -9,6 +9,12 @@
 
 enum { N_BATCH = 512 }; /* most tokens in one pass: bounds the scratch, not the result */
 
+/* RoPE angles of one base: of the layers that see everything, or of the local ones. */
+typedef struct rope_table {
+  double *inv_freq; /* (rope_dim / 2): the angle of a pair, per position */
+  float *cos, *sin; /* (B, rope_dim / 2), of the tokens of one pass */
+} rope_table;
+
 struct llm_context {
   const llm_model *model;
   const kernels *kernels;
@@ -24,18 +30,17 @@ struct llm_context {
   size_t kv_bytes;     /* of both caches */
 
   /* Scratch of one pass over n <= N_BATCH tokens, B rows each (B = min(N_BATCH, n_ctx)). */
-  float *x;                   /* (B, n_embd) residual stream */
-  float *xn;                  /* (B, n_embd) normed */
-  float *q, *att;             /* (B, n_head * head_dim) */
-  float *k, *v;               /* (B, n_kv_head * head_dim) */
-  float *gate, *up;           /* (B, n_ff) */
-  float *rope_cos, *rope_sin; /* (B, rope_dim / 2) */
-  act_rows act;               /* quantized activations, as wide as the widest input */
-  float *scores;              /* (n_threads, n_head / n_kv_head, n_ctx) */
-  char *matmul_scratch;       /* (n_threads, matmul_scratch_bytes) */
+  float *x;             /* (B, n_embd) residual stream */
+  float *xn;            /* (B, n_embd) normed */
+  float *q, *att;       /* (B, n_head * head_dim) */
+  float *k, *v;         /* (B, n_kv_head * head_dim) */
+  float *gate, *up;     /* (B, n_ff) */
+  rope_table rope[2];   /* indexed by layer_weights.local */
+  act_rows act;         /* quantized activations, as wide as the widest input */
+  float *scores;        /* (n_threads, n_head / n_kv_head, n_ctx) */
+  char *matmul_scratch; /* (n_threads, matmul_scratch_bytes) */
   size_t matmul_scratch_bytes;
-  double *inv_freq; /* (rope_dim / 2): theta^(-2i / rope_dim) */
-  void *arena;      /* all of the above in one allocation */
+  void *arena; /* all of the above in one allocation */
 };
 
 #endif

@@ -1,7 +1,8 @@
 /* forward.c: the decoder, as in "LLaMA: Open and Efficient Foundation Language Models"
  * (2302.13971): x += Wo attention(rope(Wq n), rope(Wk n), Wv n), n = rmsnorm(x); x += W_down
  * (silu(W_gate n) * W_up n). Layer 5. Prefill and decode are this same code, with T > 1 or T = 1
- * tokens.
+ * tokens. Where another family departs from LLaMA, its row of model_config.c says so or a weight
+ * is there: LayerNorm, biases, norms of q and k or of what a block adds, GELU, a window.
  *
  * Work is handed to the pool by rows of a matrix, tokens, or (token, head) pairs. No sum is ever
  * split between threads, and no result depends on T, so the bits depend on neither (DESIGN rule 6).
@@ -29,6 +30,12 @@ typedef struct matmul_job {
   size_t n_products, total_rows;
 } matmul_job;
 
+static void add_bias(const llm_context *c, const matmul_args *m, const float *bias, size_t r0,
+                     size_t r1) {
+  for (size_t t = 0; t < m->act->n_tok; t++)
+    c->kernels->add(m->y + t * m->ldy + r0, bias + r0, r1 - r0);
+}
+
 static void matmul_thread(void *arg, int thread, int n_threads) {
   const matmul_job *job = arg;
   llm_context *c = job->c;
@@ -41,11 +48,12 @@ static void matmul_thread(void *arg, int thread, int n_threads) {
     if (r1 > w->n_out) r1 = w->n_out;
     matmul_args args = {w->data, w->n_out, &c->act, job->products[i].y, w->n_out};
     if (r0 < r1) c->kernels->matmul[w->type](&args, r0, r1, scratch);
+    if (r0 < r1 && w->bias) add_bias(c, &args, w->bias, r0, r1);
     base += w->n_out;
   }
 }
 
-/* y_i = W_i x for the prepared input c->act. */
+/* y_i = W_i x + b_i for the prepared input c->act. */
 static void matmul(llm_context *c, const product *products, size_t n_products) {
   matmul_job job = {.c = c, .n_products = n_products};
   for (size_t i = 0; i < n_products; i++) {
@@ -98,35 +106,63 @@ static void set_input(llm_context *c, const float *x, size_t n_tok, size_t n_in)
 
 /* ---- the steps of a layer, one token each ---- */
 
-static void embed_row(llm_context *c, size_t t, const void *arg) {
-  const weight *w = &c->model->tok_embd;
-  size_t id = (size_t)((const int32_t *)arg)[t];
-  const char *row = (const char *)w->data + id * type_row_bytes(w->type, w->n_in);
-  c->kernels->dequantize(w->type, row, w->n_in, c->x + t * w->n_in);
+static void expand_row(const llm_context *c, const weight *w, size_t row, float *dst) {
+  const char *src = (const char *)w->data + row * type_row_bytes(w->type, w->n_in);
+  c->kernels->dequantize(w->type, src, w->n_in, dst);
 }
 
-static void rope_angles_row(llm_context *c, size_t t, const void *arg) {
-  (void)arg;
-  size_t half = (size_t)c->model->config.rope_dim / 2;
-  for (size_t i = 0; i < half; i++) {
-    double s, co;
-    num_sincos((double)(c->n_past + t) * c->inv_freq[i], &s, &co);
-    c->rope_sin[t * half + i] = (float)s;
-    c->rope_cos[t * half + i] = (float)co;
+static void embed_row(llm_context *c, size_t t, const void *arg) {
+  const llm_model *m = c->model;
+  size_t n = (size_t)m->config.n_embd;
+  float *x = c->x + t * n, *position = c->xn + t * n;
+  expand_row(c, &m->tok_embd, (size_t)((const int32_t *)arg)[t], x);
+  if (m->arch->scaled_embedding)
+    for (size_t i = 0; i < n; i++) x[i] *= m->embed_scale;
+  if (m->arch->rope == ROPE_NONE) {
+    expand_row(c, &m->pos_embd, c->n_past + t, position);
+    c->kernels->add(x, position, n);
   }
 }
 
-typedef struct norm_args { /* x += add (when there is one); xn = rmsnorm(x) * weight, prepared */
-  const float *add, *weight;
+static void rope_angles_row(llm_context *c, size_t t, const void *arg) {
+  const rope_table *rope = arg;
+  size_t half = (size_t)c->model->config.rope_dim / 2;
+  for (size_t i = 0; i < half; i++) {
+    double s, co;
+    num_sincos((double)(c->n_past + t) * rope->inv_freq[i], &s, &co);
+    rope->sin[t * half + i] = (float)s;
+    rope->cos[t * half + i] = (float)co;
+  }
+}
+
+static void norm(const llm_context *c, float *y, const float *x, const norm_weight *w) {
+  const llm_config *m = &c->model->config;
+  if (w->bias)
+    c->kernels->layernorm(y, x, w->weight, w->bias, (size_t)m->n_embd, m->norm_eps);
+  else
+    c->kernels->rmsnorm(y, x, w->weight, (size_t)m->n_embd, m->norm_eps);
+}
+
+/* x += the output that the last block left in xn. */
+static void add_output(llm_context *c, size_t t, const norm_weight *post) {
+  size_t n = (size_t)c->model->config.n_embd;
+  float *xn = c->xn + t * n;
+  if (post->weight) norm(c, xn, xn, post);
+  c->kernels->add(c->x + t * n, xn, n);
+}
+
+typedef struct norm_args { /* x += output of the last block; xn = norm(x), prepared */
+  const norm_weight *post; /* NULL: no block came before */
+  const norm_weight *norm;
   int quantize;
 } norm_args;
 
 static void norm_row(llm_context *c, size_t t, const void *arg) {
   const norm_args *a = arg;
   size_t n = (size_t)c->model->config.n_embd;
-  float *x = c->x + t * n, *xn = c->xn + t * n;
-  if (a->add) c->kernels->add(x, a->add + t * n, n);
-  c->kernels->rmsnorm(xn, x, a->weight, n, c->model->config.norm_eps);
+  float *xn = c->xn + t * n;
+  if (a->post) add_output(c, t, a->post);
+  norm(c, xn, c->x + t * n, a->norm);
   if (a->quantize) prepare_row(c, t, xn, n);
 }
 
@@ -137,10 +173,15 @@ static void prepare_att_row(llm_context *c, size_t t, const void *arg) {
   prepare_row(c, t, c->att + t * n, n);
 }
 
-static void swiglu_row(llm_context *c, size_t t, const void *arg) {
+/* gate = act(gate) * up, or act(gate) where there is no gate and gate holds W_up x. */
+static void activate_row(llm_context *c, size_t t, const void *arg) {
   size_t n = (size_t)c->model->config.n_ff;
-  float *gate = c->gate + t * n;
-  c->kernels->swiglu(gate, gate, c->up + t * n, n);
+  float *gate = c->gate + t * n, *up = c->up + t * n;
+  switch (c->model->arch->ffn) {
+  case FFN_SWIGLU: c->kernels->swiglu(gate, gate, up, n); break;
+  case FFN_GEGLU: c->kernels->geglu(gate, gate, up, n); break;
+  case FFN_GELU: c->kernels->gelu(gate, gate, n); break;
+  }
   if (*(const int *)arg) prepare_row(c, t, gate, n);
 }
 
@@ -170,18 +211,34 @@ static void cache_store(const llm_context *c, char *cache, size_t offset, const 
   }
 }
 
-/* Turns q and k by their position and puts k and v into the cache of this layer. */
-static void rope_and_store_row(llm_context *c, size_t t, const void *arg) {
+/* One head of q or k of token t: normed where the architecture does that, turned by its position.
+ */
+static void place_head(const llm_context *c, size_t t, const rope_table *rope, const float *w,
+                       float *head) {
+  const llm_config *m = &c->model->config;
+  size_t half = (size_t)m->rope_dim / 2;
+  const float *co = rope->cos + t * half, *s = rope->sin + t * half;
+  if (w) c->kernels->rmsnorm(head, head, w, (size_t)m->head_dim, m->norm_eps);
+  switch (c->model->arch->rope) {
+  case ROPE_PAIRS: c->kernels->rope(head, co, s, half); break;
+  case ROPE_HALVES: c->kernels->rope_halves(head, co, s, half); break;
+  case ROPE_NONE: break;
+  }
+}
+
+/* Places q and k and puts k and v into the cache of this layer. */
+static void place_and_store_row(llm_context *c, size_t t, const void *arg) {
   size_t layer = *(const size_t *)arg;
   const llm_config *m = &c->model->config;
-  size_t half = (size_t)m->rope_dim / 2, d = (size_t)m->head_dim;
-  const float *co = c->rope_cos + t * half, *s = c->rope_sin + t * half;
+  const layer_weights *l = &c->model->layers[layer];
+  const rope_table *rope = &c->rope[l->local];
+  size_t d = (size_t)m->head_dim;
   float *q = c->q + t * (size_t)m->n_head * d, *k = c->k + t * (size_t)m->n_kv_head * d;
   const float *v = c->v + t * (size_t)m->n_kv_head * d;
-  for (size_t h = 0; h < (size_t)m->n_head; h++) c->kernels->rope(q + h * d, co, s, half);
+  for (size_t h = 0; h < (size_t)m->n_head; h++) place_head(c, t, rope, l->q_norm, q + h * d);
   for (size_t h = 0; h < (size_t)m->n_kv_head; h++) {
     size_t offset = cache_offset(c, layer, h, c->n_past + t);
-    c->kernels->rope(k + h * d, co, s, half);
+    place_head(c, t, rope, l->k_norm, k + h * d);
     cache_store(c, c->k_cache, offset, k + h * d, d);
     cache_store(c, c->v_cache, offset, v + h * d, d);
   }
@@ -193,14 +250,16 @@ static void rope_and_store_row(llm_context *c, size_t t, const void *arg) {
 typedef struct attention_job {
   llm_context *c;
   size_t layer, n_tok;
-  float scale; /* 1 / sqrt(head_dim) */
+  size_t window; /* positions that a token sees, itself included; 0: all */
 } attention_job;
 
 static void attention_unit(const attention_job *job, size_t t, size_t head, float *scores) {
   llm_context *c = job->c;
   const llm_config *m = &c->model->config;
   size_t d = (size_t)m->head_dim, n_q = (size_t)(m->n_head / m->n_kv_head);
-  size_t offset = cache_offset(c, job->layer, head, 0);
+  size_t n_pos = c->n_past + t + 1, n_seen = n_pos;
+  if (job->window && n_pos > job->window) n_seen = job->window;
+  size_t offset = cache_offset(c, job->layer, head, n_pos - n_seen);
   llm_type kv_type = (llm_type)c->options.kv_type;
   size_t at = (t * (size_t)m->n_head + head * n_q) * d;
   attention_args args = {
@@ -213,9 +272,9 @@ static void attention_unit(const attention_job *job, size_t t, size_t head, floa
       .k_bytes = c->kv_row_bytes,
       .v_bytes = c->kv_row_bytes,
       .n_q = n_q,
-      .n_pos = c->n_past + t + 1,
+      .n_pos = n_seen,
       .head_dim = d,
-      .scale = job->scale,
+      .scale = c->model->attention_scale,
       .scores = scores,
   };
   c->kernels->attention(&args);
@@ -233,8 +292,9 @@ static void attention_thread(void *arg, int thread, int n_threads) {
 }
 
 static void attention(llm_context *c, size_t layer, size_t n_tok) {
-  float scale = 1.0f / __builtin_sqrtf((float)c->model->config.head_dim);
-  attention_job job = {c, layer, n_tok, scale};
+  const llm_model *m = c->model;
+  size_t window = m->layers[layer].local ? (size_t)m->config.sliding_window : 0;
+  attention_job job = {c, layer, n_tok, window};
   thread_pool_run(c->pool, attention_thread, &job);
 }
 
@@ -244,51 +304,54 @@ static int any_quantized(const weight *a, const weight *b, const weight *c) {
   return type_is_quantized(a->type) || type_is_quantized(b->type) || type_is_quantized(c->type);
 }
 
-/* x += attention block, whose input is x plus `add`, what the layer before left to be added. */
-static void attention_block(llm_context *c, size_t layer, size_t n_tok, const float *add) {
+/* Each block first adds the output of the one before to x, and leaves its own in c->xn. */
+static void attention_block(llm_context *c, size_t layer, size_t n_tok) {
   const llm_config *m = &c->model->config;
   const layer_weights *l = &c->model->layers[layer];
-  norm_args norm = {add, l->attn_norm, any_quantized(&l->wq, &l->wk, &l->wv)};
-  for_rows(c, n_tok, norm_row, &norm);
+  const norm_weight *post = layer ? &l[-1].ffn_post_norm : NULL;
+  norm_args args = {post, &l->attn_norm, any_quantized(&l->wq, &l->wk, &l->wv)};
+  for_rows(c, n_tok, norm_row, &args);
   set_input(c, c->xn, n_tok, (size_t)m->n_embd);
   matmul(c, (product[]){{&l->wq, c->q}, {&l->wk, c->k}, {&l->wv, c->v}}, 3);
-  for_rows(c, n_tok, rope_and_store_row, &layer);
+  for_rows(c, n_tok, place_and_store_row, &layer);
   attention(c, layer, n_tok);
   if (type_is_quantized(l->wo.type)) for_rows(c, n_tok, prepare_att_row, NULL);
   set_input(c, c->att, n_tok, (size_t)(m->n_head * m->head_dim));
   matmul(c, (product[]){{&l->wo, c->xn}}, 1);
 }
 
-/* The feed-forward block; its input is x plus c->xn, its output is left in c->xn. */
 static void ffn_block(llm_context *c, size_t layer, size_t n_tok) {
   const llm_config *m = &c->model->config;
   const layer_weights *l = &c->model->layers[layer];
-  norm_args norm = {c->xn, l->ffn_norm, any_quantized(&l->w_gate, &l->w_up, &l->w_up)};
+  norm_args args = {&l->attn_post_norm, &l->ffn_norm,
+                    any_quantized(&l->w_gate, &l->w_up, &l->w_up)};
   int quantize = type_is_quantized(l->w_down.type);
-  for_rows(c, n_tok, norm_row, &norm);
+  for_rows(c, n_tok, norm_row, &args);
   set_input(c, c->xn, n_tok, (size_t)m->n_embd);
-  matmul(c, (product[]){{&l->w_gate, c->gate}, {&l->w_up, c->up}}, 2);
-  for_rows(c, n_tok, swiglu_row, &quantize);
+  if (c->model->arch->ffn == FFN_GELU)
+    matmul(c, (product[]){{&l->w_up, c->gate}}, 1);
+  else
+    matmul(c, (product[]){{&l->w_gate, c->gate}, {&l->w_up, c->up}}, 2);
+  for_rows(c, n_tok, activate_row, &quantize);
   set_input(c, c->gate, n_tok, (size_t)m->n_ff);
   matmul(c, (product[]){{&l->w_down, c->xn}}, 1);
 }
 
-static void add_row(llm_context *c, size_t t, const void *arg) {
-  (void)arg;
-  size_t n = (size_t)c->model->config.n_embd;
-  c->kernels->add(c->x + t * n, c->xn + t * n, n);
-}
+static void add_output_row(llm_context *c, size_t t, const void *arg) { add_output(c, t, arg); }
 
 llm_status forward_tokens(llm_context *c, const int32_t *ids, size_t n_ids, llm_error *err) {
+  const llm_model *m = c->model;
+  size_t n_layer = (size_t)m->config.n_layer;
   for_rows(c, n_ids, embed_row, ids);
-  for_rows(c, n_ids, rope_angles_row, NULL);
-  for (size_t layer = 0; layer < (size_t)c->model->config.n_layer; layer++) {
+  for_rows(c, n_ids, rope_angles_row, &c->rope[0]);
+  if (m->config.sliding_window) for_rows(c, n_ids, rope_angles_row, &c->rope[1]);
+  for (size_t layer = 0; layer < n_layer; layer++) {
     if (c->options.cancel_check && c->options.cancel_check(c->options.cancel_user))
       return error_set(err, LLM_ERR_CANCELLED, "cancelled");
-    attention_block(c, layer, n_ids, layer ? c->xn : NULL);
+    attention_block(c, layer, n_ids);
     ffn_block(c, layer, n_ids);
   }
-  for_rows(c, n_ids, add_row, NULL);
+  for_rows(c, n_ids, add_output_row, &m->layers[n_layer - 1].ffn_post_norm);
   c->n_past += n_ids;
   return LLM_OK;
 }
@@ -299,7 +362,7 @@ void forward_logits(llm_context *c, size_t first_row, size_t n_rows, float *logi
   for (size_t t = 0; t < n_rows; t++) { /* few rows: not worth a job of their own */
     const float *x = c->x + (first_row + t) * n_embd;
     float *xn = c->xn + t * n_embd;
-    c->kernels->rmsnorm(xn, x, m->out_norm, n_embd, m->config.norm_eps);
+    norm(c, xn, x, &m->out_norm);
     if (type_is_quantized(m->output.type)) prepare_row(c, t, xn, n_embd);
   }
   set_input(c, c->xn, n_rows, n_embd);

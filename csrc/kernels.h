@@ -85,13 +85,21 @@ typedef struct kernels {
                        int32_t *sum);
   /* y = (x * (1 / sqrt(sum / n + eps))) * w; sum is the 16-lane dot of x with itself. */
   void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
+  /* y = x - mean, mean = sum / n, the sum in 16 lanes over x as the dot's; then
+   * y = fmaf(y * (1 / sqrt(sum / n + eps)), w, b), sum the 16-lane dot of y with itself. */
+  void (*layernorm)(float *y, const float *x, const float *w, const float *b, size_t n, float eps);
   /* y = (gate / (1 + num_expf(-gate))) * up; y may be gate or up. */
   void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
+  /* y = x / (1 + num_expf(x * fmaf(GELU_B, x * x, GELU_A))); y may be x. geglu: of gate, * up. */
+  void (*gelu)(float *y, const float *x, size_t n);
+  void (*geglu)(float *y, const float *gate, const float *up, size_t n);
   /* x += y */
   void (*add)(float *x, const float *y, size_t n);
   /* Adjacent pairs (2i, 2i+1) of x, n_pair of them, turned by (cos[i], sin[i]):
    * a' = fmaf(a, c, -(b * s)), b' = fmaf(a, s, b * c). */
   void (*rope)(float *x, const float *cos, const float *sin, size_t n_pair);
+  /* The same with the pairs (i, i + n_pair). */
+  void (*rope_halves)(float *x, const float *cos, const float *sin, size_t n_pair);
   void (*f32_to_f16)(uint16_t *dst, const float *src, size_t n);
   /* n elements (whole blocks) of any type that runs, to float32: the token embedding. */
   void (*dequantize)(llm_type type, const void *src, size_t n, float *dst);

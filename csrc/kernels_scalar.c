@@ -114,8 +114,28 @@ static void rmsnorm_scalar(float *y, const float *x, const float *w, size_t n, f
   for (size_t i = 0; i < n; i++) y[i] = x[i] * r * w[i];
 }
 
+static void layernorm_scalar(float *y, const float *x, const float *w, const float *b, size_t n,
+                             float eps) {
+  float lane[LANES] = {0};
+  for (size_t i = 0; i < n; i++) lane[i % LANES] += x[i];
+  float mean = sum_lanes(lane) / (float)n;
+  for (size_t i = 0; i < n; i++) y[i] = x[i] - mean;
+  float r = 1.0f / __builtin_sqrtf(dot_f32(y, y, n) / (float)n + eps);
+  for (size_t i = 0; i < n; i++) y[i] = fmaf(y[i] * r, w[i], b[i]);
+}
+
 static void swiglu_scalar(float *y, const float *gate, const float *up, size_t n) {
   for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + num_expf(-gate[i])) * up[i];
+}
+
+static float gelu(float x) { return x / (1.0f + num_expf(x * fmaf(GELU_B, x * x, GELU_A))); }
+
+static void gelu_scalar(float *y, const float *x, size_t n) {
+  for (size_t i = 0; i < n; i++) y[i] = gelu(x[i]);
+}
+
+static void geglu_scalar(float *y, const float *gate, const float *up, size_t n) {
+  for (size_t i = 0; i < n; i++) y[i] = gelu(gate[i]) * up[i];
 }
 
 static void add_scalar(float *x, const float *y, size_t n) {
@@ -127,6 +147,14 @@ static void rope_scalar(float *x, const float *cos, const float *sin, size_t n_p
     float a = x[2 * i], b = x[2 * i + 1];
     x[2 * i] = fmaf(a, cos[i], -(b * sin[i]));
     x[2 * i + 1] = fmaf(a, sin[i], b * cos[i]);
+  }
+}
+
+static void rope_halves_scalar(float *x, const float *cos, const float *sin, size_t n_pair) {
+  for (size_t i = 0; i < n_pair; i++) {
+    float a = x[i], b = x[i + n_pair];
+    x[i] = fmaf(a, cos[i], -(b * sin[i]));
+    x[i + n_pair] = fmaf(a, sin[i], b * cos[i]);
   }
 }
 
@@ -147,9 +175,13 @@ void kernels_set_scalar(kernels *k) {
   k->matmul[LLM_TYPE_BF16] = matmul_bf16_scalar;
   k->attention = attention_scalar;
   k->rmsnorm = rmsnorm_scalar;
+  k->layernorm = layernorm_scalar;
   k->swiglu = swiglu_scalar;
+  k->gelu = gelu_scalar;
+  k->geglu = geglu_scalar;
   k->add = add_scalar;
   k->rope = rope_scalar;
+  k->rope_halves = rope_halves_scalar;
   k->f32_to_f16 = f32_to_f16_scalar;
   k->dequantize = dequantize;
 }

@@ -75,8 +75,9 @@ typedef struct llm_config {
   char architecture[32];
   int64_t n_vocab, n_ctx_train, n_embd, n_layer, n_ff;
   int64_t n_head, n_kv_head, head_dim, rope_dim;
-  float rope_theta, norm_eps;
-  int32_t tied_output; /* 1: the output matrix is the token embedding */
+  int64_t sliding_window;     /* positions that a local layer sees; 0: every layer sees all */
+  float rope_theta, norm_eps; /* rope_theta and rope_dim: 0 where positions are learned vectors */
+  int32_t tied_output;        /* 1: the output matrix is the token embedding */
 } llm_config;
 
 typedef struct llm_tensor {

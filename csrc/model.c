@@ -1,7 +1,7 @@
 /* model.c: from an index of keys and tensors to a checked model. Layer 3; depends on gguf,
- * tokenizer, quant, mapfile. The list of expected tensors is computed from the hyperparameters:
- * each must be there with exactly its shape, and a tensor that is not on the list is refused by
- * name. GGUF spellings of hyperparameters and tensors appear in this file alone. */
+ * tokenizer, quant, mapfile. Which tensors are expected follows from the architecture and the
+ * hyperparameters (model_config.c): each must be there with exactly its shape, and a tensor that is
+ * not expected is refused by name. GGUF spellings of tensors appear in this file alone. */
 #include "model.h"
 
 #include <inttypes.h>
@@ -14,110 +14,18 @@
 #include "quant.h"
 #include "tokenizer.h"
 
-/* Caps far above any published model: they bound every later product in 64 bits. */
-enum {
-  MAX_LAYER = 1024,
-  MAX_EMBD = 1 << 20,
-  MAX_HEAD = 1 << 14,
-  MAX_FF = 1 << 24,
-  MAX_VOCAB = 1 << 24,
-};
-
-/* ---- hyperparameters ---- */
-
-static llm_status arch_int(const gguf *g, const char *suffix, int required, int64_t min,
-                           int64_t max, int64_t *out, llm_error *err) {
-  char key[128];
-  snprintf(key, sizeof key, "llama.%s", suffix);
-  return gguf_get_int(g, key, required, min, max, out, err);
-}
-
-static llm_status read_architecture(const gguf *g, llm_config *config, llm_error *err) {
-  gguf_string name;
-  llm_status status = gguf_get_string(g, "general.architecture", 1, &name, err);
-  if (status) return status;
-  if (!gguf_string_is(name, "llama"))
-    return error_set(err, LLM_ERR_UNSUPPORTED,
-                     "%s: architecture \"%.*s\" is not one that this version runs (llama)",
-                     gguf_where(g), gguf_quoted(name.n_bytes), name.data);
-  strcpy(config->architecture, "llama");
-  return LLM_OK;
-}
-
-/* Variants of the llama layout that would silently give wrong text if ignored. */
-static llm_status refuse_variants(const gguf *g, llm_error *err) {
-  int64_t n_expert = 0;
-  llm_status status = arch_int(g, "expert_count", 0, 0, INT32_MAX, &n_expert, err);
-  if (status) return status;
-  if (n_expert > 0)
-    return error_set(err, LLM_ERR_UNSUPPORTED,
-                     "%s: llama.expert_count is %" PRId64 ": mixtures of experts do not run yet",
-                     gguf_where(g), n_expert);
-  gguf_string scaling = {"none", 4};
-  status = gguf_get_string(g, "llama.rope.scaling.type", 0, &scaling, err);
-  if (status) return status;
-  if (!gguf_string_is(scaling, "none"))
-    return error_set(err, LLM_ERR_UNSUPPORTED,
-                     "%s: llama.rope.scaling.type \"%.*s\" does not run yet (none)", gguf_where(g),
-                     gguf_quoted(scaling.n_bytes), scaling.data);
-  return LLM_OK;
-}
-
-static llm_status read_head_dim(const gguf *g, llm_config *c, llm_error *err) {
-  if (c->n_head % c->n_kv_head)
-    return error_set(err, LLM_ERR_FORMAT,
-                     "%s: %" PRId64 " heads cannot share %" PRId64 " key/value heads evenly",
-                     gguf_where(g), c->n_head, c->n_kv_head);
-  int64_t value_length;
-  c->head_dim = c->n_embd / c->n_head;
-  llm_status status = arch_int(g, "attention.key_length", 0, 1, MAX_EMBD, &c->head_dim, err);
-  value_length = c->head_dim;
-  if (!status) status = arch_int(g, "attention.value_length", 0, 1, MAX_EMBD, &value_length, err);
-  c->rope_dim = c->head_dim;
-  if (!status) status = arch_int(g, "rope.dimension_count", 0, 1, MAX_EMBD, &c->rope_dim, err);
-  if (status) return status;
-  if (value_length != c->head_dim)
-    return error_set(err, LLM_ERR_UNSUPPORTED,
-                     "%s: keys of %" PRId64 " and values of %" PRId64 " elements do not run yet",
-                     gguf_where(g), c->head_dim, value_length);
-  if (c->head_dim < 1 || c->head_dim % 2 || c->rope_dim % 2 || c->rope_dim > c->head_dim)
-    return error_set(err, LLM_ERR_FORMAT,
-                     "%s: head_dim %" PRId64 " with %" PRId64
-                     " rotated elements: both must be even, the second at most the first",
-                     gguf_where(g), c->head_dim, c->rope_dim);
-  if (c->n_head * c->head_dim > MAX_EMBD)
-    return error_set(err, LLM_ERR_FORMAT, "%s: %" PRId64 " heads of %" PRId64 " elements: too wide",
-                     gguf_where(g), c->n_head, c->head_dim);
-  return LLM_OK;
-}
-
-static llm_status read_config(const gguf *g, llm_config *c, llm_error *err) {
-  memset(c, 0, sizeof *c);
-  llm_status status = read_architecture(g, c, err);
-  if (!status) status = refuse_variants(g, err);
-  if (!status) status = arch_int(g, "context_length", 1, 1, INT32_MAX, &c->n_ctx_train, err);
-  if (!status) status = arch_int(g, "embedding_length", 1, 1, MAX_EMBD, &c->n_embd, err);
-  if (!status) status = arch_int(g, "block_count", 1, 1, MAX_LAYER, &c->n_layer, err);
-  if (!status) status = arch_int(g, "feed_forward_length", 1, 1, MAX_FF, &c->n_ff, err);
-  if (!status) status = arch_int(g, "attention.head_count", 1, 1, MAX_HEAD, &c->n_head, err);
-  c->n_kv_head = c->n_head;
-  if (!status) status = arch_int(g, "attention.head_count_kv", 0, 1, MAX_HEAD, &c->n_kv_head, err);
-  if (!status) status = read_head_dim(g, c, err);
-  c->rope_theta = 10000.0f;
-  if (!status) status = gguf_get_float(g, "llama.rope.freq_base", 0, 1, 1e12, &c->rope_theta, err);
-  if (!status)
-    status =
-        gguf_get_float(g, "llama.attention.layer_norm_rms_epsilon", 1, 1e-12, 1, &c->norm_eps, err);
-  return status;
-}
+enum { MAX_VOCAB = 1 << 24 };
 
 /* ---- tensors ---- */
+
+enum { TENSOR_NAME = 64 };
 
 typedef struct binder {
   llm_model *model;
   unsigned char *bound; /* one flag per tensor of the file */
   llm_error *err;
   llm_status status; /* the first failure; later calls do nothing */
+  char prefix[32];   /* "blk.7." inside a layer */
 } binder;
 
 static void binder_fail(binder *b, llm_status status, const char *format, ...)
@@ -131,10 +39,19 @@ static void binder_fail(binder *b, llm_status status, const char *format, ...) {
   b->status = error_set(b->err, status, "%s: %s", gguf_where(b->model->file), text);
 }
 
-/* Finds `name`, checks its shape (n_out, n_in), n_out 0 for a vector, and marks it as used. */
-static const llm_tensor *bind_tensor(binder *b, const char *name, int64_t n_out, int64_t n_in) {
+static const llm_tensor *find(const binder *b, const char *what, const char *part,
+                              char name[TENSOR_NAME]) {
+  snprintf(name, TENSOR_NAME, "%s%s.%s", b->prefix, what, part);
+  return gguf_find_tensor(b->model->file, name);
+}
+
+/* Finds the tensor "<prefix><what>.<part>", checks its shape (n_out, n_in), n_out 0 for a vector,
+ * and marks it as used. */
+static const llm_tensor *bind_tensor(binder *b, const char *what, const char *part, int64_t n_out,
+                                     int64_t n_in) {
+  char name[TENSOR_NAME];
   if (b->status) return NULL;
-  const llm_tensor *t = gguf_find_tensor(b->model->file, name);
+  const llm_tensor *t = find(b, what, part, name);
   if (!t) {
     binder_fail(b, LLM_ERR_FORMAT, "tensor %s is missing", name);
     return NULL;
@@ -153,93 +70,135 @@ static const llm_tensor *bind_tensor(binder *b, const char *name, int64_t n_out,
   return t;
 }
 
-static void bind_matrix(binder *b, weight *out, const char *name, int64_t n_out, int64_t n_in) {
-  const llm_tensor *t = bind_tensor(b, name, n_out, n_in);
-  if (t) *out = (weight){t->type, (size_t)n_in, (size_t)n_out, t->data};
-}
-
-static void bind_vector(binder *b, const float **out, const char *name, int64_t n) {
-  const llm_tensor *t = bind_tensor(b, name, 0, n);
+static void bind_vector(binder *b, const float **out, const char *what, const char *part,
+                        int64_t n) {
+  const llm_tensor *t = bind_tensor(b, what, part, 0, n);
   if (!t) return;
   if (t->type != LLM_TYPE_F32) {
-    binder_fail(b, LLM_ERR_UNSUPPORTED, "tensor %s is %s: vectors must be F32", name,
+    binder_fail(b, LLM_ERR_UNSUPPORTED, "tensor %s is %s: vectors must be F32", t->name,
                 llm_type_describe(t->type).name);
     return;
   }
   *out = t->data;
 }
 
+static int wanted(const binder *b, const char *what, const char *part, presence p) {
+  char name[TENSOR_NAME];
+  return p == REQUIRED || (p == OPTIONAL && find(b, what, part, name));
+}
+
+static void bind_linear(binder *b, weight *out, const char *what, int64_t n_out, int64_t n_in,
+                        presence bias) {
+  const llm_tensor *t = bind_tensor(b, what, "weight", n_out, n_in);
+  if (t) *out = (weight){t->type, (size_t)n_in, (size_t)n_out, t->data, NULL};
+  if (wanted(b, what, "bias", bias)) bind_vector(b, &out->bias, what, "bias", n_out);
+}
+
+static void bind_norm(binder *b, norm_weight *out, const char *what, int64_t n) {
+  bind_vector(b, &out->weight, what, "weight", n);
+  if (b->model->arch->norm == NORM_LAYER) bind_vector(b, &out->bias, what, "bias", n);
+}
+
+/* n rows of a matrix that has a bias, as a matrix of their own. */
+static weight rows_of(const weight *w, size_t first, size_t n) {
+  const char *data = (const char *)w->data + first * type_row_bytes(w->type, w->n_in);
+  return (weight){w->type, w->n_in, n, data, w->bias + first};
+}
+
+static void bind_qkv(binder *b, layer_weights *l, int64_t n_q, int64_t n_kv, int64_t n_embd) {
+  const architecture *a = b->model->arch;
+  if (!a->fused_qkv) {
+    bind_linear(b, &l->wq, "attn_q", n_q, n_embd, a->qkv_bias);
+    bind_linear(b, &l->wk, "attn_k", n_kv, n_embd, a->qkv_bias);
+    bind_linear(b, &l->wv, "attn_v", n_kv, n_embd, a->qkv_bias);
+    return;
+  }
+  weight qkv = {0};
+  bind_linear(b, &qkv, "attn_qkv", n_q + 2 * n_kv, n_embd, REQUIRED);
+  if (b->status) return;
+  l->wq = rows_of(&qkv, 0, (size_t)n_q);
+  l->wk = rows_of(&qkv, (size_t)n_q, (size_t)n_kv);
+  l->wv = rows_of(&qkv, (size_t)(n_q + n_kv), (size_t)n_kv);
+}
+
 static void bind_layer(binder *b, int64_t index, layer_weights *l) {
   const llm_config *c = &b->model->config;
+  const architecture *a = b->model->arch;
   int64_t n_q = c->n_head * c->head_dim, n_kv = c->n_kv_head * c->head_dim;
-  const struct {
-    const char *suffix;
-    weight *matrix;
-    const float **vector;
-    int64_t n_out, n_in;
-  } expected[] = {
-      {"attn_norm", NULL, &l->attn_norm, 0, c->n_embd},
-      {"attn_q", &l->wq, NULL, n_q, c->n_embd},
-      {"attn_k", &l->wk, NULL, n_kv, c->n_embd},
-      {"attn_v", &l->wv, NULL, n_kv, c->n_embd},
-      {"attn_output", &l->wo, NULL, c->n_embd, n_q},
-      {"ffn_norm", NULL, &l->ffn_norm, 0, c->n_embd},
-      {"ffn_gate", &l->w_gate, NULL, c->n_ff, c->n_embd},
-      {"ffn_up", &l->w_up, NULL, c->n_ff, c->n_embd},
-      {"ffn_down", &l->w_down, NULL, c->n_embd, c->n_ff},
-  };
-  for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
-    char name[64];
-    snprintf(name, sizeof name, "blk.%" PRId64 ".%s.weight", index, expected[i].suffix);
-    if (expected[i].matrix)
-      bind_matrix(b, expected[i].matrix, name, expected[i].n_out, expected[i].n_in);
-    else
-      bind_vector(b, expected[i].vector, name, expected[i].n_in);
+  snprintf(b->prefix, sizeof b->prefix, "blk.%" PRId64 ".", index);
+  bind_norm(b, &l->attn_norm, "attn_norm", c->n_embd);
+  bind_qkv(b, l, n_q, n_kv, c->n_embd);
+  if (a->qk_norm) {
+    bind_vector(b, &l->q_norm, "attn_q_norm", "weight", c->head_dim);
+    bind_vector(b, &l->k_norm, "attn_k_norm", "weight", c->head_dim);
   }
+  bind_linear(b, &l->wo, "attn_output", c->n_embd, n_q, a->bias);
+  if (a->post_norms) bind_norm(b, &l->attn_post_norm, "post_attention_norm", c->n_embd);
+  bind_norm(b, &l->ffn_norm, "ffn_norm", c->n_embd);
+  if (a->ffn != FFN_GELU) bind_linear(b, &l->w_gate, "ffn_gate", c->n_ff, c->n_embd, a->bias);
+  bind_linear(b, &l->w_up, "ffn_up", c->n_ff, c->n_embd, a->bias);
+  bind_linear(b, &l->w_down, "ffn_down", c->n_embd, c->n_ff, a->bias);
+  if (a->post_norms) bind_norm(b, &l->ffn_post_norm, "post_ffw_norm", c->n_embd);
+  int64_t period = b->model->window_period;
+  l->local = period && index % period < period - 1;
+}
+
+static void bind_rope_factors(binder *b) {
+  llm_model *m = b->model;
+  int64_t n = m->config.rope_dim / 2;
+  if (!wanted(b, "rope_freqs", "weight", m->arch->rope_factors)) return;
+  bind_vector(b, &m->rope_factors, "rope_freqs", "weight", n);
+  for (int64_t i = 0; i < n && !b->status; i++)
+    if (!(m->rope_factors[i] >= 1e-6f && m->rope_factors[i] <= 1e6f))
+      binder_fail(b, LLM_ERR_FORMAT, "rope_freqs.weight has %g, expected 1e-6 to 1e6",
+                  (double)m->rope_factors[i]);
 }
 
 static void bind_all(binder *b) {
   llm_model *m = b->model;
   llm_config *c = &m->config;
-  bind_matrix(b, &m->tok_embd, "token_embd.weight", c->n_vocab, c->n_embd);
-  bind_vector(b, &m->out_norm, "output_norm.weight", c->n_embd);
+  bind_linear(b, &m->tok_embd, "token_embd", c->n_vocab, c->n_embd, ABSENT);
+  if (m->arch->rope == ROPE_NONE)
+    bind_linear(b, &m->pos_embd, "position_embd", c->n_ctx_train, c->n_embd, ABSENT);
+  bind_rope_factors(b);
+  bind_norm(b, &m->out_norm, "output_norm", c->n_embd);
   c->tied_output = !gguf_find_tensor(m->file, "output.weight");
   if (c->tied_output)
     m->output = m->tok_embd;
   else
-    bind_matrix(b, &m->output, "output.weight", c->n_vocab, c->n_embd);
+    bind_linear(b, &m->output, "output", c->n_vocab, c->n_embd, ABSENT);
   for (int64_t i = 0; i < c->n_layer && !b->status; i++) bind_layer(b, i, &m->layers[i]);
   for (size_t i = 0; i < gguf_n_tensors(m->file) && !b->status; i++)
     if (!b->bound[i])
       binder_fail(b, LLM_ERR_UNSUPPORTED,
-                  "tensor %s has no place in a llama model of %" PRId64 " layers",
-                  gguf_tensor(m->file, i)->name, c->n_layer);
+                  "tensor %s has no place in a %s model of %" PRId64 " layers",
+                  gguf_tensor(m->file, i)->name, m->arch->name, c->n_layer);
 }
 
 static llm_status read_vocab_size(llm_model *m, llm_error *err) {
   const llm_tensor *t = gguf_find_tensor(m->file, "token_embd.weight");
   int64_t n_tokens = llm_tokenizer_n_vocab(m->tokenizer), declared = n_tokens;
-  llm_status status = arch_int(m->file, "vocab_size", 0, 1, MAX_VOCAB, &declared, err);
+  llm_status status = model_get_int(m, "vocab_size", 0, 1, MAX_VOCAB, &declared, err);
   if (status) return status;
   if (declared != n_tokens || (t && t->dims[1] != n_tokens))
     return error_set(err, LLM_ERR_FORMAT,
-                     "%s: the tokenizer has %" PRId64 " tokens, llama.vocab_size says %" PRId64
+                     "%s: the tokenizer has %" PRId64 " tokens, %s.vocab_size says %" PRId64
                      ", token_embd.weight has %" PRId64 " rows: they must be equal",
-                     gguf_where(m->file), n_tokens, declared, t ? t->dims[1] : 0);
+                     gguf_where(m->file), n_tokens, m->arch->name, declared, t ? t->dims[1] : 0);
   m->config.n_vocab = n_tokens;
   return LLM_OK;
 }
 
 static llm_status read_weights(llm_model *m, llm_error *err) {
   size_t n_tensors = gguf_n_tensors(m->file);
-  /* Each layer needs nine tensors: no allocation beyond what the file backs. */
+  /* Each layer needs nine tensors or more: no allocation beyond what the file backs. */
   if ((uint64_t)m->config.n_layer * 9 > n_tensors)
     return error_set(err, LLM_ERR_FORMAT,
                      "%s: %" PRId64 " layers need at least %" PRId64 " tensors, the file has %zu",
                      gguf_where(m->file), m->config.n_layer, m->config.n_layer * 9, n_tensors);
   m->layers = calloc((size_t)m->config.n_layer, sizeof *m->layers);
   unsigned char *bound = calloc(n_tensors, 1);
-  binder b = {m, bound, err, LLM_OK};
+  binder b = {m, bound, err, LLM_OK, ""};
   if (!m->layers || !bound)
     b.status = error_nomem(err, (uint64_t)m->config.n_layer * sizeof *m->layers, "the layer table");
   else
@@ -256,7 +215,7 @@ llm_status model_from_span(llm_model **out, const void *span, size_t n_bytes, co
   llm_model *m = calloc(1, sizeof *m);
   if (!m) return error_nomem(err, sizeof *m, "a model");
   llm_status status = gguf_parse(&m->file, span, n_bytes, where, err);
-  if (!status) status = read_config(m->file, &m->config, err);
+  if (!status) status = model_read_config(m, err);
   if (!status) status = tokenizer_from_gguf(&m->tokenizer, m->file, err);
   if (!status) status = read_vocab_size(m, err);
   if (!status) status = read_weights(m, err);

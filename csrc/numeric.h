@@ -45,4 +45,9 @@ void num_sincos(double x, double *s, double *c); /* absolute error below 1e-15, 
 #define EXPF_P1       1.6666665459e-1f
 #define EXPF_P0       5.0000001201e-1f
 
+/* GELU in its tanh form (Hendrycks & Gimpel, 1606.08415), written with one exponential:
+ * x (1 + tanh u) / 2 = x / (1 + e^(-2u)), -2u = x (GELU_A + GELU_B x^2). */
+#define GELU_A -1.59576912f    /* -2 sqrt(2 / pi) */
+#define GELU_B -7.13548163e-2f /* 0.044715 GELU_A */
+
 #endif

@@ -21,7 +21,7 @@ C_LAYERS = (
     ("gguf gguf_get gguf_reader", "sampler logprobs"),
     ("emulate_avx512",),  # tests/c: stands for immintrin.h in an emulated build
     ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
-    ("model",),
+    ("model model_*",),
     ("context",),
     ("forward",),
     ("generate stop chat chat_template chat_render session", "score proof embed"),

@@ -177,7 +177,7 @@ def test_another_shape_is_named(tmp_path, tensor):
 
 
 def test_surplus_tensors_are_named(tmp_path):
-    for name in ("blk.2.attn_q.weight", "blk.0.attn_q.bias", "rope_freqs.weight"):
+    for name in ("blk.2.attn_q.weight", "blk.0.attn_q_norm.weight", "position_embd.weight"):
         refused(tmp_path, llm.UnsupportedError, name, tensors=[zeros(name, 64, 64)])
 
 

@@ -271,7 +271,21 @@ static float row_value(int style) {
   }
 }
 
-enum { QUANTIZE, RMSNORM, SWIGLU, ADD, ROPE, HALF, N_ROW_FUNCTIONS };
+enum {
+  QUANTIZE,
+  RMSNORM,
+  LAYERNORM,
+  SWIGLU,
+  GELU,
+  GEGLU,
+  ADD,
+  ROPE,
+  ROPE_HALVES,
+  HALF,
+  N_ROW_FUNCTIONS
+};
+
+static int is_rope(int function) { return function == ROPE || function == ROPE_HALVES; }
 
 static void run_row(const kernels *k, int function, const float *x, const float *y, size_t n,
                     row *r) {
@@ -281,17 +295,22 @@ static void run_row(const kernels *k, int function, const float *x, const float 
                     r->quantized.sum);
     break;
   case RMSNORM: k->rmsnorm(r->f, x, y, n, 1e-5f); break;
+  case LAYERNORM: k->layernorm(r->f, x, y, x, n, 1e-5f); break;
   case SWIGLU: k->swiglu(r->f, x, y, n); break;
+  case GELU: k->gelu(r->f, x, n); break;
+  case GEGLU: k->geglu(r->f, x, y, n); break;
   case ADD: k->add(r->f, x, n); break;
   case ROPE: k->rope(r->f, x, y, n / 2); break;
+  case ROPE_HALVES: k->rope_halves(r->f, x, y, n / 2); break;
   case HALF: k->f32_to_f16(r->h, x, n); break;
   }
 }
 
 static void check_row(const kernels *const *tables, int function, int style, size_t n) {
-  static const char *const names[] = {"quantize_row", "rmsnorm", "swiglu",
-                                      "add",          "rope",    "f32_to_f16"};
-  size_t used = function == ROPE ? n / 2 : n;
+  static const char *const names[] = {"quantize_row", "rmsnorm",   "layernorm", "swiglu",
+                                      "gelu",         "geglu",     "add",       "rope",
+                                      "rope_halves",  "f32_to_f16"};
+  size_t used = is_rope(function) ? n / 2 : n;
   guarded gx = guarded_new(used * 4), gy = guarded_new(used * 4);
   float *x = (float *)gx.end - used, *y = (float *)gy.end - used;
   for (size_t i = 0; i < used; i++) x[i] = row_value(style), y[i] = row_value(0);
@@ -327,6 +346,26 @@ static void test_rows_float64(void) {
     double expected = (double)x[i] / sqrt(sum / 40 + 1e-5) * (double)w[i];
     CHECK(fabs((double)y[i] - expected) <= fabs(expected) * 8 * 0x1p-24);
   }
+  double mean = 0, variance = 0;
+  for (int i = 0; i < 40; i++) mean += (double)x[i] / 40;
+  for (int i = 0; i < 40; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / 40;
+  scalar->layernorm(y, x, w, x, 40, 1e-5f);
+  for (int i = 0; i < 40; i++) { /* x - mean and + b may cancel: a few roundings of the largest */
+    double expected = ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)w[i] + (double)x[i];
+    CHECK(fabs((double)y[i] - expected) <= 40 * 0x1p-24);
+  }
+  for (int i = 0; i < 40; i++) {
+    double g = (double)w[i], u = sqrt(2 / acos(-1)) * (g + 0.044715 * g * g * g);
+    double expected = g / 2 * (1 + tanh(u)); /* 1 + tanh cancels where tanh is near -1 */
+    scalar->gelu(y, w + i, 1);
+    CHECK(fabs((double)y[0] - expected) <= fabs(expected) * 64 * 0x1p-24 + fabs(g) * 0x1p-50);
+    scalar->geglu(y + 1, w + i, x + i, 1);
+    CHECK(bits_of(y[1]) == bits_of(y[0] * x[i]));
+  }
+  float z[8] = {1, 2, 3, 4, 5, 6, 7, 8}, c[4] = {0.5f, 1, 0, -1}, s[4] = {0.25f, 0, 1, 0};
+  scalar->rope_halves(z, c, s, 4);
+  const float turned[8] = {-0.75f, 2, -7, -4, 2.75f, 6, 3, -8};
+  CHECK(!memcmp(z, turned, sizeof z));
   scalar->swiglu(y, w, x, 40);
   for (int i = 0; i < 40; i++) {
     double expected = (double)w[i] / (1 + exp(-(double)w[i])) * (double)x[i];
