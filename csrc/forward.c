@@ -356,15 +356,21 @@ llm_status forward_tokens(llm_context *c, const int32_t *ids, size_t n_ids, llm_
   return LLM_OK;
 }
 
-void forward_logits(llm_context *c, size_t first_row, size_t n_rows, float *logits) {
+void forward_hidden(llm_context *c, size_t first_row, size_t n_rows) {
   const llm_model *m = c->model;
   size_t n_embd = (size_t)m->config.n_embd;
   for (size_t t = 0; t < n_rows; t++) { /* few rows: not worth a job of their own */
     const float *x = c->x + (first_row + t) * n_embd;
-    float *xn = c->xn + t * n_embd;
-    norm(c, xn, x, &m->out_norm);
-    if (type_is_quantized(m->output.type)) prepare_row(c, t, xn, n_embd);
+    norm(c, c->xn + t * n_embd, x, &m->out_norm);
   }
+}
+
+void forward_logits(llm_context *c, size_t first_row, size_t n_rows, float *logits) {
+  const llm_model *m = c->model;
+  size_t n_embd = (size_t)m->config.n_embd;
+  forward_hidden(c, first_row, n_rows);
+  for (size_t t = 0; t < n_rows && type_is_quantized(m->output.type); t++)
+    prepare_row(c, t, c->xn + t * n_embd, n_embd);
   set_input(c, c->xn, n_rows, n_embd);
   matmul(c, (product[]){{&m->output, logits}}, 1);
 }

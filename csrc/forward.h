@@ -9,6 +9,9 @@
  * unchanged, is the only failure. */
 llm_status forward_tokens(llm_context *c, const int32_t *ids, size_t n_ids, llm_error *err);
 
+/* The rows [first_row, first_row + n_rows) of the last pass after the final norm, into c->xn. */
+void forward_hidden(llm_context *c, size_t first_row, size_t n_rows);
+
 /* Logits (n_rows, n_vocab) of the rows [first_row, first_row + n_rows) of the last pass. */
 void forward_logits(llm_context *c, size_t first_row, size_t n_rows, float *logits);
 

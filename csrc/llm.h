@@ -367,7 +367,7 @@ llm_status llm_chat_render(const llm_model *model, llm_template which, const llm
                            size_t n_messages, int32_t add_generation_prompt, int32_t *dst,
                            size_t capacity, size_t *n_needed, llm_error *err);
 
-/* ---- scores and proof ---- */
+/* ---- scores, embeddings and proof ---- */
 
 typedef struct llm_score {
   double nats; /* sum of -ln p over the scored tokens */
@@ -375,12 +375,19 @@ typedef struct llm_score {
   int64_t n_windows;
 } llm_score;
 
-/* Scores a text of n_ids tokens: one window when it fits the context (the first token is not
- * scored), else windows of n_ctx with half overlap, each token scored once. Starts from an empty
- * context and leaves it holding the last window. nats_each, when not NULL, gets n_ids values, NaN
- * for the first. */
-llm_status llm_score_text(llm_context *context, const int32_t *ids, size_t n_ids, float *nats_each,
-                          llm_score *out, llm_error *err);
+/* Scores a text of n_ids tokens, each once but the first: in one window when it fits the context,
+ * else in windows of n_ctx that begin `stride` tokens apart (1 to n_ctx - 1; 0: half overlap) and
+ * score what the window before did not reach, so that every token past the first window has at
+ * least n_ctx - stride tokens before it. Starts from an empty context and leaves it holding the
+ * last window. nats_each, when not NULL, gets n_ids values, NaN for the first. */
+llm_status llm_score_text(llm_context *context, const int32_t *ids, size_t n_ids, int64_t stride,
+                          float *nats_each, llm_score *out, llm_error *err);
+
+/* The embedding of a text of n_ids >= 1 tokens, (n_embd): the mean of its last hidden states after
+ * the final norm, scaled to length 1 (zeros stay zeros). Starts from an empty context and leaves it
+ * holding the text; LLM_ERR_CONTEXT_FULL with both counts where that does not hold it. */
+llm_status llm_context_embed(llm_context *context, const int32_t *ids, size_t n_ids, float *dst,
+                             llm_error *err);
 
 /* Greedy continuation of a probe with the scalar kernels, F32 cache, and the SHA-256 of all logits
  * rows that decided it (n_new rows of n_vocab little-endian floats): one entry of the proof block.

@@ -143,7 +143,7 @@ static int score(llm_context *context, const llm_tokenizer *tokenizer, const opt
   llm_error err;
   double start = now();
   llm_status status = tokenize(tokenizer, text, o->special, &ids, &err);
-  if (!status) status = llm_score_text(context, ids.ids, ids.n, NULL, &result, &err);
+  if (!status) status = llm_score_text(context, ids.ids, ids.n, o->stride, NULL, &result, &err);
   free(ids.ids);
   free(text.data);
   if (status) return failed(&err);

@@ -16,7 +16,7 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
 typedef struct options {
   const char *path, *prompt, *score_path, *kernels;
-  int64_t max_tokens, n_ctx, threads;
+  int64_t max_tokens, n_ctx, threads, stride;
   llm_sampler_options sampler;
   int seed_given, special, no_echo, json, info, verify, tokens, long_context, kv_f32;
 } options;

@@ -1,5 +1,7 @@
 /* score.c: how well the model predicts a text. Layer 6. The text is read in passes of a few tokens,
- * so that the logits of a whole window never exist at once; the cut changes no bit. */
+ * so that the logits of a whole window never exist at once; the cut changes no bit. Windows as in
+ * Hugging Face's "Perplexity of fixed-length models". */
+#include <inttypes.h>
 #include <math.h> /* NAN only */
 #include <stdlib.h>
 
@@ -55,14 +57,18 @@ static llm_status score_window(llm_context *c, const window *w, float *nats_each
   return LLM_OK;
 }
 
-llm_status llm_score_text(llm_context *context, const int32_t *ids, size_t n_ids, float *nats_each,
-                          llm_score *out, llm_error *err) {
+llm_status llm_score_text(llm_context *context, const int32_t *ids, size_t n_ids, int64_t stride,
+                          float *nats_each, llm_score *out, llm_error *err) {
   *out = (llm_score){0};
   if (n_ids < 2)
     return error_set(err, LLM_ERR_ARG, "a text of %zu tokens has nothing to score", n_ids);
   if (context->n_ctx < 2)
     return error_set(err, LLM_ERR_ARG, "a context of %zu tokens predicts nothing", context->n_ctx);
   size_t n_vocab = (size_t)context->model->config.n_vocab, n_ctx = context->n_ctx;
+  if (stride < 0 || (uint64_t)stride >= n_ctx)
+    return error_set(err, LLM_ERR_ARG,
+                     "stride is %" PRId64 ", expected 1 to %zu (0: half the context)", stride,
+                     n_ctx - 1);
   window w = {.ids = ids, .score_from = 1};
   w.logits = malloc(SCORE_ROWS * n_vocab * sizeof *w.logits);
   w.nats = malloc(SCORE_ROWS * sizeof *w.nats);
@@ -74,7 +80,7 @@ llm_status llm_score_text(llm_context *context, const int32_t *ids, size_t n_ids
     w.end = w.begin + n_ctx < n_ids ? w.begin + n_ctx : n_ids;
     status = score_window(context, &w, nats_each, out, err);
     w.score_from = w.end;
-    w.begin += (n_ctx + 1) / 2;
+    w.begin += stride ? (size_t)stride : (n_ctx + 1) / 2;
   }
   free(w.logits);
   free(w.nats);

@@ -73,7 +73,7 @@ class Context:
         if on_full not in modes:
             raise ValueError(f"on_full is {on_full!r}, expected 'stop', 'forget' or 'slide'")
         self._handle = model._handle
-        self._n_vocab = model.config.n_vocab
+        self._n_vocab, self._n_embd = model.config.n_vocab, model.config.n_embd
         self._lock = threading.RLock()
         self._busy = False  # inside a call; seen under the lock by its own thread only
         self._check = ffi.new_handle(cancel_check)
@@ -155,9 +155,10 @@ class Context:
         with self._use() as pointer:
             call(lib.llm_context_truncate, pointer, n_keep)
 
-    def score(self, ids) -> tuple[np.ndarray, float]:
-        """-ln p of each token of a text (NaN for the first), and their sum. Windows of n_ctx with
-        half overlap where the text is longer. Starts from an empty context."""
+    def score(self, ids, stride: int = 0) -> tuple[np.ndarray, float]:
+        """-ln p of each token of a text (NaN for the first), and their sum. Windows of n_ctx that
+        begin `stride` tokens apart (0: half overlap) where the text is longer; each token is
+        scored once. Starts from an empty context."""
         array = id_array(ids)
         each, out = np.empty(array.size, np.float32), ffi.new("llm_score *")
         with self._use() as pointer:
@@ -166,10 +167,20 @@ class Context:
                 pointer,
                 pointer_to("int32_t", array),
                 array.size,
+                stride,
                 pointer_to("float", each),
                 out,
             )
         return each, out.nats
+
+    def embed(self, ids) -> np.ndarray:
+        """(n_embd,) float32 of length 1: the mean of the text's last hidden states after the final
+        norm. Starts from an empty context, which must hold the text."""
+        array, out = id_array(ids), np.empty(self._n_embd, np.float32)
+        with self._use() as pointer:
+            text = pointer_to("int32_t", array)
+            self._call(lib.llm_context_embed, pointer, text, array.size, pointer_to("float", out))
+        return out
 
     def stream(
         self,

@@ -131,10 +131,16 @@ class Model:
         """The continuation as one str; options as for stream()."""
         return "".join(self.stream(prompt, **options))
 
-    def score(self, ids) -> tuple[np.ndarray, float]:
+    def score(self, ids, stride: int = 0) -> tuple[np.ndarray, float]:
         """Context.score on a context of the call's own."""
         with self._context() as context:
-            return context.score(ids)
+            return context.score(ids, stride)
+
+    def embed(self, text: str | bytes | Sequence[int]) -> np.ndarray:
+        """Context.embed of a text or of ids, on a context of the call's own."""
+        ids = self.tokenize(text) if isinstance(text, str | bytes) else text
+        with self._context() as context:
+            return context.embed(ids)
 
     def verify(self) -> dict:
         """Checks the hash of the weights and replays the proof block; FormatError on a mismatch."""

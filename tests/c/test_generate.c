@@ -1,8 +1,6 @@
-/* test_generate.c: generation, scores and proofs on a tiny model, under the sanitizers above all.
+/* test_generate.c: generation and proofs on a tiny model, under the sanitizers above all.
  * What they compute is compared with the NumPy model in tests/test_engine.py. */
 #include "tiny_model.h"
-
-#include <math.h>
 
 static tiny_model open_tiny(void) {
   return tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, 32, 2, 1, 48, 16, 0});
@@ -67,28 +65,6 @@ static void test_ends(void) {
   tiny_close(&t);
 }
 
-static void test_score(void) {
-  tiny_model t = open_tiny();
-  llm_context *c;
-  int32_t ids[70];
-  float each[70];
-  for (int i = 0; i < 70; i++) ids[i] = (i * 13) % TINY_VOCAB;
-  CHECK(!llm_context_new(&c, t.model, NULL, NULL));
-  for (size_t n = 2; n <= 70; n += 3) {
-    llm_score score;
-    double sum = 0;
-    CHECK(!llm_score_text(c, ids, n, each, &score, NULL));
-    CHECK(score.n_scored == (int64_t)n - 1 && isnan(each[0]));
-    for (size_t i = 1; i < n; i++) sum += each[i];
-    CHECK(isfinite(sum) && fabs(sum - score.nats) < 1e-3);
-    CHECK(score.n_windows == (n <= 16 ? 1 : 1 + ((int64_t)n - 16 + 7) / 8));
-  }
-  llm_score score;
-  CHECK(llm_score_text(c, ids, 1, NULL, &score, NULL) == LLM_ERR_ARG);
-  llm_context_free(c);
-  tiny_close(&t);
-}
-
 static void test_proof(void) {
   tiny_model t = open_tiny();
   int32_t ids[5], again[5];
@@ -106,7 +82,6 @@ static void test_proof(void) {
 
 int main(void) {
   test_ends();
-  test_score();
   test_proof();
   for (int i = LLM_FINISH_NONE; i <= LLM_FINISH_CANCELLED; i++)
     CHECK(llm_finish_name((llm_finish)i) != NULL);
