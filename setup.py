@@ -10,6 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "llm/__init__.py").read_t
 # What our files, ids and probabilities are compared with; small enough for every CI run.
 PARITY = [
     "gguf==0.19.0",
+    "jinja2==3.1.6",
     "sentencepiece",
     "tiktoken",
     "tokenizers",

@@ -15,9 +15,12 @@ static const char *const role_names[CHAT_N_ROLES] = {"system", "user", "assistan
 
 /* Control tokens that literals name; one that the vocabulary lacks stays text. */
 static const char *const control_texts[] = {
-    "<|im_start|>",    "<|im_end|>",   "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-    "<start_of_turn>", "[INST]",       "<end_of_turn>",       "[/INST]",           "<|system|>",
-    "<|user|>",        "<|assistant|>"};
+    "<|im_start|>",      "<|im_end|>",       "<|start_header_id|>",
+    "<|end_header_id|>", "<|eot_id|>",       "<start_of_turn>",
+    "<end_of_turn>",     "[INST]",           "[/INST]",
+    "[SYSTEM_PROMPT]",   "[/SYSTEM_PROMPT]", "<<SYS>>",
+    "<</SYS>>",          "<|system|>",       "<|user|>",
+    "<|assistant|>",     "<think>",          "</think>"};
 enum { N_CONTROLS = sizeof control_texts / sizeof *control_texts };
 
 typedef struct renderer {
@@ -118,14 +121,18 @@ static void end_message(renderer *r) {
   r->at_mark = r->n_text;
 }
 
-/* ---- messages ---- */
+/* ---- white space ---- */
 
 /* White space as Python's str.strip has it, which is what Jinja's trim is. */
 static int is_python_space(uint32_t c) {
   return unicode_classify(c) == UNICODE_SPACE || (c >= 0x1c && c <= 0x1f);
 }
 
-static gguf_string trimmed(gguf_string s) {
+typedef struct sides {
+  int left, right;
+} sides;
+
+static gguf_string trimmed(gguf_string s, sides which) {
   size_t begin = s.n_bytes, end = 0, step;
   for (size_t at = 0; at < s.n_bytes; at += step) {
     uint32_t c;
@@ -134,42 +141,176 @@ static gguf_string trimmed(gguf_string s) {
     if (begin == s.n_bytes) begin = at;
     end = at + step;
   }
-  return end ? (gguf_string){s.data + begin, end - begin} : (gguf_string){s.data, 0};
+  if (begin == s.n_bytes) return (gguf_string){s.data, 0};
+  if (!which.left) begin = 0;
+  if (!which.right) end = s.n_bytes;
+  return (gguf_string){s.data + begin, end - begin};
 }
 
-static void put_message(renderer *r, const chat_message *m, int is_first) {
+static gguf_string stripped_of_lines(gguf_string s, sides which) {
+  while (which.left && s.n_bytes && s.data[0] == '\n') s.data++, s.n_bytes--;
+  while (which.right && s.n_bytes && s.data[s.n_bytes - 1] == '\n') s.n_bytes--;
+  return s;
+}
+
+static void put_string(renderer *r, gguf_string s) { put_text(r, s.data, s.n_bytes); }
+
+static gguf_string text_of(const chat_message *m) {
+  return (gguf_string){m->said.text, m->said.n_bytes};
+}
+
+/* ---- Qwen 3's thoughts ---- */
+
+/* The first or last place of `mark` in s; NULL: none. */
+static const char *find_mark(gguf_string s, const char *mark, int last) {
+  size_t n = strlen(mark);
+  const char *found = NULL;
+  for (size_t at = 0; at + n <= s.n_bytes && (last || !found); at++)
+    if (!memcmp(s.data + at, mark, n)) found = s.data + at;
+  return found;
+}
+
+/* What stands before `mark`, or from behind it on; all of s where there is none. */
+static gguf_string before(gguf_string s, const char *mark) {
+  const char *at = find_mark(s, mark, 0);
+  return at ? (gguf_string){s.data, (size_t)(at - s.data)} : s;
+}
+
+static gguf_string behind(gguf_string s, const char *mark) {
+  const char *at = find_mark(s, mark, 1);
+  if (!at) return s;
+  at += strlen(mark);
+  return (gguf_string){at, s.n_bytes - (size_t)(at - s.data)};
+}
+
+/* A message of the user's that is no tool's response, as the template tells them apart. */
+static int is_question(const chat_message *m) {
+  static const char head[] = "<tool_response>", tail[] = "</tool_response>";
+  size_t n_head = sizeof head - 1, n_tail = sizeof tail - 1, n = m->said.n_bytes;
+  if (m->said.role != LLM_ROLE_USER) return 0;
+  return n < n_tail || memcmp(m->said.text, head, n_head) ||
+         memcmp(m->said.text + n - n_tail, tail, n_tail);
+}
+
+/* An answer as the template has it: its thoughts are shown behind the last question only. */
+static void put_thinking_answer(renderer *r, gguf_string text, int behind_question, int is_last) {
+  static const sides both = {1, 1}, left = {1, 0}, right = {0, 1};
+  gguf_string thoughts = {NULL, 0}, said = text;
+  if (find_mark(text, "</think>", 0)) {
+    thoughts = stripped_of_lines(before(text, "</think>"), right);
+    thoughts = stripped_of_lines(behind(thoughts, "<think>"), left);
+    said = stripped_of_lines(behind(text, "</think>"), left);
+  }
+  if (behind_question && (is_last || thoughts.n_bytes)) {
+    put_literal(r, "<think>\n");
+    put_string(r, stripped_of_lines(thoughts, both));
+    put_literal(r, "\n</think>\n\n");
+    said = stripped_of_lines(said, left);
+  }
+  put_string(r, said);
+}
+
+/* ---- messages ---- */
+
+static void put_system_turn(renderer *r, gguf_string text, int is_first) {
   const chat_format *f = r->format;
-  llm_role role = m->said.role;
-  if (m->ids) {
+  if (f->trims[LLM_ROLE_SYSTEM]) text = trimmed(text, (sides){1, 1});
+  put_literal(r, is_first && f->first_system ? f->first_system : f->open[LLM_ROLE_SYSTEM]);
+  put_string(r, text);
+  put_literal(r, f->close[LLM_ROLE_SYSTEM]);
+}
+
+/* `system` stands inside the turn; NULL: none does. */
+static void put_user_turn(renderer *r, gguf_string text, const chat_message *system) {
+  const chat_format *f = r->format;
+  put_literal(r, f->open[LLM_ROLE_USER]);
+  int joint = system && f->trims_jointly;
+  if (f->trims[LLM_ROLE_USER]) text = trimmed(text, (sides){!joint, 1});
+  if (system) {
+    put_literal(r, f->open[LLM_ROLE_SYSTEM]);
+    put_string(r, text_of(system));
+    put_literal(r, f->close[LLM_ROLE_SYSTEM]);
+    if (!joint || text.n_bytes) put_literal(r, f->system_end);
+  }
+  put_string(r, text);
+  put_literal(r, f->close[LLM_ROLE_USER]);
+}
+
+static void put_answer(renderer *r, const chat_message *m, int behind_question, int is_last) {
+  const chat_format *f = r->format;
+  const char *close = f->close[LLM_ROLE_ASSISTANT];
+  if (m->ids) { /* a space that the template puts around an answer is the model's to write */
     put_literal(r, f->answer);
     put_ids(r, m->ids, m->n_ids);
-    put_literal(r, f->close[role] + strspn(f->close[role], " "));
+    put_literal(r, close + strspn(close, " "));
     return;
   }
-  gguf_string text = {m->said.text, m->said.n_bytes};
-  if (f->trims[role]) text = trimmed(text);
-  int is_first_system = is_first && role == LLM_ROLE_SYSTEM && f->first_system;
-  put_literal(r, is_first_system ? f->first_system : f->open[role]);
-  put_text(r, text.data, text.n_bytes);
-  put_literal(r, f->close[role]);
+  gguf_string text = text_of(m);
+  if (f->trims[LLM_ROLE_ASSISTANT]) text = trimmed(text, (sides){1, 1});
+  put_literal(r, f->open[LLM_ROLE_ASSISTANT]);
+  if (f->thinks)
+    put_thinking_answer(r, text, behind_question, is_last);
+  else
+    put_string(r, text);
+  put_literal(r, close);
+}
+
+/* Which message's turn takes in a system message that opens the conversation; n_messages: none. */
+static size_t host_of_system(const chat_format *f, const chat_message *messages,
+                             size_t n_messages) {
+  if (f->system == CHAT_SYSTEM_TURN || messages[0].said.role != LLM_ROLE_SYSTEM) return n_messages;
+  if (f->system == CHAT_SYSTEM_FIRST_USER) return 1;
+  return messages[n_messages - 1].said.role == LLM_ROLE_USER ? n_messages - 1 : n_messages;
 }
 
 static void put_conversation(renderer *r, const chat_message *messages, size_t n_messages,
                              int32_t add_generation_prompt) {
   const chat_format *f = r->format;
+  size_t host = host_of_system(f, messages, n_messages), n_asked = n_messages; /* behind the last */
+  while (n_asked && !is_question(&messages[n_asked - 1])) n_asked--;
+  if (!n_asked) n_asked = n_messages;
   put_literal(r, f->begin);
-  if (f->has_default_system && messages[0].said.role != LLM_ROLE_SYSTEM) {
-    gguf_string text = f->default_system;
-    put_message(r, &(chat_message){{LLM_ROLE_SYSTEM, text.data, text.n_bytes}, NULL, 0}, 1);
-  }
+  if (f->has_default_system && messages[0].said.role != LLM_ROLE_SYSTEM)
+    put_system_turn(r, f->default_system, 1);
   for (size_t i = 0; i < n_messages; i++) {
-    put_message(r, &messages[i], i == 0);
+    const chat_message *m = &messages[i];
+    switch (m->said.role) {
+    case LLM_ROLE_SYSTEM:
+      if (f->system == CHAT_SYSTEM_TURN) put_system_turn(r, text_of(m), i == 0);
+      break;
+    case LLM_ROLE_USER: put_user_turn(r, text_of(m), i == host ? &messages[0] : NULL); break;
+    case LLM_ROLE_ASSISTANT: put_answer(r, m, i >= n_asked, i + 1 == n_messages); break;
+    }
     end_message(r);
   }
   if (add_generation_prompt) put_literal(r, f->answer);
 }
 
 /* ---- the calls ---- */
+
+/* What templates with alternating turns refuse; those that take a system message in also where it
+ * would be lost. */
+static llm_status check_turns(const chat_format *f, const chat_message *messages, size_t n_messages,
+                              llm_error *err) {
+  int has_system = messages[0].said.role == LLM_ROLE_SYSTEM;
+  if (has_system && f->system == CHAT_SYSTEM_REFUSED)
+    return error_set(err, LLM_ERR_ARG, "the chat template (%s) takes no system message",
+                     llm_template_name(f->family));
+  for (size_t i = (size_t)has_system; i < n_messages; i++) {
+    llm_role expected = (i - (size_t)has_system) % 2 ? LLM_ROLE_ASSISTANT : LLM_ROLE_USER;
+    if (messages[i].said.role != expected)
+      return error_set(err, LLM_ERR_ARG,
+                       "message %zu is the %s's, expected the %s's: the chat template (%s) wants "
+                       "turns that alternate, the user's first",
+                       i, role_names[messages[i].said.role], role_names[expected],
+                       llm_template_name(f->family));
+  }
+  if (has_system && n_messages == 1)
+    return error_set(err, LLM_ERR_ARG,
+                     "a system message alone: the chat template (%s) puts it into a user's",
+                     llm_template_name(f->family));
+  return LLM_OK;
+}
 
 static llm_status check_messages(const chat_message *messages, size_t n_messages, llm_error *err) {
   if (n_messages == 0) return error_set(err, LLM_ERR_ARG, "the conversation has no messages");
@@ -201,6 +342,7 @@ llm_status chat_render(const llm_model *model, const chat_format *format,
   *n_needed = 0;
   if (!dst && capacity) return error_set(err, LLM_ERR_ARG, "chat_render: dst is NULL");
   llm_status status = check_messages(messages, n_messages, err);
+  if (!status && format->alternates) status = check_turns(format, messages, n_messages, err);
   if (status) return status;
   renderer r = {.tokenizer = llm_model_tokenizer(model),
                 .format = format,

@@ -14,7 +14,7 @@ import numpy as np
 
 from llm._llm import ffi, lib
 from llm.binding import Handle, Metadata, Tensors, call, id_array, pointer_to
-from llm.chat_template import render
+from llm.chat_template import recognised, render
 from llm.context import Context
 from llm.sampler import Sampler
 from llm.tokenizer import Tokenizer
@@ -87,6 +87,11 @@ class Model:
 
     def detokenize(self, ids) -> str:
         return self.tokenizer.decode(ids)
+
+    @property
+    def chat_template(self) -> str | None:
+        """What the file's chat template is recognised as; None: unknown, chatml stands in."""
+        return recognised(self._handle)
 
     def render_chat(
         self,
