@@ -239,8 +239,7 @@ static llm_status meta_read(reader *r, llm_meta *m) {
 /* ggml's types that llm_type_describe does not list, for messages only. */
 static const char *ggml_type_name(uint32_t type) {
   static const char *const names[] = {
-      [4] = "Q4_2",      [5] = "Q4_3",      [6] = "Q5_0",      [7] = "Q5_1",     [9] = "Q8_1",
-      [10] = "Q2_K",     [11] = "Q3_K",     [12] = "Q4_K",     [13] = "Q5_K",    [14] = "Q6_K",
+      [4] = "Q4_2",      [5] = "Q4_3",      [9] = "Q8_1",      [10] = "Q2_K",    [11] = "Q3_K",
       [15] = "Q8_K",     [16] = "IQ2_XXS",  [17] = "IQ2_XS",   [18] = "IQ3_XXS", [19] = "IQ1_S",
       [20] = "IQ4_NL",   [21] = "IQ3_S",    [22] = "IQ2_S",    [23] = "IQ4_XS",  [24] = "I8",
       [25] = "I16",      [26] = "I32",      [27] = "I64",      [28] = "F64",     [29] = "IQ1_M",

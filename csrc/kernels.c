@@ -43,7 +43,3 @@ const char *const *kernels_available(void) {
   pthread_once(&filled, fill);
   return names;
 }
-
-int type_is_quantized(llm_type type) {
-  return type == LLM_TYPE_Q8_0 || type == LLM_TYPE_Q4_0 || type == LLM_TYPE_Q4_1;
-}

@@ -11,11 +11,13 @@
  *     lane[l] = fmaf(w[k], x[k], lane[l]), starting from +0; missing tail elements leave the lane.
  *   Then lane[l] += lane[l + 8] for l < 8, the same with 4, 2, 1; lane[0] is the result.
  *
- * Quantized weights (blocks of 32) against activations quantized to 8 bits in blocks of 32:
+ * Quantized weights against activations quantized to 8 bits, both in blocks of 32 (quant.h's
+ * quant_block: integers q, scale, minimum), each block's products of integers summed exactly:
  *   y = 0; for each block b in rising order:
- *     y = fmaf((float)exact integer dot, sw_b * sa_b, y)          (the product rounded once)
- *     Q4_1 only: y = fmaf(mw_b, ma_b, y), ma_b = sa_b * (float)sum of a_b
- *   Q4_0's integer weight is nibble - 8, Q4_1's the nibble.
+ *     y = fmaf((float)sum of q a, scale * sa, y)                   (the product rounded once)
+ *     with a minimum: y = fmaf(minimum, ma, y), ma = sa * (float)sum of a
+ *   Q6_K has two scales a block; the products of its halves are summed apart:
+ *     y = fmaf(fmaf((float)sum1, scale1, (float)sum0 * scale0), sa, y)
  *
  * Activation block: amax = max |x|; scale = amax / 127, inv = 127 / amax, or both 0 when amax is
  *   below ACT_TINY (1 / amax would overflow); q = x * inv rounded to nearest even (|q| <= 127).
@@ -77,7 +79,7 @@ typedef struct kernels {
   size_t (*scratch_bytes)(size_t n_in);
 
   /* indexed by llm_type; NULL where the type is not run */
-  matmul_kernel matmul[LLM_TYPE_BF16 + 1];
+  matmul_kernel matmul[LLM_TYPE_BF16 + 1]; /* quantized types read act->q, the others act->x */
   attention_kernel attention;
 
   /* One row of activations, n a multiple of 32: q (n), the rest (n / 32). */
@@ -109,9 +111,6 @@ typedef struct kernels {
 const kernels *kernels_find(const char *name);
 /* Names that kernels_find accepts here, slowest first, ended by NULL. */
 const char *const *kernels_available(void);
-
-/* 1 where matmul[type] reads act->q rather than act->x. */
-int type_is_quantized(llm_type type);
 
 /* Each fills or overwrites the entries that its file has; kernels.c and the files of the same set
  * call them. */

@@ -7,67 +7,55 @@
 #include "kernels.h"
 #include "quant.h"
 
-static int dot_i8(const int8_t *w, const int8_t *a) {
+static float dot_i8(const int8_t *w, const int8_t *a, int n) {
   int sum = 0;
-  for (int j = 0; j < QK; j++) sum += w[j] * a[j];
-  return sum;
+  for (int j = 0; j < n; j++) sum += w[j] * a[j];
+  return (float)sum;
 }
 
-static void unpack_nibbles(const uint8_t *q, int offset, int8_t *w) {
-  for (int j = 0; j < QK / 2; j++) {
-    w[j] = (int8_t)((q[j] & 15) - offset);
-    w[j + QK / 2] = (int8_t)((q[j] >> 4) - offset);
+/* y + block b of a row times the same block of token t. */
+static float add_block(llm_type type, const quant_block *w, const act_rows *a, size_t t, size_t b,
+                       float y) {
+  size_t at = t * (a->n_in / QK) + b;
+  const int8_t *q = a->q + at * QK;
+  if (type == LLM_TYPE_Q6_K) {
+    float low = dot_i8(w->q, q, QK / 2) * w->scale[0];
+    return fmaf(fmaf(dot_i8(w->q + QK / 2, q + QK / 2, QK / 2), w->scale[1], low), a->scale[at], y);
+  }
+  y = fmaf(dot_i8(w->q, q, QK), w->scale[0] * a->scale[at], y);
+  return type_has_minimum(type) ? fmaf(w->minimum, a->scaled_sum[at], y) : y;
+}
+
+/* Each block is unpacked once; the sums of all tokens grow in m->y. */
+static void matmul(llm_type type, const matmul_args *m, size_t r0, size_t r1) {
+  size_t n_tok = m->act->n_tok, row_bytes = type_row_bytes(type, m->act->n_in);
+  for (size_t r = r0; r < r1; r++) {
+    for (size_t t = 0; t < n_tok; t++) m->y[t * m->ldy + r] = 0;
+    for (size_t b = 0; b < m->act->n_in / QK; b++) {
+      quant_block w;
+      quant_block_get(type, (const char *)m->w + r * row_bytes, b, &w);
+      for (size_t t = 0; t < n_tok; t++) {
+        float *y = &m->y[t * m->ldy + r];
+        *y = add_block(type, &w, m->act, t, b, *y);
+      }
+    }
   }
 }
 
-static float dot_q8_0(const block_q8_0 *b, const int8_t *a, const float *scale, const float *sum,
-                      size_t n_blocks) {
-  (void)sum;
-  float y = 0;
-  for (size_t i = 0; i < n_blocks; i++)
-    y = fmaf((float)dot_i8(b[i].q, a + i * QK), f16_to_f32(b[i].d) * scale[i], y);
-  return y;
-}
-
-static float dot_q4_0(const block_q4_0 *b, const int8_t *a, const float *scale, const float *sum,
-                      size_t n_blocks) {
-  (void)sum;
-  float y = 0;
-  for (size_t i = 0; i < n_blocks; i++) {
-    int8_t w[QK];
-    unpack_nibbles(b[i].q, 8, w);
-    y = fmaf((float)dot_i8(w, a + i * QK), f16_to_f32(b[i].d) * scale[i], y);
-  }
-  return y;
-}
-
-static float dot_q4_1(const block_q4_1 *b, const int8_t *a, const float *scale, const float *sum,
-                      size_t n_blocks) {
-  float y = 0;
-  for (size_t i = 0; i < n_blocks; i++) {
-    int8_t w[QK];
-    unpack_nibbles(b[i].q, 0, w);
-    y = fmaf((float)dot_i8(w, a + i * QK), f16_to_f32(b[i].d) * scale[i], y);
-    y = fmaf(f16_to_f32(b[i].m), sum[i], y);
-  }
-  return y;
-}
-
-#define DEFINE_QUANTIZED_MATMUL(type)                                                              \
-  static void matmul_##type##_scalar(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
+#define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \
+  static void matmul_##name##_scalar(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
     (void)scratch;                                                                                 \
-    const act_rows *a = m->act;                                                                    \
-    size_t n_blocks = a->n_in / QK;                                                                \
-    for (size_t r = r0; r < r1; r++)                                                               \
-      for (size_t t = 0; t < a->n_tok; t++)                                                        \
-        m->y[t * m->ldy + r] =                                                                     \
-            dot_##type((const block_##type *)m->w + r * n_blocks, a->q + t * a->n_in,              \
-                       a->scale + t * n_blocks, a->scaled_sum + t * n_blocks, n_blocks);           \
+    matmul(type, m, r0, r1);                                                                       \
   }
 
-DEFINE_QUANTIZED_MATMUL(q8_0)
-DEFINE_QUANTIZED_MATMUL(q4_0)
-DEFINE_QUANTIZED_MATMUL(q4_1)
+DEFINE_QUANTIZED_MATMUL(q8_0, LLM_TYPE_Q8_0)
+DEFINE_QUANTIZED_MATMUL(q4_0, LLM_TYPE_Q4_0)
+DEFINE_QUANTIZED_MATMUL(q4_1, LLM_TYPE_Q4_1)
+DEFINE_QUANTIZED_MATMUL(q5_0, LLM_TYPE_Q5_0)
+DEFINE_QUANTIZED_MATMUL(q5_1, LLM_TYPE_Q5_1)
+DEFINE_QUANTIZED_MATMUL(q4_k, LLM_TYPE_Q4_K)
+DEFINE_QUANTIZED_MATMUL(q5_k, LLM_TYPE_Q5_K)
+DEFINE_QUANTIZED_MATMUL(q6_k, LLM_TYPE_Q6_K)
 
 static void quantize_block(const float *x, int8_t *q, float *scale, float *scaled_sum,
                            int32_t *sum) {
@@ -97,5 +85,10 @@ void kernels_set_scalar_quant(kernels *k) {
   k->matmul[LLM_TYPE_Q8_0] = matmul_q8_0_scalar;
   k->matmul[LLM_TYPE_Q4_0] = matmul_q4_0_scalar;
   k->matmul[LLM_TYPE_Q4_1] = matmul_q4_1_scalar;
+  k->matmul[LLM_TYPE_Q5_0] = matmul_q5_0_scalar;
+  k->matmul[LLM_TYPE_Q5_1] = matmul_q5_1_scalar;
+  k->matmul[LLM_TYPE_Q4_K] = matmul_q4_k_scalar;
+  k->matmul[LLM_TYPE_Q5_K] = matmul_q5_k_scalar;
+  k->matmul[LLM_TYPE_Q6_K] = matmul_q6_k_scalar;
   k->quantize_row = quantize_row_scalar;
 }

@@ -51,7 +51,12 @@ typedef enum llm_type {
   LLM_TYPE_F16 = 1,
   LLM_TYPE_Q4_0 = 2,
   LLM_TYPE_Q4_1 = 3,
+  LLM_TYPE_Q5_0 = 6,
+  LLM_TYPE_Q5_1 = 7,
   LLM_TYPE_Q8_0 = 8,
+  LLM_TYPE_Q4_K = 12,
+  LLM_TYPE_Q5_K = 13,
+  LLM_TYPE_Q6_K = 14,
   LLM_TYPE_BF16 = 30
 } llm_type;
 

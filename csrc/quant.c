@@ -15,6 +15,11 @@ llm_type_info llm_type_describe(llm_type type) {
   case LLM_TYPE_Q8_0: return (llm_type_info){"Q8_0", QK, sizeof(block_q8_0)};
   case LLM_TYPE_Q4_0: return (llm_type_info){"Q4_0", QK, sizeof(block_q4_0)};
   case LLM_TYPE_Q4_1: return (llm_type_info){"Q4_1", QK, sizeof(block_q4_1)};
+  case LLM_TYPE_Q5_0: return (llm_type_info){"Q5_0", QK, sizeof(block_q5_0)};
+  case LLM_TYPE_Q5_1: return (llm_type_info){"Q5_1", QK, sizeof(block_q5_1)};
+  case LLM_TYPE_Q4_K: return (llm_type_info){"Q4_K", QK_SUPER, sizeof(block_q4_k)};
+  case LLM_TYPE_Q5_K: return (llm_type_info){"Q5_K", QK_SUPER, sizeof(block_q5_k)};
+  case LLM_TYPE_Q6_K: return (llm_type_info){"Q6_K", QK_SUPER, sizeof(block_q6_k)};
   }
   return (llm_type_info){NULL, 0, 0};
 }
@@ -50,33 +55,111 @@ uint16_t f32_to_f16(float x) {
   return (uint16_t)(sign | (magnitude - (112u << 23) + 0xfff + odd) >> 13);
 }
 
+/* ---- blocks ---- */
+
+int type_is_quantized(llm_type type) { return llm_type_describe(type).n_per_block > 1; }
+
+int type_has_minimum(llm_type type) {
+  return type == LLM_TYPE_Q4_1 || type == LLM_TYPE_Q5_1 || type == LLM_TYPE_Q4_K ||
+         type == LLM_TYPE_Q5_K;
+}
+
+static void set_scale(quant_block *out, float scale) { out->scale[0] = out->scale[1] = scale; }
+
+static void set_nibbles(quant_block *out, const uint8_t *q, int offset) {
+  for (int j = 0; j < QK / 2; j++) {
+    out->q[j] = (int8_t)((q[j] & 15) - offset);
+    out->q[j + QK / 2] = (int8_t)((q[j] >> 4) - offset);
+  }
+}
+
+/* Bit j of high is worth 16 in element j. */
+static void add_fifth_bits(quant_block *out, const uint8_t *high) {
+  for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(out->q[j] + (high[j / 8] >> j % 8 & 1) * 16);
+}
+
+/* Scale, minimum and low four bits, which Q4_K and Q5_K have in common. */
+static void set_k(quant_block *out, uint16_t d, uint16_t dmin, const uint8_t *scales,
+                  const uint8_t *q, size_t b) {
+  int scale, minimum;
+  k_scale(scales, b, &scale, &minimum);
+  set_scale(out, f16_to_f32(d) * (float)scale);
+  out->minimum = -(f16_to_f32(dmin) * (float)minimum);
+  q += b / 2 * QK;
+  for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(b % 2 ? q[j] >> 4 : q[j] & 15);
+}
+
+static void get_q4_k(const block_q4_k *s, size_t b, quant_block *out) {
+  set_k(out, s->d, s->dmin, s->scales, s->q, b);
+}
+
+static void get_q5_k(const block_q5_k *s, size_t b, quant_block *out) {
+  set_k(out, s->d, s->dmin, s->scales, s->q, b);
+  for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(out->q[j] + (s->high[j] >> b & 1) * 16);
+}
+
+static void get_q6_k(const block_q6_k *s, size_t b, quant_block *out) {
+  const uint8_t *low = s->low + b / 4 * 64 + b % 2 * QK, *high = s->high + b / 4 * QK;
+  for (int j = 0; j < QK; j++) {
+    int four = b % 4 < 2 ? low[j] & 15 : low[j] >> 4, two = high[j] >> b % 4 * 2 & 3;
+    out->q[j] = (int8_t)((four | two << 4) - 32);
+  }
+  for (size_t i = 0; i < 2; i++) out->scale[i] = f16_to_f32(s->d) * (float)s->scales[2 * b + i];
+}
+
+static void get_q8_0(const block_q8_0 *s, quant_block *out) {
+  set_scale(out, f16_to_f32(s->d));
+  memcpy(out->q, s->q, QK);
+}
+
+static void get_q4_0(const block_q4_0 *s, quant_block *out) {
+  set_scale(out, f16_to_f32(s->d));
+  set_nibbles(out, s->q, 8);
+}
+
+static void get_q4_1(const block_q4_1 *s, quant_block *out) {
+  set_scale(out, f16_to_f32(s->d));
+  out->minimum = f16_to_f32(s->m);
+  set_nibbles(out, s->q, 0);
+}
+
+static void get_q5_0(const block_q5_0 *s, quant_block *out) {
+  set_scale(out, f16_to_f32(s->d));
+  set_nibbles(out, s->q, 16);
+  add_fifth_bits(out, s->high);
+}
+
+static void get_q5_1(const block_q5_1 *s, quant_block *out) {
+  set_scale(out, f16_to_f32(s->d));
+  out->minimum = f16_to_f32(s->m);
+  set_nibbles(out, s->q, 0);
+  add_fifth_bits(out, s->high);
+}
+
+void quant_block_get(llm_type type, const void *row, size_t b, quant_block *out) {
+  switch (type) {
+  case LLM_TYPE_Q8_0: get_q8_0((const block_q8_0 *)row + b, out); return;
+  case LLM_TYPE_Q4_0: get_q4_0((const block_q4_0 *)row + b, out); return;
+  case LLM_TYPE_Q4_1: get_q4_1((const block_q4_1 *)row + b, out); return;
+  case LLM_TYPE_Q5_0: get_q5_0((const block_q5_0 *)row + b, out); return;
+  case LLM_TYPE_Q5_1: get_q5_1((const block_q5_1 *)row + b, out); return;
+  case LLM_TYPE_Q4_K: get_q4_k((const block_q4_k *)row + b / 8, b % 8, out); return;
+  case LLM_TYPE_Q5_K: get_q5_k((const block_q5_k *)row + b / 8, b % 8, out); return;
+  case LLM_TYPE_Q6_K: get_q6_k((const block_q6_k *)row + b / 8, b % 8, out); return;
+  default: assert(!"a quantized type"); return;
+  }
+}
+
 /* ---- expansion ---- */
 
-static void dequantize_q8_0(const block_q8_0 *b, size_t n_blocks, float *dst) {
-  for (; n_blocks--; b++, dst += QK) {
-    float d = f16_to_f32(b->d);
-    for (int j = 0; j < QK; j++) dst[j] = d * (float)b->q[j];
-  }
-}
-
-static void dequantize_q4_0(const block_q4_0 *b, size_t n_blocks, float *dst) {
-  for (; n_blocks--; b++, dst += QK) {
-    float d = f16_to_f32(b->d);
-    for (int j = 0; j < QK / 2; j++) {
-      dst[j] = d * (float)((b->q[j] & 15) - 8);
-      dst[j + QK / 2] = d * (float)((b->q[j] >> 4) - 8);
-    }
-  }
-}
-
 /* The product and the sum are rounded one after the other, as in the gguf package. */
-static void dequantize_q4_1(const block_q4_1 *b, size_t n_blocks, float *dst) {
-  for (; n_blocks--; b++, dst += QK) {
-    float d = f16_to_f32(b->d), m = f16_to_f32(b->m);
-    for (int j = 0; j < QK / 2; j++) {
-      dst[j] = d * (float)(b->q[j] & 15) + m;
-      dst[j + QK / 2] = d * (float)(b->q[j] >> 4) + m;
-    }
+static void dequantize_blocks(llm_type type, const void *src, size_t n_blocks, float *dst) {
+  for (size_t b = 0; b < n_blocks; b++, dst += QK) {
+    quant_block block;
+    quant_block_get(type, src, b, &block);
+    for (int j = 0; j < QK; j++) dst[j] = block.scale[j / 16] * (float)block.q[j];
+    if (type_has_minimum(type))
+      for (int j = 0; j < QK; j++) dst[j] += block.minimum;
   }
 }
 
@@ -99,9 +182,7 @@ void dequantize(llm_type type, const void *src, size_t n, float *dst) {
   case LLM_TYPE_BF16:
     for (size_t i = 0; i < n; i++) dst[i] = bf16_to_f32(load_u16(src, i));
     return;
-  case LLM_TYPE_Q8_0: dequantize_q8_0(src, n / QK, dst); return;
-  case LLM_TYPE_Q4_0: dequantize_q4_0(src, n / QK, dst); return;
-  case LLM_TYPE_Q4_1: dequantize_q4_1(src, n / QK, dst); return;
+  default: dequantize_blocks(type, src, n / QK, dst); return;
   }
 }
 

@@ -3,7 +3,8 @@ are missing, surplus, of another shape or type. Each a good file with one thing 
 
 import numpy as np
 import pytest
-from models import TINY, byte_vocabulary, pack, provenance, random_params
+from models import TINY, byte_vocabulary, provenance, random_params
+from rounding import pack
 
 import llm
 from llm.config import layout

@@ -5,14 +5,17 @@ exports against llama.cpp: test_llama_cpp.py.)"""
 import numpy as np
 import pytest
 from llama_server import complete, log_softmax, next_logprobs, post, start_server
+from rounding import SUPER_BLOCKS, pack
 
 import llm
+from llm._llm import ffi, lib
 
 pytestmark = pytest.mark.peer
 
-N_CTX, N_VOCAB, N_EMBD, N_LAYER, N_HEAD, N_KV_HEAD, N_FF = 64, 130, 64, 2, 4, 2, 96
+N_CTX, N_VOCAB, N_LAYER, N_HEAD, N_KV_HEAD = 64, 130, 2, 4, 2
 PROMPTS = [[72], [72, 101, 108, 108, 111], *(list(range(n, n + 40)) for n in range(0, 88, 8))]
 
+QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
 EXACT = 1e-4  # of a log-probability: float32 sums in another order
 # Other types round activations, each program in its own way, so neither is right. Our distance from
 # the same weights in F32 may be so many times llama.cpp's own (root mean square over the prompts;
@@ -26,18 +29,19 @@ SMOLLM2_PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "In 1969 t
 
 def write_gguf(path, kind: str, stored: str | None = None) -> None:
     """A llama of seeded random weights, matrices rounded to `kind` and stored as that, or as
-    `stored`; the vocabulary is ASCII."""
+    `stored`; the vocabulary is ASCII. The public package does not round to super-blocks: ours."""
+    n_embd, n_ff = (256, 256) if kind in SUPER_BLOCKS else (64, 96)
     gguf = pytest.importorskip("gguf", reason="the public gguf package is not installed")
     rng, types = np.random.default_rng(7), gguf.GGMLQuantizationType
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(N_LAYER)
     writer.add_context_length(N_CTX)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_feed_forward_length(N_FF)
+    writer.add_embedding_length(n_embd)
+    writer.add_feed_forward_length(n_ff)
     writer.add_head_count(N_HEAD)
     writer.add_head_count_kv(N_KV_HEAD)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_rope_dimension_count(n_embd // N_HEAD)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(N_VOCAB)
     printable = [chr(b) if 33 <= b < 127 else chr(256 + b) for b in range(128)]
@@ -54,29 +58,48 @@ def write_gguf(path, kind: str, stored: str | None = None) -> None:
             writer.add_tensor(name, rng.uniform(0.5, 1.5, shape).astype(np.float32))
             return
         values = (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float32)
-        rounded = gguf.quants.quantize(values, types[kind])
+        if kind in SUPER_BLOCKS:
+            raw = np.frombuffer(pack(values, kind)[0], np.uint8)
+            rounded = raw.reshape(gguf.quant_shape_to_byte_shape(shape, types[kind]))
+        else:
+            rounded = gguf.quants.quantize(values, types[kind])
         if stored:
             rounded = gguf.quants.dequantize(rounded, types[kind]).astype(np.float32)
         writer.add_tensor(name, rounded, raw_dtype=types[stored or kind])
 
-    n_kv = N_EMBD // N_HEAD * N_KV_HEAD
-    add("token_embd.weight", N_VOCAB, N_EMBD)
-    add("output_norm.weight", N_EMBD)
-    add("output.weight", N_VOCAB, N_EMBD)
+    n_kv = n_embd // N_HEAD * N_KV_HEAD
+    add("token_embd.weight", N_VOCAB, n_embd)
+    add("output_norm.weight", n_embd)
+    add("output.weight", N_VOCAB, n_embd)
     for i in range(N_LAYER):
-        add(f"blk.{i}.attn_norm.weight", N_EMBD)
-        add(f"blk.{i}.attn_q.weight", N_EMBD, N_EMBD)
-        add(f"blk.{i}.attn_k.weight", n_kv, N_EMBD)
-        add(f"blk.{i}.attn_v.weight", n_kv, N_EMBD)
-        add(f"blk.{i}.attn_output.weight", N_EMBD, N_EMBD)
-        add(f"blk.{i}.ffn_norm.weight", N_EMBD)
-        add(f"blk.{i}.ffn_gate.weight", N_FF, N_EMBD)
-        add(f"blk.{i}.ffn_up.weight", N_FF, N_EMBD)
-        add(f"blk.{i}.ffn_down.weight", N_EMBD, N_FF)
+        add(f"blk.{i}.attn_norm.weight", n_embd)
+        add(f"blk.{i}.attn_q.weight", n_embd, n_embd)
+        add(f"blk.{i}.attn_k.weight", n_kv, n_embd)
+        add(f"blk.{i}.attn_v.weight", n_kv, n_embd)
+        add(f"blk.{i}.attn_output.weight", n_embd, n_embd)
+        add(f"blk.{i}.ffn_norm.weight", n_embd)
+        add(f"blk.{i}.ffn_gate.weight", n_ff, n_embd)
+        add(f"blk.{i}.ffn_up.weight", n_ff, n_embd)
+        add(f"blk.{i}.ffn_down.weight", n_embd, n_ff)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_expansion_is_theirs(kind):
+    """Blocks of any bits, but for float16 scales that are finite: the same float32, bit for bit."""
+    gguf = pytest.importorskip("gguf", reason="the public gguf package is not installed")
+    number = gguf.GGMLQuantizationType[kind]
+    n_per_block, n_bytes = gguf.GGML_QUANT_SIZES[number]
+    blocks = np.random.default_rng(3).integers(0, 256, (200, n_bytes), np.uint8)
+    for high_byte in (n_bytes - 1,) if kind == "Q6_K" else (1, 3):
+        blocks[:, high_byte] &= 0xBB
+    theirs = gguf.quants.dequantize(blocks, number).ravel()
+    ours, n = ffi.new("float[]", theirs.size), theirs.size
+    assert lib.llm_dequantize(number, ffi.from_buffer(blocks), n, ours, ffi.NULL) == lib.LLM_OK
+    assert np.array_equal(np.frombuffer(ffi.buffer(ours), np.uint32), theirs.view(np.uint32))
 
 
 def both_logprobs(path) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +117,7 @@ def test_float32_agrees(tmp_path):
     assert np.abs(ours - theirs).max() < EXACT
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["F16", "BF16", *QUANTIZED])
 def test_other_types_are_as_close_to_float32(tmp_path, kind):
     write_gguf(tmp_path / "kind.gguf", kind)
     write_gguf(tmp_path / "f32.gguf", kind, stored="F32")

@@ -103,12 +103,14 @@ static inline int kernel_bench(const kernels *scalar, const kernels *const *tabl
     thread_pool *pool;
     if (thread_pool_new(&pool, threads, NULL)) return 1;
     for (size_t t = 0; t < N_TYPES; t++) {
-      bench_one(pool, scalar, all_types[t], 8, 576);
+      size_t narrow = 576 / llm_type_describe(all_types[t]).n_per_block; /* whole blocks */
+      narrow *= llm_type_describe(all_types[t]).n_per_block;
+      bench_one(pool, scalar, all_types[t], 8, narrow);
       for (const kernels *const *k = tables; *k; k++) {
-        bench_one(pool, *k, all_types[t], 1, 576);
+        bench_one(pool, *k, all_types[t], 1, narrow);
         bench_one(pool, *k, all_types[t], 1, 2048);
-        bench_one(pool, *k, all_types[t], 4, 576);
-        bench_one(pool, *k, all_types[t], 128, 576);
+        bench_one(pool, *k, all_types[t], 4, narrow);
+        bench_one(pool, *k, all_types[t], 128, narrow);
         bench_one(pool, *k, all_types[t], 128, 2048);
       }
     }

@@ -3,6 +3,7 @@
 #ifndef LLM_TEST_KERNEL_CASES_H
 #define LLM_TEST_KERNEL_CASES_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,8 +57,9 @@ typedef enum case_mode { ORDINARY, ZEROS, LARGEST, TINY, HUGE_SCALES, N_MODES } 
 
 static const char *const mode_names[N_MODES] = {"ordinary", "zeros", "largest", "tiny", "huge"};
 
-static const llm_type all_types[] = {LLM_TYPE_F32,  LLM_TYPE_F16,  LLM_TYPE_BF16,
-                                     LLM_TYPE_Q8_0, LLM_TYPE_Q4_0, LLM_TYPE_Q4_1};
+static const llm_type all_types[] = {LLM_TYPE_F32,  LLM_TYPE_F16,  LLM_TYPE_BF16, LLM_TYPE_Q8_0,
+                                     LLM_TYPE_Q4_0, LLM_TYPE_Q4_1, LLM_TYPE_Q5_0, LLM_TYPE_Q5_1,
+                                     LLM_TYPE_Q4_K, LLM_TYPE_Q5_K, LLM_TYPE_Q6_K};
 enum { N_TYPES = sizeof all_types / sizeof *all_types };
 
 static inline float mode_float(case_mode mode) {
@@ -79,6 +81,25 @@ static inline uint16_t mode_scale(case_mode mode) {
   }
 }
 
+/* Any bits but for the float16 scales, which are finite. */
+static inline void fill_block(llm_type type, case_mode mode, uint8_t *bytes, size_t size) {
+  size_t first = type == LLM_TYPE_Q6_K ? offsetof(block_q6_k, d) : 0;
+  for (size_t i = 0; i < size; i++) {
+    bytes[i] = mode == ZEROS ? 0 : (uint8_t)random_u64();
+    if (mode != LARGEST) continue;
+    if (type == LLM_TYPE_Q8_0) /* -128; others: all bits set or none */
+      bytes[i] = 0x80;
+    else if (type == LLM_TYPE_Q6_K && i >= offsetof(block_q6_k, scales))
+      bytes[i] = bytes[i] & 1 ? 0x80 : 0x7f; /* scales -128, 127 */
+    else
+      bytes[i] = bytes[i] & 1 ? 0xff : 0x00;
+  }
+  for (size_t i = 0; i <= (size_t)type_has_minimum(type); i++) {
+    uint16_t scale = mode_scale(mode);
+    memcpy(bytes + first + 2 * i, &scale, sizeof scale);
+  }
+}
+
 static inline void fill_weights(llm_type type, case_mode mode, void *dst, size_t n) {
   uint8_t *bytes = dst;
   if (!type_is_quantized(type)) {
@@ -90,19 +111,9 @@ static inline void fill_weights(llm_type type, case_mode mode, void *dst, size_t
     }
     return;
   }
-  size_t size = type_row_bytes(type, QK), header = type == LLM_TYPE_Q4_1 ? 4 : 2;
-  for (size_t b = 0; b < n / QK; b++, bytes += size)
-    for (size_t i = 0; i < size; i++) {
-      if (i < header) {
-        uint16_t scale = mode_scale(mode);
-        memcpy(bytes + i, &scale, sizeof scale);
-        i++;
-      } else if (mode == LARGEST) { /* bytes -128, nibbles 0 and 15 */
-        bytes[i] = type == LLM_TYPE_Q8_0 ? 0x80 : random_u64() & 1 ? 0xff : 0x00;
-      } else {
-        bytes[i] = mode == ZEROS ? 0 : (uint8_t)random_u64();
-      }
-    }
+  llm_type_info info = llm_type_describe(type);
+  for (size_t b = 0; b < n / info.n_per_block; b++, bytes += info.bytes_per_block)
+    fill_block(type, mode, bytes, info.bytes_per_block);
 }
 
 /* ---- activations ---- */

@@ -85,13 +85,16 @@ static void check_shape(tiny_shape s, llm_type kv_type) {
 }
 
 static void test_same_bits(void) {
-  const llm_type types[] = {LLM_TYPE_F32,  LLM_TYPE_F16,  LLM_TYPE_BF16,
-                            LLM_TYPE_Q8_0, LLM_TYPE_Q4_0, LLM_TYPE_Q4_1};
+  const llm_type types[] = {LLM_TYPE_F32,  LLM_TYPE_F16,  LLM_TYPE_BF16, LLM_TYPE_Q8_0,
+                            LLM_TYPE_Q4_0, LLM_TYPE_Q4_1, LLM_TYPE_Q5_0, LLM_TYPE_Q5_1};
+  const llm_type super[] = {LLM_TYPE_Q4_K, LLM_TYPE_Q5_K, LLM_TYPE_Q6_K};
   for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
     check_shape((tiny_shape){types[i], 2, 64, 4, 2, 96, 64, i % 2 == 1}, LLM_TYPE_F16);
     check_shape((tiny_shape){types[i], 1, 96, 3, 1, 160, 64, i % 2 == 0}, LLM_TYPE_F32);
   }
   check_shape((tiny_shape){LLM_TYPE_F16, 2, 64, 2, 1, 96, 64, 0}, LLM_TYPE_Q8_0);
+  for (size_t i = 0; i < sizeof super / sizeof *super; i++)
+    check_shape((tiny_shape){super[i], 1, 256, 4, 2, 256, 64, i % 2 == 1}, LLM_TYPE_F16);
   /* Widths that no vector divides. */
   check_shape((tiny_shape){LLM_TYPE_F32, 2, 30, 3, 3, 41, 64, 0}, LLM_TYPE_F32);
   check_shape((tiny_shape){LLM_TYPE_F16, 1, 42, 7, 7, 17, 64, 1}, LLM_TYPE_F16);

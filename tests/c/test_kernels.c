@@ -60,19 +60,23 @@ static void check_against_float64(const product_case *c) {
   size_t n_in = c->n_in;
   float *w = malloc(n_in * sizeof *w);
   for (size_t r = 0; r < MAX_ROWS; r++) {
-    dequantize(c->type, c->w + r * type_row_bytes(c->type, n_in), n_in, w);
+    const char *row = c->w + r * type_row_bytes(c->type, n_in);
+    dequantize(c->type, row, n_in, w);
     for (size_t t = 0; t < MAX_TOK; t++) {
       double sum = 0, magnitude = 0;
+      quant_block block = {.minimum = 0};
       for (size_t k = 0; k < n_in; k++) {
         double x = (double)c->acts.x[t * n_in + k];
         if (type_is_quantized(c->type))
           x = (double)c->acts.scale[(t * n_in + k) / QK] * c->acts.q[t * n_in + k];
         sum += (double)w[k] * x;
-        magnitude += fabs((double)w[k] * x);
+        if (type_is_quantized(c->type) && k % QK == 0)
+          quant_block_get(c->type, row, k / QK, &block);
+        /* dequantize rounds d * q + m relative to the larger of the two */
+        magnitude += (fabs((double)w[k]) + 2 * fabs((double)block.minimum)) * fabs(x);
       }
-      /* q4_1: dequantize rounds d * q + m twice, relative to the larger of the two */
       double steps = (double)n_in / (type_is_quantized(c->type) ? 8 : 16) + 8;
-      double tolerance = magnitude * steps * 0x1p-24 * (c->type == LLM_TYPE_Q4_1 ? 32 : 1);
+      double tolerance = magnitude * steps * 0x1p-24;
       tolerance += (double)n_in * 0x1p-149;
       double y = (double)c->y[t * MAX_ROWS + r];
       CHECK_MSG(fabs(y - sum) <= tolerance, "scalar %s %s n_in %zu row %zu tok %zu: %g, not %g",
@@ -130,14 +134,17 @@ static void check_products(const kernels *k, const product_case *c) {
 
 static void test_products(const kernels *const *tables) {
   static const size_t odd[] = {1, 2, 7, 15, 16, 17, 31, 33, 48, 63, 65, 100, 129};
-  static const size_t whole[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 576};
+  static const size_t whole[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 512, 576, 768};
   for (size_t ty = 0; ty < N_TYPES; ty++) {
     llm_type type = all_types[ty];
+    size_t n_per_block = llm_type_describe(type).n_per_block;
     size_t n_odd = type_is_quantized(type) ? 0 : sizeof odd / sizeof *odd;
     for (size_t i = 0; i < n_odd + sizeof whole / sizeof *whole; i++) {
       size_t n_in = i < n_odd ? odd[i] : whole[i - n_odd];
       for (case_mode mode = ORDINARY; mode < N_MODES; mode++) {
-        if (mode != ORDINARY && n_in != 33 && n_in != 160) continue;
+        if (n_in % n_per_block) continue;
+        if (mode != ORDINARY && n_in != 33 && n_in != (n_per_block == QK_SUPER ? 512 : 160))
+          continue;
         product_case c = product_case_new(type, mode, n_in);
         check_against_float64(&c);
         for (const kernels *const *k = tables; *k; k++) check_products(*k, &c);
@@ -397,12 +404,12 @@ static void test_quantize_row_rule(void) {
 
 static void test_dequantize(const kernels *const *tables) {
   for (size_t ty = 0; ty < N_TYPES; ty++)
-    for (case_mode mode = ORDINARY; mode < N_MODES; mode++)
-      for (size_t n = 1; n <= 192; n++) {
-        if (n % llm_type_describe(all_types[ty]).n_per_block) continue;
+    for (case_mode mode = ORDINARY; mode < N_MODES; mode++) {
+      size_t step = llm_type_describe(all_types[ty]).n_per_block;
+      for (size_t n = step; n <= (step < QK_SUPER ? 192 : 512); n += step) {
         size_t bytes = type_row_bytes(all_types[ty], n);
         guarded src = guarded_new(bytes), dst = guarded_new(n * 4);
-        float expected[192], *found = (float *)dst.end - n;
+        float expected[512], *found = (float *)dst.end - n;
         fill_weights(all_types[ty], mode, src.end - bytes, n);
         dequantize(all_types[ty], src.end - bytes, n, expected);
         for (const kernels *const *k = tables; *k; k++) {
@@ -412,6 +419,7 @@ static void test_dequantize(const kernels *const *tables) {
         }
         guarded_free(src), guarded_free(dst);
       }
+    }
 }
 
 /* Alone, so that a machine with the scalar set only still checks its values. */
@@ -439,7 +447,7 @@ static void digest_add(const void *data, size_t n_bytes) { /* FNV-1a */
 static int print_digest(void) {
   for (size_t ty = 0; ty < N_TYPES; ty++)
     for (case_mode mode = ORDINARY; mode < N_MODES; mode++) {
-      product_case c = product_case_new(all_types[ty], mode, 160);
+      product_case c = product_case_new(all_types[ty], mode, 256);
       digest_add(c.y, MAX_TOK * MAX_ROWS * sizeof *c.y);
       product_case_free(&c);
     }

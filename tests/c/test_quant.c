@@ -89,49 +89,71 @@ static void test_types(void) {
     const char *name;
     size_t n_per_block, bytes;
   } expected[] = {
-      {LLM_TYPE_F32, "F32", 1, 4},     {LLM_TYPE_F16, "F16", 1, 2},
-      {LLM_TYPE_BF16, "BF16", 1, 2},   {LLM_TYPE_Q8_0, "Q8_0", 32, 34},
-      {LLM_TYPE_Q4_0, "Q4_0", 32, 18}, {LLM_TYPE_Q4_1, "Q4_1", 32, 20},
+      {LLM_TYPE_F32, "F32", 1, 4},       {LLM_TYPE_F16, "F16", 1, 2},
+      {LLM_TYPE_BF16, "BF16", 1, 2},     {LLM_TYPE_Q8_0, "Q8_0", 32, 34},
+      {LLM_TYPE_Q4_0, "Q4_0", 32, 18},   {LLM_TYPE_Q4_1, "Q4_1", 32, 20},
+      {LLM_TYPE_Q5_0, "Q5_0", 32, 22},   {LLM_TYPE_Q5_1, "Q5_1", 32, 24},
+      {LLM_TYPE_Q4_K, "Q4_K", 256, 144}, {LLM_TYPE_Q5_K, "Q5_K", 256, 176},
+      {LLM_TYPE_Q6_K, "Q6_K", 256, 210},
   };
+  uint64_t known = 0;
   for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
     llm_type_info info = llm_type_describe(expected[i].type);
     CHECK(info.name && strcmp(info.name, expected[i].name) == 0);
     CHECK(info.n_per_block == expected[i].n_per_block);
     CHECK(info.bytes_per_block == expected[i].bytes);
-    CHECK(type_row_bytes(expected[i].type, 96) == 96 / info.n_per_block * info.bytes_per_block);
+    CHECK(type_row_bytes(expected[i].type, 768) == 768 / info.n_per_block * info.bytes_per_block);
+    known |= 1ull << expected[i].type;
   }
-  for (int type = -1; type < 64; type++) {
-    int known = type == 0 || type == 1 || type == 2 || type == 3 || type == 8 || type == 30;
-    CHECK(!llm_type_describe((llm_type)type).n_per_block == !known);
-  }
+  for (int type = -1; type < 64; type++)
+    CHECK((llm_type_describe((llm_type)type).n_per_block != 0) == (type >= 0 && known >> type & 1));
 }
 
 /* ---- blocks ---- */
 
 enum { N = 4096 };
 
+static uint64_t fnv_1a(const void *data, size_t n_bytes) {
+  uint64_t fnv = 0xcbf29ce484222325;
+  for (size_t i = 0; i < n_bytes; i++) fnv = (fnv ^ ((const uint8_t *)data)[i]) * 0x100000001b3;
+  return fnv;
+}
+
+/* Any bits (but scales that are finite and small) against digests of what the gguf package expands
+ * them to: FNV-1a over gguf.quants.dequantize(bytes, type) of 16 blocks of bytes
+ * arange(n) * 2654435761 % 2**32 >> 11, the high byte of each float16 & 0xbb. */
 static void test_expansion(void) {
-  uint8_t src[20 * 3];
-  float dst[96];
+  static const struct {
+    llm_type type;
+    size_t half_at; /* of the first float16 in a block */
+    uint64_t fnv;
+  } cases[] = {
+      {LLM_TYPE_Q8_0, 0, 0x0f26959f277ceed4}, {LLM_TYPE_Q4_0, 0, 0x81bef502abbc3b25},
+      {LLM_TYPE_Q4_1, 0, 0x37f6ca5d0c58bdf5}, {LLM_TYPE_Q5_0, 0, 0x2556e086db1eb444},
+      {LLM_TYPE_Q5_1, 0, 0xc9f4497e1c2b4d89}, {LLM_TYPE_Q4_K, 0, 0xb874d9bae5183275},
+      {LLM_TYPE_Q5_K, 0, 0xc7da8523ea50a847}, {LLM_TYPE_Q6_K, 208, 0x02cd52a10899a722},
+  };
+  static uint8_t src[16 * sizeof(block_q6_k)];
+  static float dst[16 * QK_SUPER];
+  for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+    llm_type_info info = llm_type_describe(cases[c].type);
+    size_t size = info.bytes_per_block, n = 16 * info.n_per_block;
+    for (size_t i = 0; i < 16 * size; i++) src[i] = (uint8_t)((uint32_t)i * 2654435761u >> 11);
+    for (uint8_t *b = src + cases[c].half_at; b < src + 16 * size; b += size) {
+      b[1] &= 0xbb;
+      if (type_has_minimum(cases[c].type)) b[3] &= 0xbb;
+    }
+    dequantize(cases[c].type, src, n, dst);
+    uint64_t fnv = fnv_1a(dst, n * sizeof *dst);
+    CHECK_MSG(fnv == cases[c].fnv, "%s: digest %016llx, gguf's is %016llx", info.name,
+              (unsigned long long)fnv, (unsigned long long)cases[c].fnv);
+  }
+}
+
+static void test_odd_addresses(void) {
+  uint8_t src[24];
+  float dst[5];
   for (size_t i = 0; i < sizeof src; i++) src[i] = (uint8_t)(i * 37 + 11);
-  for (int b = 0; b < 3; b++) src[b * 20 + 1] &= 0x3f, src[b * 20 + 3] &= 0xbf;
-  dequantize(LLM_TYPE_Q4_1, src, 96, dst);
-  for (int i = 0; i < 96; i++) {
-    const uint8_t *b = src + i / 32 * 20;
-    int j = i % 32, q = j < 16 ? b[4 + j] & 15 : b[4 + j - 16] >> 4;
-    float d = f16_by_definition(b[0] | b[1] << 8), m = f16_by_definition(b[2] | b[3] << 8);
-    CHECK(dst[i] == d * (float)q + m);
-  }
-  dequantize(LLM_TYPE_Q4_0, src, 96, dst);
-  for (int i = 0; i < 96; i++) {
-    const uint8_t *b = src + i / 32 * 18;
-    int j = i % 32, q = (j < 16 ? b[2 + j] & 15 : b[2 + j - 16] >> 4) - 8;
-    float expected = f16_by_definition(b[0] | b[1] << 8) * (float)q;
-    CHECK(dst[i] == expected || isnan(expected));
-  }
-  dequantize(LLM_TYPE_Q8_0, src, 32, dst);
-  for (int i = 0; i < 32; i++)
-    CHECK(dst[i] == f16_by_definition(src[0] | src[1] << 8) * (float)(int8_t)src[2 + i]);
   for (int at = 0; at < 2; at++) { /* the last value at an odd address */
     dequantize(LLM_TYPE_F16, src + at, 5, dst);
     CHECK(dst[4] == f16_by_definition(src[at + 8] | src[at + 9] << 8) || isnan(dst[4]));
@@ -149,8 +171,8 @@ static void test_public_expansion(void) {
   CHECK(llm_dequantize(LLM_TYPE_Q8_0, &block, 32, dst, &err) == LLM_OK && dst[0] == -128);
   CHECK(llm_dequantize(LLM_TYPE_Q8_0, &block, 31, dst, &err) == LLM_ERR_ARG);
   CHECK(strstr(err.message, "31") && strstr(err.message, "Q8_0"));
-  CHECK(llm_dequantize((llm_type)12, &block, 32, dst, &err) == LLM_ERR_UNSUPPORTED);
-  CHECK(strstr(err.message, "12"));
+  CHECK(llm_dequantize((llm_type)10, &block, 32, dst, &err) == LLM_ERR_UNSUPPORTED);
+  CHECK(strstr(err.message, "10"));
   CHECK(llm_dequantize(LLM_TYPE_F32, dst, 0, NULL, NULL) == LLM_OK);
 }
 
@@ -173,6 +195,8 @@ static void test_rounding(void) {
       {LLM_TYPE_Q8_0, 0x62c86d6adc7aebfc, 0.5 / 127 + 0x1p-11},
       {LLM_TYPE_Q4_0, 0x282e764c93971a36, 1.0 / 8 + 0x1p-11}, /* a full step: +8 does not exist */
       {LLM_TYPE_Q4_1, 0xbb6070e483bcf722, 1.0 / 15 + 0x1p-10},
+      {LLM_TYPE_Q5_0, 0xafc1d40d234e6e11, 1.0 / 16 + 0x1p-11},
+      {LLM_TYPE_Q5_1, 0x088bb9a033a794cb, 1.0 / 31 + 0x1p-10},
       {LLM_TYPE_F16, 0xe7791af5cc750f0e, 0x1p-11},
       {LLM_TYPE_BF16, 0x5f99a94a2e125d8d, 0x1p-8},
   };
@@ -184,8 +208,7 @@ static void test_rounding(void) {
     const char *name = llm_type_describe(cases[c].type).name;
     size_t n_bytes = type_row_bytes(cases[c].type, N);
     quantize(cases[c].type, x, N, bytes);
-    uint64_t fnv = 0xcbf29ce484222325;
-    for (size_t i = 0; i < n_bytes; i++) fnv = (fnv ^ bytes[i]) * 0x100000001b3;
+    uint64_t fnv = fnv_1a(bytes, n_bytes);
     CHECK_MSG(fnv == cases[c].fnv, "%s: digest %016llx, gguf's is %016llx", name,
               (unsigned long long)fnv, (unsigned long long)cases[c].fnv);
     dequantize(cases[c].type, bytes, N, back);
@@ -199,17 +222,45 @@ static void test_rounding(void) {
   }
 }
 
+/* The rounding to super-blocks is our own: half a step, and what rounding scales and minima to
+ * 63rds, or 127ths, of the largest adds. */
+static void test_super_blocks(void) {
+  static const struct {
+    llm_type type;
+    double bound; /* largest error over the super-block's largest magnitude */
+  } cases[] = {{LLM_TYPE_Q4_K, 1.0 / 15 + 1.5 / 63 + 0x1p-9},
+               {LLM_TYPE_Q5_K, 1.0 / 31 + 1.5 / 63 + 0x1p-9},
+               {LLM_TYPE_Q6_K, 0.5 / 31 + 0.5 / 127 + 0x1p-9}};
+  static float x[N], back[N];
+  static uint8_t bytes[N * 4];
+  fill(x);
+  for (int i = 0; i < N; i++) x[i] = ldexpf(x[i], 12 + i / 256 % 3 - i / 32 % 24); /* more alike */
+  for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+    quantize(cases[c].type, x, N, bytes);
+    dequantize(cases[c].type, bytes, N, back);
+    for (int i = 0; i < N; i++) {
+      double amax = 0;
+      for (int j = i / 256 * 256; j < i / 256 * 256 + 256; j++)
+        amax = fmax(amax, fabs((double)x[j]));
+      CHECK_MSG(fabs((double)back[i] - (double)x[i]) <= amax * cases[c].bound,
+                "%s: x[%d] = %g came back as %g", llm_type_describe(cases[c].type).name, i,
+                (double)x[i], (double)back[i]);
+    }
+  }
+}
+
 /* Values that make the inverse overflow or are no numbers must at least be defined behaviour. */
 static void test_strange_values(void) {
-  static const llm_type types[] = {LLM_TYPE_Q8_0, LLM_TYPE_Q4_0, LLM_TYPE_Q4_1};
+  static const llm_type types[] = {LLM_TYPE_Q8_0, LLM_TYPE_Q4_0, LLM_TYPE_Q4_1, LLM_TYPE_Q5_0,
+                                   LLM_TYPE_Q5_1, LLM_TYPE_Q4_K, LLM_TYPE_Q5_K, LLM_TYPE_Q6_K};
   static const float values[] = {0x1p-149f, 3e38f, INFINITY, NAN};
   for (size_t v = 0; v < 4; v++)
-    for (size_t t = 0; t < 3; t++) {
-      float x[32] = {0};
-      uint8_t bytes[32 * sizeof(float)];
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+      float x[256] = {0};
+      uint8_t bytes[256 * sizeof(float)];
       x[3] = values[v], x[20] = -values[v];
-      quantize(types[t], x, 32, bytes);
-      dequantize(types[t], bytes, 32, x);
+      quantize(types[t], x, 256, bytes);
+      dequantize(types[t], bytes, 256, x);
       CHECK(v > 0 || x[3] == 0); /* below every float16 */
     }
 }
@@ -220,8 +271,10 @@ int main(void) {
   test_bf16();
   test_types();
   test_expansion();
+  test_odd_addresses();
   test_public_expansion();
   test_rounding();
+  test_super_blocks();
   test_strange_values();
   return check_report("test_quant");
 }
