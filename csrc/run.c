@@ -156,6 +156,22 @@ static int score(llm_context *context, const llm_tokenizer *tokenizer, const opt
   return finish_stdout(0);
 }
 
+/* ---- --embed ---- */
+
+static int embed(llm_context *context, const llm_model *model, const options *o, bytes text) {
+  size_t n_embd = (size_t)llm_model_config(model)->n_embd;
+  float *values = malloc(n_embd * sizeof *values);
+  if (!values) return failed_errno("an embedding");
+  id_list ids = {NULL, 0};
+  llm_error err;
+  llm_status status = tokenize(llm_model_tokenizer(model), text, o->special, &ids, &err);
+  if (!status) status = llm_context_embed(context, ids.ids, ids.n, values, &err);
+  if (!status) print_json_embedding(values, n_embd, ids.n);
+  free(ids.ids);
+  free(values);
+  return finish_stdout(status ? failed(&err) : 0);
+}
+
 /* ---- main ---- */
 
 static uint64_t random_seed(void) {
@@ -175,8 +191,13 @@ static int run_with_context(const llm_model *model, const options *o,
   llm_context *context;
   llm_error err;
   if (llm_context_new(&context, model, context_options, &err)) return failed(&err);
-  int status = o->score_path ? score(context, tokenizer, o)
-                             : generate(context, tokenizer, o, prompt, now() - start);
+  int status;
+  if (o->score_path)
+    status = score(context, tokenizer, o);
+  else if (o->embed)
+    status = embed(context, model, o, prompt);
+  else
+    status = generate(context, tokenizer, o, prompt, now() - start);
   llm_context_free(context);
   return status;
 }

@@ -1,6 +1,6 @@
 /* run.h: what the files of the program share. Layer 7. They see llm.h and this header only. run.c
  * is main and the modes that do not generate, run_options.c reads the command line, run_generate.c
- * continues a prompt, run_io.c reads, prints and fails. */
+ * continues a prompt, run_json.c prints JSON, run_io.c reads, prints and fails. */
 #ifndef LLM_RUN_H
 #define LLM_RUN_H
 
@@ -17,8 +17,10 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 typedef struct options {
   const char *path, *prompt, *score_path, *kernels;
   int64_t max_tokens, n_ctx, threads, stride;
-  llm_sampler_options sampler;
-  int seed_given, special, no_echo, json, info, verify, tokens, long_context, kv_f32;
+  int64_t parallel;            /* continuations; 0: one, without a frame */
+  int64_t logprobs;            /* alternatives per token; -1: no log-probabilities */
+  llm_sampler_options sampler; /* its biases lie in memory that is never freed */
+  int seed_given, special, no_echo, json, info, verify, tokens, embed, long_context, kv_f32;
 } options;
 
 /* Ends the program on wrong usage, --help and --version. */
@@ -53,10 +55,9 @@ typedef struct id_list {
 llm_status tokenize(const llm_tokenizer *tokenizer, bytes text, int parse_special, id_list *out,
                     llm_error *err);
 
-double now(void); /* seconds of a clock that never goes back */
+double now(void);                      /* seconds of a clock that never goes back */
+double rate(size_t n, double seconds); /* per second; 0 where no time passed */
 void print_ids(const char *separator, const int32_t *ids, size_t n);
-/* A JSON string; bytes that are not UTF-8 become U+FFFD. */
-void print_json_string(const char *text, size_t n);
 /* A string of the file with control characters and what is not UTF-8 made visible: it goes to a
  * terminal. U+0080 to U+009F are control characters too, and begin escape sequences. */
 void print_escaped(const char *text, size_t n);
@@ -66,5 +67,38 @@ void print_escaped(const char *text, size_t n);
 /* Continues the prompt on standard output; returns the exit status. */
 int generate(llm_context *context, const llm_tokenizer *tokenizer, const options *o, bytes prompt,
              double load_seconds);
+
+/* ---- run_json.c ---- */
+
+typedef struct scored_token {
+  int32_t id;
+  float logprob;
+} scored_token;
+
+/* One continuation. */
+typedef struct choice {
+  uint64_t seed;
+  bytes text; /* kept for --json */
+  size_t text_capacity;
+  int32_t *ids;
+  size_t n_ids, ids_capacity;
+  scored_token *scored; /* with --logprobs N: N + 1 for each id, itself first */
+  size_t scored_capacity;
+  llm_finish finish;
+} choice;
+
+typedef struct timing {
+  double load, prefill, decode;
+  size_t n_decoded; /* tokens made in the time `decode` */
+} timing;
+
+/* A JSON string; bytes that are not UTF-8 become U+FFFD. */
+void print_json_string(const char *text, size_t n);
+/* A generation is printed as it goes: its choices by index from 0, then the end. */
+void print_json_choice(const llm_tokenizer *tokenizer, const options *o, const id_list *prompt,
+                       const choice *out, int64_t index);
+void print_json_end(const llm_context *context, const options *o, const id_list *prompt,
+                    const timing *t);
+void print_json_embedding(const float *values, size_t n_embd, size_t n_tokens);
 
 #endif

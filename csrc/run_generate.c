@@ -1,17 +1,23 @@
-/* run_generate.c: continues a prompt, as text or as one JSON object. Layer 7. */
+/* run_generate.c: continues a prompt, once or several times, as text or as one JSON object.
+ * Layer 7. Several continuations read the prompt once: the context is cut back to it and its last
+ * token is evaluated again, which gives the bits of a run of their own (DESIGN rule 6). */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "run.h"
 
-typedef struct output {
-  bytes text; /* kept for --json */
-  size_t text_capacity;
-  int32_t *ids;
-  size_t n_ids, ids_capacity;
-  llm_finish finish;
-} output;
+typedef struct generation {
+  llm_context *context;
+  const llm_tokenizer *tokenizer;
+  const options *o;
+  id_list prompt;
+  bytes prompt_text;
+  int prompt_is_held; /* 1: the context begins with the whole prompt */
+  timing t;
+} generation;
+
+/* ---- one continuation ---- */
 
 static int grow(void **data, size_t *capacity, size_t needed, size_t size) {
   if (needed <= *capacity) return 1;
@@ -23,51 +29,37 @@ static int grow(void **data, size_t *capacity, size_t needed, size_t size) {
   return 1;
 }
 
-static int keep_step(output *out, const llm_step *step) {
+static int keep_logprobs(choice *out, const llm_step *step) {
+  size_t n = 1 + step->n_top, at = out->n_ids * n;
+  if (!grow((void **)&out->scored, &out->scored_capacity, at + n, sizeof *out->scored)) return 0;
+  out->scored[at] = (scored_token){step->id, step->logprob};
+  for (size_t i = 0; i < step->n_top; i++)
+    out->scored[at + 1 + i] = (scored_token){step->top_ids[i], step->top_logprobs[i]};
+  return 1;
+}
+
+static int keep_step(choice *out, const llm_step *step, int with_logprobs) {
   if (!grow((void **)&out->text.data, &out->text_capacity, out->text.n + step->n_bytes + 1, 1) ||
       !grow((void **)&out->ids, &out->ids_capacity, out->n_ids + 1, sizeof *out->ids))
     return 0;
   if (step->n_bytes) memcpy(out->text.data + out->text.n, step->text, step->n_bytes);
   out->text.n += step->n_bytes;
-  if (step->id >= 0) out->ids[out->n_ids++] = step->id;
   out->finish = step->finish;
+  if (step->id < 0) return 1;
+  if (with_logprobs && !keep_logprobs(out, step)) return 0;
+  out->ids[out->n_ids++] = step->id;
   return 1;
 }
 
-typedef struct timing {
-  double load, prefill, decode;
-} timing;
-
-static double rate(size_t n, double seconds) { return seconds > 0 ? (double)n / seconds : 0; }
-
-static void print_json(const llm_context *context, const options *o, const id_list *prompt,
-                       const output *out, const timing *t) {
-  printf("{\"prompt_ids\": [");
-  print_ids(", ", prompt->ids, prompt->n);
-  printf("], \"ids\": [");
-  print_ids(", ", out->ids, out->n_ids);
-  printf("], \"text\": ");
-  print_json_string(out->text.data, out->text.n);
-  printf(", \"finish_reason\": \"%s\", \"n_ctx\": %" PRId64 ", \"seed\": %" PRIu64
-         ", \"kernels\": \"%s\", \"threads\": %d",
-         llm_finish_name(out->finish), llm_context_n_ctx(context), o->sampler.seed,
-         llm_context_kernels(context), (int)llm_context_n_threads(context));
-  /* The first new token comes out of the prefill: decoding made the others. */
-  size_t decoded = out->n_ids ? out->n_ids - 1 : 0;
-  printf(", \"load_s\": %.6f, \"prefill_s\": %.6f, \"decode_s\": %.6f, \"prefill_tok_s\": %.2f"
-         ", \"decode_tok_s\": %.2f}\n",
-         t->load, t->prefill, t->decode, rate(prompt->n, t->prefill), rate(decoded, t->decode));
-}
-
 /* Steps until the end, printing as it goes unless all is kept for JSON. */
-static llm_status run_steps(llm_generator *generator, const options *o, output *out,
+static llm_status run_steps(llm_generator *generator, const options *o, choice *out,
                             llm_error *err) {
   while (!out->finish) {
     llm_step step;
     llm_status status = llm_generator_next(generator, &step, err);
     if (status && status != LLM_ERR_CANCELLED) return status;
     if (interrupted && !step.finish) step.finish = LLM_FINISH_CANCELLED;
-    if (!keep_step(out, &step)) {
+    if (!keep_step(out, &step, o->logprobs >= 0)) {
       snprintf(err->message, sizeof err->message, "out of memory for the generated text");
       return err->status = LLM_ERR_NOMEM;
     }
@@ -77,6 +69,99 @@ static llm_status run_steps(llm_generator *generator, const options *o, output *
     if (fflush(stdout)) break; /* reported by finish_stdout */
   }
   return LLM_OK;
+}
+
+/* Reads what of the prompt the context does not hold yet. */
+static llm_status begin(generation *g, llm_sampler *sampler, llm_generator **generator,
+                        llm_error *err) {
+  llm_generator_options steps = llm_generator_default_options();
+  size_t held = g->prompt_is_held ? g->prompt.n - 1 : 0;
+  steps.max_tokens = g->o->max_tokens;
+  steps.n_top = g->o->logprobs;
+  llm_status status = llm_context_truncate(g->context, (int64_t)held, err);
+  if (status) return status;
+  llm_sampler_accept(sampler, g->prompt.ids, held);
+  status = llm_generator_new(generator, g->context, sampler, g->prompt.ids + held,
+                             g->prompt.n - held, &steps, err);
+  if (status == LLM_ERR_CONTEXT_FULL)
+    snprintf(err->message, sizeof err->message,
+             "the prompt has %" PRId64 " tokens, the context holds %" PRId64
+             ": shorten it or raise --ctx",
+             err->found, err->limit);
+  return status;
+}
+
+/* The frame of a continuation among several, and the prompt before it. */
+static void print_head(const generation *g, const choice *out, int64_t index) {
+  if (g->o->json) return;
+  if (g->o->parallel)
+    printf("%s==== %" PRId64 " of %" PRId64 ", seed %" PRIu64 " ====\n", index ? "\n" : "",
+           index + 1, g->o->parallel, out->seed);
+  if (!g->o->no_echo && g->prompt_text.n) fwrite(g->prompt_text.data, 1, g->prompt_text.n, stdout);
+}
+
+static llm_status continue_prompt(generation *g, choice *out, int64_t index, llm_error *err) {
+  llm_sampler *sampler = NULL;
+  llm_generator *generator = NULL;
+  llm_sampler_options sampling = g->o->sampler;
+  double start = now(), prefilled;
+  sampling.seed = out->seed;
+  llm_status status =
+      llm_sampler_new(&sampler, llm_tokenizer_n_vocab(g->tokenizer), &sampling, err);
+  if (!status) status = begin(g, sampler, &generator, err);
+  prefilled = now();
+  if (index == 0) g->t.prefill = prefilled - start;
+  if (status == LLM_ERR_CANCELLED) {
+    out->finish = LLM_FINISH_CANCELLED;
+    status = LLM_OK;
+  } else if (!status) {
+    print_head(g, out, index);
+    status = run_steps(generator, g->o, out, err);
+  }
+  g->t.decode = now() - (index ? start : prefilled);
+  g->t.n_decoded = out->n_ids - (index == 0 && out->n_ids); /* the first came out of the prefill */
+  g->prompt_is_held = (int64_t)(g->prompt.n + out->n_ids) <= llm_context_n_ctx(g->context);
+  llm_generator_free(generator);
+  llm_sampler_free(sampler);
+  return status;
+}
+
+/* ---- all of them ---- */
+
+static void print_summary(const generation *g, const choice *out, int64_t index) {
+  putchar('\n');
+  if (fflush(stdout)) return; /* finish_stdout says the one line */
+  fprintf(stderr, "[%zu + %zu tokens, finish %s, seed %" PRIu64, g->prompt.n, out->n_ids,
+          llm_finish_name(out->finish), out->seed);
+  if (index == 0) fprintf(stderr, ", prefill %.1f tok/s", rate(g->prompt.n, g->t.prefill));
+  fprintf(stderr, ", decode %.1f tok/s]\n", rate(g->t.n_decoded, g->t.decode));
+}
+
+static void free_choice(choice *out) {
+  free(out->text.data);
+  free(out->ids);
+  free(out->scored);
+}
+
+static llm_status continue_all(generation *g, llm_error *err) {
+  int64_t n = g->o->parallel ? g->o->parallel : 1;
+  timing total = g->t;
+  llm_status status = LLM_OK;
+  for (int64_t i = 0; i < n && !status && !ferror(stdout); i++) {
+    if (i && interrupted) break;
+    choice out = {.seed = g->o->sampler.seed + (uint64_t)i};
+    status = continue_prompt(g, &out, i, err);
+    if (!status && g->o->json)
+      print_json_choice(g->tokenizer, g->o, &g->prompt, &out, i);
+    else if (!status)
+      print_summary(g, &out, i);
+    if (i == 0) total.prefill = g->t.prefill;
+    total.decode += g->t.decode;
+    total.n_decoded += g->t.n_decoded;
+    free_choice(&out);
+  }
+  if (!status && g->o->json) print_json_end(g->context, g->o, &g->prompt, &total);
+  return status;
 }
 
 /* A model continues something: nothing at all is BOS or EOS, where the file has one. */
@@ -92,50 +177,12 @@ static llm_status begin_with_nothing(const llm_tokenizer *tokenizer, id_list *id
 
 int generate(llm_context *context, const llm_tokenizer *tokenizer, const options *o, bytes prompt,
              double load_seconds) {
-  id_list ids = {NULL, 0};
-  output out = {0};
-  timing t = {.load = load_seconds};
-  llm_sampler *sampler = NULL;
-  llm_generator *generator = NULL;
-  llm_generator_options steps = llm_generator_default_options();
+  generation g = {.context = context, .tokenizer = tokenizer, .o = o, .prompt_text = prompt};
   llm_error err;
-  steps.max_tokens = o->max_tokens;
-  llm_status status = tokenize(tokenizer, prompt, o->special, &ids, &err);
-  if (!status && ids.n == 0) status = begin_with_nothing(tokenizer, &ids, &err);
-  if (!status)
-    status = llm_sampler_new(&sampler, llm_tokenizer_n_vocab(tokenizer), &o->sampler, &err);
-  double start = now();
-  if (!status)
-    status = llm_generator_new(&generator, context, sampler, ids.ids, ids.n, &steps, &err);
-  if (status == LLM_ERR_CONTEXT_FULL)
-    snprintf(err.message, sizeof err.message,
-             "the prompt has %" PRId64 " tokens, the context holds %" PRId64
-             ": shorten it or raise --ctx",
-             err.found, err.limit);
-  t.prefill = now() - start;
-  start = now();
-  if (status == LLM_ERR_CANCELLED) {
-    out.finish = LLM_FINISH_CANCELLED;
-    status = LLM_OK;
-  } else if (!status) {
-    if (!o->json && !o->no_echo && prompt.n) fwrite(prompt.data, 1, prompt.n, stdout);
-    status = run_steps(generator, o, &out, &err);
-  }
-  t.decode = now() - start;
-  if (!status && o->json) print_json(context, o, &ids, &out, &t);
-  if (!status && !o->json) {
-    putchar('\n');
-    if (!fflush(stdout)) /* else finish_stdout says the one line */
-      fprintf(stderr,
-              "[%zu + %zu tokens, finish %s, seed %" PRIu64
-              ", prefill %.1f tok/s, decode %.1f tok/s]\n",
-              ids.n, out.n_ids, llm_finish_name(out.finish), o->sampler.seed,
-              rate(ids.n, t.prefill), rate(out.n_ids ? out.n_ids - 1 : 0, t.decode));
-  }
-  llm_generator_free(generator);
-  llm_sampler_free(sampler);
-  free(out.text.data);
-  free(out.ids);
-  free(ids.ids);
+  g.t.load = load_seconds;
+  llm_status status = tokenize(tokenizer, prompt, o->special, &g.prompt, &err);
+  if (!status && g.prompt.n == 0) status = begin_with_nothing(tokenizer, &g.prompt, &err);
+  if (!status) status = continue_all(&g, &err);
+  free(g.prompt.ids);
   return finish_stdout(status ? failed(&err) : 0);
 }

@@ -80,30 +80,12 @@ llm_status tokenize(const llm_tokenizer *tokenizer, bytes text, int parse_specia
 
 /* ---- printing ---- */
 
+double rate(size_t n, double seconds) { return seconds > 0 ? (double)n / seconds : 0; }
+
 double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-void print_json_string(const char *text, size_t n) {
-  putchar('"');
-  for (size_t i = 0; i < n;) {
-    const unsigned char *s = (const unsigned char *)text + i;
-    size_t length = llm_utf8_length((const char *)s, n - i);
-    if (length == 0)
-      fputs("\\ufffd", stdout);
-    else if (*s == '"' || *s == '\\')
-      printf("\\%c", *s);
-    else if (*s == '\n')
-      fputs("\\n", stdout);
-    else if (*s < 0x20 || *s == 0x7f)
-      printf("\\u%04x", *s);
-    else
-      fwrite(s, 1, length, stdout);
-    i += length ? length : 1;
-  }
-  putchar('"');
 }
 
 void print_ids(const char *separator, const int32_t *ids, size_t n) {

@@ -1,6 +1,7 @@
 /* run_options.c: the command line and its help. Layer 7. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
+#include <float.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,12 +21,20 @@ static const char help_text[] =
     "      --top-k N        sample among the N likeliest tokens; 0: off (default 40)\n"
     "      --top-p X        sample among the likeliest tokens of total probability X (default "
     "0.95)\n"
+    "      --min-p X        drop tokens less likely than X times the likeliest; 0: off (default "
+    "0)\n"
+    "      --repeat-penalty X      divide the logits of tokens seen lately by X (default 1: off)\n"
+    "      --presence-penalty X    lower them by X (default 0)\n"
+    "      --frequency-penalty X   lower them by X for each time seen (default 0)\n"
+    "      --logit-bias ID=X       add X to the logit of a token; -inf bans it; repeatable\n"
     "      --seed N         seed of the sampler (default: random; printed)\n"
     "      --ctx N          context in tokens (default: the trained length, at most 4096)\n"
     "      --allow-long-context   let --ctx exceed the trained length\n"
     "      --special        turn the text of control tokens in the prompt into those tokens\n"
     "      --no-echo        print the continuation without the prompt\n"
+    "  -p, --parallel N     N continuations with seeds that count up; the prompt is read once\n"
     "      --json           print one JSON object instead of text\n"
+    "      --logprobs N     with --json: each token's log-probability and its N likeliest\n"
     "machine\n"
     "      --threads N      threads (default: all cores)\n"
     "      --kernels NAME   scalar, avx2 or avx512 (default: the best here, or $LLM_KERNELS)\n"
@@ -35,6 +44,8 @@ static const char help_text[] =
     "      --verify         check the weights' hash and replay the proof block\n"
     "      --tokens         print the prompt's token ids\n"
     "      --perplexity TEXTFILE   score a text: nats per token, bits per byte\n"
+    "      --stride N       with --perplexity: tokens between windows (default: half the context)\n"
+    "      --embed          print the prompt's embedding as JSON\n"
     "  -h, --help           this text\n"
     "      --version        the version\n"
     "\n"
@@ -80,23 +91,67 @@ static float parse_float(const char *name, const char *text, double min, double 
   return (float)value;
 }
 
+/* ID=BIAS, kept for the life of the program. */
+static void add_bias(llm_sampler_options *o, const char *text) {
+  static int32_t *ids;
+  static float *values;
+  char *id_end, *end;
+  errno = 0;
+  long id = strtol(text, &id_end, 10);
+  double bias = *id_end == '=' ? strtod(id_end + 1, &end) : 0;
+  if (errno || id_end == text || *id_end != '=' || end == id_end + 1 || *end || id < 0 ||
+      id > INT32_MAX || !(bias <= FLT_MAX))
+    usage_error("--logit-bias takes ID=NUMBER, such as 42=-1.5 or 42=-inf, not %s", text);
+  ids = realloc(ids, (o->n_biases + 1) * sizeof *ids);
+  values = realloc(values, (o->n_biases + 1) * sizeof *values);
+  if (!ids || !values) usage_error("out of memory at --logit-bias %s", text);
+  ids[o->n_biases] = (int32_t)id;
+  values[o->n_biases++] = (float)bias;
+  o->bias_ids = ids;
+  o->bias_values = values;
+}
+
 static int is(const char *argument, const char *name) { return !strcmp(argument, name); }
+
+/* Options of the sampler that take a value. */
+static int parse_sampling(llm_sampler_options *o, int argc, char **argv, int *i) {
+  const char *a = argv[*i];
+  if (is(a, "--temp"))
+    o->temperature = parse_float(a, next_value(argc, argv, i), 0, 1000);
+  else if (is(a, "--top-k"))
+    o->top_k = (int32_t)parse_int(a, next_value(argc, argv, i), 0, INT32_MAX);
+  else if (is(a, "--top-p"))
+    o->top_p = parse_float(a, next_value(argc, argv, i), 1e-6, 1);
+  else if (is(a, "--min-p"))
+    o->min_p = parse_float(a, next_value(argc, argv, i), 0, 1);
+  else if (is(a, "--repeat-penalty"))
+    o->repeat_penalty = parse_float(a, next_value(argc, argv, i), 1e-3, 1000);
+  else if (is(a, "--presence-penalty"))
+    o->presence_penalty = parse_float(a, next_value(argc, argv, i), -1000, 1000);
+  else if (is(a, "--frequency-penalty"))
+    o->frequency_penalty = parse_float(a, next_value(argc, argv, i), -1000, 1000);
+  else if (is(a, "--logit-bias"))
+    add_bias(o, next_value(argc, argv, i));
+  else
+    return 0;
+  return 1;
+}
 
 /* Options that take a value; 0 when the argument is none of them. */
 static int parse_valued(options *o, int argc, char **argv, int *i) {
   const char *a = argv[*i];
   if (is(a, "-n") || is(a, "--max-tokens"))
     o->max_tokens = parse_int(a, next_value(argc, argv, i), 0, INT64_MAX);
-  else if (is(a, "--temp"))
-    o->sampler.temperature = parse_float(a, next_value(argc, argv, i), 0, 1000);
-  else if (is(a, "--top-k"))
-    o->sampler.top_k = (int32_t)parse_int(a, next_value(argc, argv, i), 0, INT32_MAX);
-  else if (is(a, "--top-p"))
-    o->sampler.top_p = parse_float(a, next_value(argc, argv, i), 1e-6, 1);
   else if (is(a, "--ctx"))
     o->n_ctx = parse_int(a, next_value(argc, argv, i), 1, INT32_MAX);
   else if (is(a, "--threads"))
     o->threads = parse_int(a, next_value(argc, argv, i), 1, 1024);
+  else if (is(a, "-p") || is(a, "--parallel"))
+    o->parallel = parse_int(a, next_value(argc, argv, i), 1, 1000000);
+  else if (is(a, "--logprobs"))
+    o->logprobs = parse_int(a, next_value(argc, argv, i), 0, INT32_MAX);
+  else if (is(a, "--stride"))
+    o->stride = parse_int(a, next_value(argc, argv, i), 1, INT32_MAX);
   else if (is(a, "--perplexity"))
     o->score_path = next_value(argc, argv, i);
   else if (is(a, "--kernels"))
@@ -118,13 +173,10 @@ static int parse_flag(options *o, const char *a) {
     const char *name;
     int *flag;
   } flags[] = {
-      {"--special", &o->special},
-      {"--no-echo", &o->no_echo},
-      {"--json", &o->json},
-      {"--info", &o->info},
-      {"--verify", &o->verify},
-      {"--tokens", &o->tokens},
-      {"--allow-long-context", &o->long_context},
+      {"--special", &o->special}, {"--no-echo", &o->no_echo},
+      {"--json", &o->json},       {"--info", &o->info},
+      {"--verify", &o->verify},   {"--tokens", &o->tokens},
+      {"--embed", &o->embed},     {"--allow-long-context", &o->long_context},
   };
   for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
     if (is(a, flags[i].name)) return *flags[i].flag = 1;
@@ -132,7 +184,7 @@ static int parse_flag(options *o, const char *a) {
 }
 
 options parse_arguments(int argc, char **argv) {
-  options o = {.max_tokens = -1, .sampler = llm_sampler_default_options()};
+  options o = {.max_tokens = -1, .logprobs = -1, .sampler = llm_sampler_default_options()};
   if (argc < 2) {
     fputs(help_text, stderr);
     exit(EXIT_USAGE);
@@ -155,12 +207,15 @@ options parse_arguments(int argc, char **argv) {
     } else if (is(a, "--version")) {
       puts(llm_version());
       exit(finish_stdout(0));
-    } else if (!parse_valued(&o, argc, argv, &i) && !parse_flag(&o, a))
+    } else if (!parse_valued(&o, argc, argv, &i) && !parse_sampling(&o.sampler, argc, argv, &i) &&
+               !parse_flag(&o, a))
       usage_error("unknown option %s", a);
   }
   if (!o.path) usage_error("%s", "no parameter file given; make train or make model creates one");
-  if (o.info + o.verify + o.tokens + (o.score_path != NULL) > 1)
-    usage_error("%s exclude each other", "--info, --verify, --tokens and --perplexity");
+  if (o.info + o.verify + o.tokens + o.embed + (o.score_path != NULL) > 1)
+    usage_error("%s exclude each other", "--info, --verify, --tokens, --embed and --perplexity");
+  if (o.stride && !o.score_path) usage_error("%s", "--stride goes with --perplexity");
+  if (o.logprobs >= 0 && !o.json) usage_error("%s", "--logprobs goes with --json");
   if (o.json && (o.info || o.verify || o.tokens || o.score_path))
     usage_error("%s", "--json goes with generating alone");
   if (!o.kernels) o.kernels = getenv("LLM_KERNELS");
