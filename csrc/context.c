@@ -182,6 +182,12 @@ int32_t llm_context_n_threads(const llm_context *context) { return context->opti
 const char *llm_context_kernels(const llm_context *context) { return context->kernels->name; }
 uint64_t llm_context_kv_bytes(const llm_context *context) { return context->kv_bytes; }
 
+size_t context_common_beginning(const llm_context *c, const int32_t *ids, size_t n) {
+  size_t same = 0;
+  while (same < n && same < c->n_past && ids[same] == c->ids[same]) same++;
+  return same;
+}
+
 llm_status llm_context_truncate(llm_context *context, int64_t n_keep, llm_error *err) {
   if (n_keep < 0 || (size_t)n_keep > context->n_past)
     return error_set(err, LLM_ERR_ARG, "cannot keep %" PRId64 " of %zu tokens", n_keep,

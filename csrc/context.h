@@ -43,4 +43,7 @@ struct llm_context {
   void *arena; /* all of the above in one allocation */
 };
 
+/* How many of the ids [0, n) the context holds from its beginning on. */
+size_t context_common_beginning(const llm_context *c, const int32_t *ids, size_t n);
+
 #endif

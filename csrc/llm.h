@@ -372,6 +372,17 @@ llm_status llm_chat_render(const llm_model *model, llm_template which, const llm
                            size_t n_messages, int32_t add_generation_prompt, int32_t *dst,
                            size_t capacity, size_t *n_needed, llm_error *err);
 
+/* Starts the assistant's answer to a conversation. What the context holds of its rendering stays,
+ * the rest is evaluated: a context serves one conversation after the other, best one. The answer is
+ * stepped by llm_generator_next. A conversation that does not fit gives LLM_ERR_CONTEXT_FULL with
+ * both counts; a context that forgets (LLM_ON_FULL_FORGET) drops the oldest whole turns instead,
+ * then and whenever the window fills up during the answer; steps report it. */
+llm_status llm_chat_start(llm_generator **out, llm_context *context, llm_sampler *sampler,
+                          llm_template which, const llm_message *messages, size_t n_messages,
+                          const llm_generator_options *options, llm_error *err);
+/* How many of these messages, counted behind the system message, are forgotten by now. */
+size_t llm_generator_n_forgotten(const llm_generator *generator);
+
 /* ---- scores, embeddings and proof ---- */
 
 typedef struct llm_score {
