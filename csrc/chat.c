@@ -98,8 +98,10 @@ static size_t after_forgetting(const llm_context *c) {
 static llm_status hold(llm_generator *g, const int32_t *ids, size_t n, llm_error *err) {
   llm_context *c = g->context;
   size_t same = context_common_beginning(c, ids, n);
-  if (same == n) same--; /* the last token is read again for its logits */
-  llm_status status = llm_context_truncate(c, (int64_t)same, err);
+  int slid = c->n_read > c->n_past;
+  if (same == n) same = slid ? 0 : n - 1; /* the last token is read again for its logits */
+  llm_status status = LLM_OK;
+  if (!slid || same == 0) status = llm_context_truncate(c, (int64_t)same, err);
   return status ? status : llm_context_eval(c, ids + same, n - same, g->logits, 1, err);
 }
 

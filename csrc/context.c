@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "hash.h"
 #include "numeric.h"
 #include "quant.h"
 
@@ -50,11 +51,25 @@ static llm_status resolve_options(llm_context *c, llm_error *err) {
     return error_set(err, LLM_ERR_ARG,
                      "a Q8_0 cache needs heads of whole blocks of %d elements, these have %" PRId64,
                      QK, c->model->config.head_dim);
+  if (o->on_full < LLM_ON_FULL_STOP || o->on_full > LLM_ON_FULL_SLIDE)
+    return error_set(err, LLM_ERR_ARG, "on_full %d is none of stop, forget and slide",
+                     (int)o->on_full);
+  if (o->on_full == LLM_ON_FULL_SLIDE && c->model->arch->rope == ROPE_NONE)
+    return error_set(err, LLM_ERR_UNSUPPORTED,
+                     "the window cannot slide: %s has learned positions, which cannot be turned",
+                     c->model->arch->name);
   c->kernels = kernels_find(o->kernels);
   if (!c->kernels)
     return error_set(err, LLM_ERR_ARG, "kernel set \"%s\" is unknown or not on this processor",
                      o->kernels);
-  return resolve_n_ctx(c, err);
+  llm_status status = resolve_n_ctx(c, err);
+  if (status || o->on_full != LLM_ON_FULL_SLIDE) return status;
+  if (o->n_sink < 0 || (size_t)o->n_sink >= c->n_ctx)
+    return error_set(err, LLM_ERR_ARG,
+                     "n_sink is %" PRId64 ", expected 0 to %zu, less than the window", o->n_sink,
+                     c->n_ctx - 1);
+  c->n_sink = (size_t)o->n_sink;
+  return LLM_OK;
 }
 
 /* ---- memory ---- */
@@ -78,6 +93,7 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 static void lay_out(llm_context *c, arena *a) {
   const llm_config *m = &c->model->config;
   size_t rows = c->n_ctx < N_BATCH ? c->n_ctx : N_BATCH;
+  size_t rope_rows = context_slides(c) ? c->n_ctx : rows;
   size_t n_embd = (size_t)m->n_embd, n_ff = (size_t)m->n_ff, half = (size_t)m->rope_dim / 2;
   size_t n_q = (size_t)(m->n_head * m->head_dim), n_kv = (size_t)(m->n_kv_head * m->head_dim);
   size_t widest = max_size(max_size(n_embd, n_q), n_ff), n_threads = (size_t)c->options.n_threads;
@@ -92,8 +108,8 @@ static void lay_out(llm_context *c, arena *a) {
   c->up = arena_take(a, rows * n_ff, sizeof(float));
   for (int local = 0; local < 2; local++) {
     c->rope[local].inv_freq = arena_take(a, half, sizeof(double));
-    c->rope[local].cos = arena_take(a, rows * half, sizeof(float));
-    c->rope[local].sin = arena_take(a, rows * half, sizeof(float));
+    c->rope[local].cos = arena_take(a, rope_rows * half, sizeof(float));
+    c->rope[local].sin = arena_take(a, rope_rows * half, sizeof(float));
   }
   c->act.q = arena_take(a, rows * widest, 1);
   c->act.scale = arena_take(a, rows * (widest / 32 + 1), sizeof(float));
@@ -104,6 +120,9 @@ static void lay_out(llm_context *c, arena *a) {
   c->matmul_scratch_bytes = (c->kernels->scratch_bytes(widest) + ALIGN - 1) / ALIGN * ALIGN;
   c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes);
   c->ids = arena_take(a, c->n_ctx, sizeof *c->ids);
+  if (!context_slides(c)) return;
+  c->slide_k = arena_take(a, n_kv * c->n_ctx, sizeof(float));
+  c->slide_v = arena_take(a, (size_t)m->n_kv_head * c->n_ctx, c->kv_row_bytes);
 }
 
 static llm_status allocate_scratch(llm_context *c, llm_error *err) {
@@ -118,7 +137,6 @@ static llm_status allocate_scratch(llm_context *c, llm_error *err) {
 
 static llm_status allocate_cache(llm_context *c, llm_error *err) {
   const llm_config *m = &c->model->config;
-  c->kv_row_bytes = type_row_bytes((llm_type)c->options.kv_type, (size_t)m->head_dim);
   uint64_t per_token = (uint64_t)m->n_layer * (uint64_t)m->n_kv_head * c->kv_row_bytes;
   uint64_t bytes = per_token * c->n_ctx; /* at most 2^10 * 2^20 * 4 * 2^31 = 2^63 */
   if (bytes > SIZE_MAX / 4) return error_nomem(err, bytes, "the key/value cache: lower n_ctx");
@@ -143,6 +161,58 @@ static void fill_inv_freq(llm_context *c) {
   }
 }
 
+void context_fill_rope(const llm_context *c, const rope_table *rope, size_t row, size_t position) {
+  size_t half = (size_t)c->model->config.rope_dim / 2;
+  for (size_t i = 0; i < half; i++) {
+    double s, co;
+    num_sincos((double)position * rope->inv_freq[i], &s, &co);
+    rope->sin[row * half + i] = (float)s;
+    rope->cos[row * half + i] = (float)co;
+  }
+}
+
+/* The places of a window that slides never change. */
+static void fill_places(llm_context *c) {
+  for (size_t p = 0; p < c->n_ctx; p++) {
+    context_fill_rope(c, &c->rope[0], p, p);
+    if (c->model->config.sliding_window) context_fill_rope(c, &c->rope[1], p, p);
+  }
+}
+
+/* ---- what is held ---- */
+
+size_t context_slot(const llm_context *c, size_t p) {
+  if (p < c->n_sink || !context_slides(c)) return p;
+  return c->n_sink + (p - c->n_sink + c->ring_start) % (c->n_ctx - c->n_sink);
+}
+
+size_t context_make_room(llm_context *c) {
+  if (c->n_past < c->n_ctx || !context_slides(c)) return c->n_ctx - c->n_past;
+  c->ring_start = (c->ring_start + 1) % (c->n_ctx - c->n_sink);
+  c->n_past--;
+  memmove(c->ids + c->n_sink, c->ids + c->n_sink + 1, (c->n_past - c->n_sink) * sizeof *c->ids);
+  return 1;
+}
+
+static uint64_t hash_ids(uint64_t hash, const int32_t *ids, size_t n) {
+  for (size_t i = 0; i < n; i++) hash = hash_mix(hash, (uint64_t)(uint32_t)ids[i] + 1);
+  return hash;
+}
+
+void context_note(llm_context *c, const int32_t *ids, size_t n) {
+  memcpy(c->ids + c->n_past - n, ids, n * sizeof *ids);
+  c->n_read += n;
+  if (context_slides(c)) c->read_hash = hash_ids(c->read_hash, ids, n);
+}
+
+size_t context_common_beginning(const llm_context *c, const int32_t *ids, size_t n) {
+  if (c->n_read > c->n_past) /* some slid out */
+    return c->n_read <= n && hash_ids(0, ids, c->n_read) == c->read_hash ? c->n_read : 0;
+  size_t same = 0;
+  while (same < n && same < c->n_past && ids[same] == c->ids[same]) same++;
+  return same;
+}
+
 /* ---- public ---- */
 
 llm_status llm_context_new(llm_context **out, const llm_model *model,
@@ -153,6 +223,8 @@ llm_status llm_context_new(llm_context **out, const llm_model *model,
   c->model = model;
   c->options = options ? *options : llm_context_default_options();
   llm_status status = resolve_options(c, err);
+  if (!status)
+    c->kv_row_bytes = type_row_bytes((llm_type)c->options.kv_type, (size_t)model->config.head_dim);
   if (c->options.n_threads == 0) c->options.n_threads = threads_available();
   if (!status) status = allocate_scratch(c, err);
   if (!status) status = allocate_cache(c, err);
@@ -162,6 +234,7 @@ llm_status llm_context_new(llm_context **out, const llm_model *model,
     return status;
   }
   fill_inv_freq(c);
+  if (context_slides(c)) fill_places(c);
   *out = c;
   return error_clear(err);
 }
@@ -182,16 +255,18 @@ int32_t llm_context_n_threads(const llm_context *context) { return context->opti
 const char *llm_context_kernels(const llm_context *context) { return context->kernels->name; }
 uint64_t llm_context_kv_bytes(const llm_context *context) { return context->kv_bytes; }
 
-size_t context_common_beginning(const llm_context *c, const int32_t *ids, size_t n) {
-  size_t same = 0;
-  while (same < n && same < c->n_past && ids[same] == c->ids[same]) same++;
-  return same;
-}
-
 llm_status llm_context_truncate(llm_context *context, int64_t n_keep, llm_error *err) {
   if (n_keep < 0 || (size_t)n_keep > context->n_past)
     return error_set(err, LLM_ERR_ARG, "cannot keep %" PRId64 " of %zu tokens", n_keep,
                      context->n_past);
+  int slid = context->n_read > context->n_past;
   context->n_past = (size_t)n_keep;
+  if (!slid || n_keep == 0) {
+    context->n_read = context->n_past;
+    context->read_hash = hash_ids(0, context->ids, context->n_past);
+    context->ring_start = 0;
+  } else {
+    context->read_hash = 0; /* of a text that is no longer known */
+  }
   return error_clear(err);
 }

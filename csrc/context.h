@@ -12,7 +12,8 @@ enum { N_BATCH = 512 }; /* most tokens in one pass: bounds the scratch, not the 
 /* RoPE angles of one base: of the layers that see everything, or of the local ones. */
 typedef struct rope_table {
   double *inv_freq; /* (rope_dim / 2): the angle of a pair, per position */
-  float *cos, *sin; /* (B, rope_dim / 2), of the tokens of one pass */
+  float *cos, *sin; /* (B, rope_dim / 2) of the tokens of one pass; (n_ctx, rope_dim / 2) of every
+                       place in a window that slides */
 } rope_table;
 
 struct llm_context {
@@ -21,13 +22,22 @@ struct llm_context {
   thread_pool *pool;
   llm_context_options options;
   size_t n_ctx, n_past;
-  int32_t *ids; /* (n_ctx) of the tokens held, in the order of the text */
+  int32_t *ids;       /* (n_ctx) of the tokens held, in the order of the text */
+  size_t n_read;      /* tokens read since the context was empty: n_past and those that slid out */
+  uint64_t read_hash; /* of their ids; kept where the window slides */
 
   /* Cache, (n_layer, n_kv_head, n_ctx, head_dim) each, of options.kv_type. Untouched pages cost no
    * memory. */
   char *k_cache, *v_cache;
   size_t kv_row_bytes; /* one head's key or value of one token */
   size_t kv_bytes;     /* of both caches */
+
+  /* A window that slides: behind the first n_sink slots the cache is a ring that begins at
+   * ring_start; keys are stored unrotated. slide_k, slide_v: (n_kv_head, n_ctx, head_dim) of one
+   * layer in the order of the text, keys rotated, F32; values as they are cached. */
+  size_t n_sink, ring_start;
+  float *slide_k;
+  char *slide_v;
 
   /* Scratch of one pass over n <= N_BATCH tokens, B rows each (B = min(N_BATCH, n_ctx)). */
   float *x;             /* (B, n_embd) residual stream */
@@ -43,7 +53,26 @@ struct llm_context {
   void *arena; /* all of the above in one allocation */
 };
 
-/* How many of the ids [0, n) the context holds from its beginning on. */
+/* How many of the ids [0, n) the context has read since it was empty, before any other. Where text
+ * slid out of the window, all that was read or nothing. */
 size_t context_common_beginning(const llm_context *c, const int32_t *ids, size_t n);
+
+/* The slot of the cache that holds position p of the window. */
+size_t context_slot(const llm_context *c, size_t p);
+/* Tokens that can be appended at once; a window that slides drops its oldest one where it is full.
+ * At least 1 is left by check_ids or by that. */
+size_t context_make_room(llm_context *c);
+/* Notes n tokens that the forward pass has appended. */
+void context_note(llm_context *c, const int32_t *ids, size_t n);
+
+static inline int context_slides(const llm_context *c) {
+  return c->options.on_full == LLM_ON_FULL_SLIDE;
+}
+
+/* The row of the RoPE tables for token t of a pass: of its place in the window, or t. */
+static inline size_t context_rope_row(const llm_context *c, size_t t) {
+  return context_slides(c) ? c->n_past + t : t;
+}
+void context_fill_rope(const llm_context *c, const rope_table *rope, size_t row, size_t position);
 
 #endif

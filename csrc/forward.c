@@ -125,14 +125,7 @@ static void embed_row(llm_context *c, size_t t, const void *arg) {
 }
 
 static void rope_angles_row(llm_context *c, size_t t, const void *arg) {
-  const rope_table *rope = arg;
-  size_t half = (size_t)c->model->config.rope_dim / 2;
-  for (size_t i = 0; i < half; i++) {
-    double s, co;
-    num_sincos((double)(c->n_past + t) * rope->inv_freq[i], &s, &co);
-    rope->sin[t * half + i] = (float)s;
-    rope->cos[t * half + i] = (float)co;
-  }
+  context_fill_rope(c, arg, t, c->n_past + t);
 }
 
 static void norm(const llm_context *c, float *y, const float *x, const norm_weight *w) {
@@ -211,14 +204,10 @@ static void cache_store(const llm_context *c, char *cache, size_t offset, const 
   }
 }
 
-/* One head of q or k of token t: normed where the architecture does that, turned by its position.
- */
-static void place_head(const llm_context *c, size_t t, const rope_table *rope, const float *w,
-                       float *head) {
-  const llm_config *m = &c->model->config;
-  size_t half = (size_t)m->rope_dim / 2;
-  const float *co = rope->cos + t * half, *s = rope->sin + t * half;
-  if (w) c->kernels->rmsnorm(head, head, w, (size_t)m->head_dim, m->norm_eps);
+/* Turns one head of q or k by a row of the angles. */
+static void turn(const llm_context *c, const rope_table *rope, size_t row, float *head) {
+  size_t half = (size_t)c->model->config.rope_dim / 2;
+  const float *co = rope->cos + row * half, *s = rope->sin + row * half;
   switch (c->model->arch->rope) {
   case ROPE_PAIRS: c->kernels->rope(head, co, s, half); break;
   case ROPE_HALVES: c->kernels->rope_halves(head, co, s, half); break;
@@ -226,19 +215,30 @@ static void place_head(const llm_context *c, size_t t, const rope_table *rope, c
   }
 }
 
-/* Places q and k and puts k and v into the cache of this layer. */
+static void norm_head(const llm_context *c, const float *w, float *head) {
+  const llm_config *m = &c->model->config;
+  if (w) c->kernels->rmsnorm(head, head, w, (size_t)m->head_dim, m->norm_eps);
+}
+
+/* Norms and turns q and k and puts k and v into the cache of this layer; where the window slides, k
+ * is turned when it is read. */
 static void place_and_store_row(llm_context *c, size_t t, const void *arg) {
   size_t layer = *(const size_t *)arg;
   const llm_config *m = &c->model->config;
   const layer_weights *l = &c->model->layers[layer];
   const rope_table *rope = &c->rope[l->local];
-  size_t d = (size_t)m->head_dim;
+  size_t d = (size_t)m->head_dim, row = context_rope_row(c, t);
+  size_t slot = context_slot(c, c->n_past + t);
   float *q = c->q + t * (size_t)m->n_head * d, *k = c->k + t * (size_t)m->n_kv_head * d;
   const float *v = c->v + t * (size_t)m->n_kv_head * d;
-  for (size_t h = 0; h < (size_t)m->n_head; h++) place_head(c, t, rope, l->q_norm, q + h * d);
+  for (size_t h = 0; h < (size_t)m->n_head; h++) {
+    norm_head(c, l->q_norm, q + h * d);
+    turn(c, rope, row, q + h * d);
+  }
   for (size_t h = 0; h < (size_t)m->n_kv_head; h++) {
-    size_t offset = cache_offset(c, layer, h, c->n_past + t);
-    place_head(c, t, rope, l->k_norm, k + h * d);
+    size_t offset = cache_offset(c, layer, h, slot);
+    norm_head(c, l->k_norm, k + h * d);
+    if (!context_slides(c)) turn(c, rope, row, k + h * d);
     cache_store(c, c->k_cache, offset, k + h * d, d);
     cache_store(c, c->v_cache, offset, v + h * d, d);
   }
@@ -250,8 +250,43 @@ static void place_and_store_row(llm_context *c, size_t t, const void *arg) {
 typedef struct attention_job {
   llm_context *c;
   size_t layer, n_tok;
-  size_t window; /* positions that a token sees, itself included; 0: all */
+  size_t window;     /* positions that a token sees, itself included; 0: all */
+  size_t first_seen; /* by any token of the pass */
 } attention_job;
+
+/* Position first_seen + p of a window that slides: keys turned by their place, values in order. */
+static void gather_row(llm_context *c, size_t p, const void *arg) {
+  const attention_job *job = arg;
+  const llm_config *m = &c->model->config;
+  size_t d = (size_t)m->head_dim, position = job->first_seen + p;
+  const rope_table *rope = &c->rope[c->model->layers[job->layer].local];
+  for (size_t h = 0; h < (size_t)m->n_kv_head; h++) {
+    size_t from = cache_offset(c, job->layer, h, context_slot(c, position));
+    size_t to = h * c->n_ctx + position;
+    float *k = c->slide_k + to * d;
+    c->kernels->dequantize((llm_type)c->options.kv_type, c->k_cache + from, d, k);
+    turn(c, rope, position, k);
+    memcpy(c->slide_v + to * c->kv_row_bytes, c->v_cache + from, c->kv_row_bytes);
+  }
+}
+
+/* Where attention reads keys and values of a head from a position on. */
+static void point_at(const attention_job *job, size_t head, size_t position, attention_args *a) {
+  const llm_context *c = job->c;
+  a->k_type = a->v_type = (llm_type)c->options.kv_type;
+  a->k_bytes = a->v_bytes = c->kv_row_bytes;
+  if (context_slides(c)) {
+    size_t at = head * c->n_ctx + position;
+    a->k_type = LLM_TYPE_F32;
+    a->k_bytes = (size_t)c->model->config.head_dim * sizeof(float);
+    a->k = (char *)c->slide_k + at * a->k_bytes;
+    a->v = c->slide_v + at * a->v_bytes;
+  } else {
+    size_t offset = cache_offset(c, job->layer, head, position);
+    a->k = c->k_cache + offset;
+    a->v = c->v_cache + offset;
+  }
+}
 
 static void attention_unit(const attention_job *job, size_t t, size_t head, float *scores) {
   llm_context *c = job->c;
@@ -259,24 +294,17 @@ static void attention_unit(const attention_job *job, size_t t, size_t head, floa
   size_t d = (size_t)m->head_dim, n_q = (size_t)(m->n_head / m->n_kv_head);
   size_t n_pos = c->n_past + t + 1, n_seen = n_pos;
   if (job->window && n_pos > job->window) n_seen = job->window;
-  size_t offset = cache_offset(c, job->layer, head, n_pos - n_seen);
-  llm_type kv_type = (llm_type)c->options.kv_type;
   size_t at = (t * (size_t)m->n_head + head * n_q) * d;
   attention_args args = {
       .out = c->att + at,
       .q = c->q + at,
-      .k = c->k_cache + offset,
-      .v = c->v_cache + offset,
-      .k_type = kv_type,
-      .v_type = kv_type,
-      .k_bytes = c->kv_row_bytes,
-      .v_bytes = c->kv_row_bytes,
       .n_q = n_q,
       .n_pos = n_seen,
       .head_dim = d,
       .scale = c->model->attention_scale,
       .scores = scores,
   };
+  point_at(job, head, n_pos - n_seen, &args);
   c->kernels->attention(&args);
 }
 
@@ -294,7 +322,9 @@ static void attention_thread(void *arg, int thread, int n_threads) {
 static void attention(llm_context *c, size_t layer, size_t n_tok) {
   const llm_model *m = c->model;
   size_t window = m->layers[layer].local ? (size_t)m->config.sliding_window : 0;
-  attention_job job = {c, layer, n_tok, window};
+  size_t first_seen = window && c->n_past + 1 > window ? c->n_past + 1 - window : 0;
+  attention_job job = {c, layer, n_tok, window, first_seen};
+  if (context_slides(c)) for_rows(c, c->n_past + n_tok - first_seen, gather_row, &job);
   thread_pool_run(c->pool, attention_thread, &job);
 }
 
@@ -343,8 +373,9 @@ llm_status forward_tokens(llm_context *c, const int32_t *ids, size_t n_ids, llm_
   const llm_model *m = c->model;
   size_t n_layer = (size_t)m->config.n_layer;
   for_rows(c, n_ids, embed_row, ids);
-  for_rows(c, n_ids, rope_angles_row, &c->rope[0]);
-  if (m->config.sliding_window) for_rows(c, n_ids, rope_angles_row, &c->rope[1]);
+  if (!context_slides(c)) for_rows(c, n_ids, rope_angles_row, &c->rope[0]);
+  if (!context_slides(c) && m->config.sliding_window)
+    for_rows(c, n_ids, rope_angles_row, &c->rope[1]);
   for (size_t layer = 0; layer < n_layer; layer++) {
     if (c->options.cancel_check && c->options.cancel_check(c->options.cancel_user))
       return error_set(err, LLM_ERR_CANCELLED, "cancelled");
@@ -386,7 +417,7 @@ static llm_status check_ids(const llm_context *c, const int32_t *ids, size_t n_i
     if (ids[i] < 0 || ids[i] >= c->model->config.n_vocab)
       return error_set(err, LLM_ERR_ARG, "token %zu has id %d, outside the vocabulary of %lld", i,
                        (int)ids[i], (long long)c->model->config.n_vocab);
-  if (n_ids > c->n_ctx - c->n_past)
+  if (n_ids > c->n_ctx - c->n_past && !context_slides(c))
     return error_set_full(err, (int64_t)(n_ids + c->n_past), (int64_t)c->n_ctx,
                           "%zu tokens do not fit a context of %zu that holds %zu", n_ids, c->n_ctx,
                           c->n_past);
@@ -400,13 +431,15 @@ llm_status llm_context_eval(llm_context *context, const int32_t *ids, size_t n_i
   size_t held = context->n_past, n_vocab = (size_t)context->model->config.n_vocab;
   size_t first_wanted = n_ids - n_rows;
   for (size_t done = 0; done < n_ids;) {
-    size_t n = n_ids - done < N_BATCH ? n_ids - done : N_BATCH;
+    size_t room = context_make_room(context), n = n_ids - done;
+    if (n > room) n = room;
+    if (n > N_BATCH) n = N_BATCH;
     status = forward_tokens(context, ids + done, n, err);
-    if (status) {
-      context->n_past = held;
+    if (status) { /* what slid out cannot come back */
+      if (context->n_read == context->n_past) llm_context_truncate(context, (int64_t)held, NULL);
       return status;
     }
-    memcpy(context->ids + context->n_past - n, ids + done, n * sizeof *ids);
+    context_note(context, ids + done, n);
     if (done + n > first_wanted) {
       size_t row = first_wanted > done ? first_wanted - done : 0;
       forward_logits(context, row, n - row, logits + (done + row - first_wanted) * n_vocab);

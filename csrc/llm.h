@@ -226,7 +226,8 @@ uint64_t llm_context_kv_bytes(const llm_context *context);
 
 /* Appends n_ids >= 1 tokens and writes the logits of the last n_rows of them, (n_rows, n_vocab)
  * float32 row-major, 0 <= n_rows <= n_ids (logits may be NULL when n_rows is 0). On any failure
- * the context holds what it held before. LLM_ERR_CONTEXT_FULL when they do not all fit. */
+ * the context holds what it held before, but for what slid out of the window. LLM_ERR_CONTEXT_FULL
+ * when they do not all fit. */
 llm_status llm_context_eval(llm_context *context, const int32_t *ids, size_t n_ids, float *logits,
                             size_t n_rows, llm_error *err);
 

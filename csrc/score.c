@@ -36,7 +36,7 @@ static void rows_thread(void *arg, int thread, int n_threads) {
 static llm_status score_window(llm_context *c, const window *w, float *nats_each, llm_score *out,
                                llm_error *err) {
   size_t n_vocab = (size_t)c->model->config.n_vocab;
-  c->n_past = 0;
+  llm_context_truncate(c, 0, NULL);
   for (size_t i = w->begin; i < w->end; i += SCORE_ROWS) {
     size_t n = w->end - i < SCORE_ROWS ? w->end - i : SCORE_ROWS;
     size_t n_rows = i + n < w->end ? n : n - 1; /* the window's last token predicts nothing */
