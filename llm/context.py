@@ -47,8 +47,9 @@ class Context:
     """One timeline of tokens. Calls from several threads wait for each other.
 
     n_ctx 0: the trained length, at most 4096. on_full: what makes room in a full window: "stop",
-    "forget" the oldest text, or "slide" behind the first n_sink tokens. cancel_check: called between layers; an exception
-    that it raises ends the call, leaves the context as it was, and is raised from the call."""
+    "forget" the oldest text, or "slide" behind the first n_sink tokens. cancel_check: called
+    between layers; an exception that it raises ends the call, leaves the context as it was, and is
+    raised from the call."""
 
     def __init__(
         self,

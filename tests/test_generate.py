@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import EOT, TINY, write_trained
+from models import TINY, write_trained
 
 import llm
 from llm.context import Context

@@ -1,5 +1,5 @@
-"""A window that slides, against a slow and obvious twin: float64 NumPy, one token at a time, keys kept
-unrotated in a list from which the oldest behind the sinks is taken."""
+"""A window that slides, against a slow and obvious twin: float64 NumPy, one token at a time, keys
+kept unrotated in a list from which the oldest behind the sinks is taken."""
 
 import numpy as np
 import pytest
