@@ -1,8 +1,8 @@
 /* test_forward.c: the same-bits rule (DESIGN rule 6). Logits must not depend on the kernel set, the
  * number of threads, how the tokens were cut into calls, or what a context held before; for every
- * tensor type, F16, F32 and Q8_0 caches, tied and untied output, shared key/value heads. Also the
- * errors and limits of llm_context_eval. Agreement with another program's arithmetic is tested in
- * Python.
+ * architecture, tensor type, F16, F32 and Q8_0 caches, tied and untied output, shared key/value
+ * heads. Also the errors and limits of llm_context_eval. Agreement with another program's
+ * arithmetic is tested in Python.
  */
 #include "context.h"
 #include "kernels.h"
@@ -44,8 +44,8 @@ static float *eval_cut(llm_context *c, size_t step) {
 static void check_equal(float *got, const float *expected, const char *what, const char *kernels,
                         const tiny_shape *s) {
   CHECK_MSG(!memcmp(got, expected, sizeof(float) * N_IDS * TINY_VOCAB),
-            "%s: other bits with kernels %s, type %d, n_embd %d", what, kernels, (int)s->type,
-            s->n_embd);
+            "%s: other bits with kernels %s, %s, type %d, n_embd %d", what, kernels,
+            s->architecture ? s->architecture : "llama", (int)s->type, s->n_embd);
   free(got);
 }
 
@@ -89,21 +89,32 @@ static void test_same_bits(void) {
                             LLM_TYPE_Q4_0, LLM_TYPE_Q4_1, LLM_TYPE_Q5_0, LLM_TYPE_Q5_1};
   const llm_type super[] = {LLM_TYPE_Q4_K, LLM_TYPE_Q5_K, LLM_TYPE_Q6_K};
   for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-    check_shape((tiny_shape){types[i], 2, 64, 4, 2, 96, 64, i % 2 == 1}, LLM_TYPE_F16);
-    check_shape((tiny_shape){types[i], 1, 96, 3, 1, 160, 64, i % 2 == 0}, LLM_TYPE_F32);
+    check_shape((tiny_shape){types[i], 2, 64, 4, 2, 96, 64, i % 2 == 1, NULL}, LLM_TYPE_F16);
+    check_shape((tiny_shape){types[i], 1, 96, 3, 1, 160, 64, i % 2 == 0, NULL}, LLM_TYPE_F32);
   }
-  check_shape((tiny_shape){LLM_TYPE_F16, 2, 64, 2, 1, 96, 64, 0}, LLM_TYPE_Q8_0);
+  check_shape((tiny_shape){LLM_TYPE_F16, 2, 64, 2, 1, 96, 64, 0, NULL}, LLM_TYPE_Q8_0);
   for (size_t i = 0; i < sizeof super / sizeof *super; i++)
-    check_shape((tiny_shape){super[i], 1, 256, 4, 2, 256, 64, i % 2 == 1}, LLM_TYPE_F16);
+    check_shape((tiny_shape){super[i], 1, 256, 4, 2, 256, 64, i % 2 == 1, NULL}, LLM_TYPE_F16);
   /* Widths that no vector divides. */
-  check_shape((tiny_shape){LLM_TYPE_F32, 2, 30, 3, 3, 41, 64, 0}, LLM_TYPE_F32);
-  check_shape((tiny_shape){LLM_TYPE_F16, 1, 42, 7, 7, 17, 64, 1}, LLM_TYPE_F16);
+  check_shape((tiny_shape){LLM_TYPE_F32, 2, 30, 3, 3, 41, 64, 0, NULL}, LLM_TYPE_F32);
+  check_shape((tiny_shape){LLM_TYPE_F16, 1, 42, 7, 7, 17, 64, 1, NULL}, LLM_TYPE_F16);
+}
+
+/* Prompts longer than gemma3's window; a head of q and k is normed, turned in halves or not at all,
+ * biased or not, at widths that no vector divides. */
+static void test_architectures(void) {
+  static const char *const names[] = {"qwen2", "qwen3", "gemma3", "gpt2"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    int n_kv = strcmp(names[i], "gpt2") ? 2 : 4;
+    check_shape((tiny_shape){LLM_TYPE_Q8_0, 2, 64, 4, n_kv, 96, 64, 0, names[i]}, LLM_TYPE_F16);
+    check_shape((tiny_shape){LLM_TYPE_F32, 3, 72, 4, n_kv, 41, 64, 1, names[i]}, LLM_TYPE_F32);
+  }
 }
 
 /* A call of more than N_BATCH tokens is several passes, and the rows may begin in any of them. */
 static void test_batches(void) {
   enum { N = 2 * N_BATCH + 8, STEP = 100 };
-  tiny_shape s = {LLM_TYPE_Q8_0, 1, 32, 2, 1, 64, N, 0};
+  tiny_shape s = {LLM_TYPE_Q8_0, 1, 32, 2, 1, 64, N, 0, NULL};
   tiny_model t = tiny_open(&s);
   llm_context *c = open_context(&t, NULL, 2, LLM_TYPE_F16);
   const size_t row = sizeof(float) * TINY_VOCAB;
@@ -132,7 +143,7 @@ static void test_batches(void) {
 static int cancel_at_once(void *user) { return ++*(int *)user > 1; }
 
 static void test_limits(void) {
-  tiny_shape s = {LLM_TYPE_F32, 2, 32, 2, 1, 48, 16, 0};
+  tiny_shape s = {LLM_TYPE_F32, 2, 32, 2, 1, 48, 16, 0, NULL};
   tiny_model t = tiny_open(&s);
   llm_context *c = open_context(&t, NULL, 2, LLM_TYPE_F16);
   llm_error err;
@@ -163,7 +174,7 @@ static void test_limits(void) {
 }
 
 static void test_options(void) {
-  tiny_shape s = {LLM_TYPE_F32, 1, 32, 2, 1, 48, 16, 0};
+  tiny_shape s = {LLM_TYPE_F32, 1, 32, 2, 1, 48, 16, 0, NULL};
   tiny_model t = tiny_open(&s);
   const struct {
     llm_context_options o;
@@ -190,10 +201,23 @@ static void test_options(void) {
   tiny_close(&t);
 }
 
+/* Learned positions end where they end. */
+static void test_learned_positions(void) {
+  tiny_shape s = {LLM_TYPE_F32, 1, 32, 2, 2, 48, 16, 0, "gpt2"};
+  tiny_model t = tiny_open(&s);
+  llm_context_options o = {.n_ctx = 17, .allow_long_context = 1, .kv_type = LLM_TYPE_F32};
+  llm_context *c;
+  llm_error err;
+  CHECK(llm_context_new(&c, t.model, &o, &err) == LLM_ERR_ARG && strstr(err.message, "learned"));
+  tiny_close(&t);
+}
+
 int main(void) {
   test_same_bits();
+  test_architectures();
   test_batches();
   test_limits();
   test_options();
+  test_learned_positions();
   return check_report("test_forward");
 }

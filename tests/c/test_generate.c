@@ -3,7 +3,7 @@
 #include "tiny_model.h"
 
 static tiny_model open_tiny(void) {
-  return tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, 32, 2, 1, 48, 16, 0});
+  return tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, 32, 2, 1, 48, 16, 0, NULL});
 }
 
 static const int32_t prompt[4] = {1, 2, 3, 4};
