@@ -82,23 +82,26 @@ static llm_status read_architecture(llm_model *m, llm_error *err) {
   return LLM_OK;
 }
 
+static llm_status refuse_cap(const llm_model *m, const char *suffix, llm_error *err) {
+  float cap = 0;
+  llm_status status = get_float(m, suffix, 0, 0, 1e9, &cap, err);
+  if (!status && cap > 0)
+    return error_set(err, LLM_ERR_UNSUPPORTED, "%s: %s.%s is %g: capped logits do not run yet",
+                     gguf_where(m->file), m->arch->name, suffix, (double)cap);
+  return status;
+}
+
 /* Variants that would silently give wrong text if ignored. */
 static llm_status refuse_variants(const llm_model *m, llm_error *err) {
   int64_t n_expert = 0;
-  float cap = 0;
   llm_status status = model_get_int(m, "expert_count", 0, 0, INT32_MAX, &n_expert, err);
-  if (!status) status = get_float(m, "final_logit_softcapping", 0, 0, 1e9, &cap, err);
-  if (!status && cap == 0) status = get_float(m, "attn_logit_softcapping", 0, 0, 1e9, &cap, err);
-  if (status) return status;
-  if (n_expert > 0)
+  if (!status && n_expert > 0)
     return error_set(err, LLM_ERR_UNSUPPORTED,
                      "%s: %s.expert_count is %" PRId64 ": mixtures of experts do not run yet",
                      gguf_where(m->file), m->arch->name, n_expert);
-  if (cap > 0)
-    return error_set(err, LLM_ERR_UNSUPPORTED,
-                     "%s: logits capped at %g (%s.*_logit_softcapping) do not run yet",
-                     gguf_where(m->file), (double)cap, m->arch->name);
-  return LLM_OK;
+  if (!status) status = refuse_cap(m, "final_logit_softcapping", err);
+  if (!status) status = refuse_cap(m, "attn_logit_softcapping", err);
+  return status;
 }
 
 static llm_status read_sizes(llm_model *m, llm_error *err) {

@@ -19,50 +19,56 @@ ARCHITECTURES = tuple(SHAPES)
 WINDOW = 8  # of gemma3
 
 
-def llama3_factors(head_dim: int) -> np.ndarray:
-    """RoPE divisors as Llama 3 has them: 1 for short wave lengths, 8 for long ones, between in
-    between."""
-    return np.linspace(-1, 2, head_dim // 2).clip(0, 1).astype(np.float32) * 7 + 1
+def llama3_factors(head_dim: int, base: float = 10000.0) -> np.ndarray:
+    """RoPE divisors as Llama 3 defines them, for factor 8 over 32 positions: 1 where a wave is
+    shorter than 8, 8 where it is longer than 32, between in between."""
+    turns = 32 / (2 * np.pi * base ** (np.arange(0, head_dim, 2) / head_dim))
+    smooth = ((turns - 1) / (4 - 1)).clip(0, 1)
+    return (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32)
 
 
-def write_model(path, architecture: str, *, seed=7, tied=False, keys=None, tensors=None, **shape):
-    """keys: more metadata, numbers or strings, without the architecture's prefix; tensors: more
-    F32 tensors, or others for those that the model has anyway."""
+def write_model(
+    path, architecture: str, *, seed=7, tied=False, keys=(), tensors=(), drop=(), **shape
+):
+    """keys: more metadata, numbers or strings, without the architecture's prefix, or other values;
+    tensors: the same for F32 tensors; drop: names of tensors to leave out."""
     gguf = pytest.importorskip("gguf", reason="the public gguf package is not installed")
     shape = {"head_dim": None} | SHAPES[architecture] | shape
     shape["head_dim"] = shape["head_dim"] or shape["n_embd"] // shape["n_head"]
     writer = gguf.GGUFWriter(path, architecture)
-    add_hyperparameters(writer, architecture, shape)
-    for key, value in (keys or {}).items():
+    for key, value in (hyperparameters(architecture, shape) | dict(keys)).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](f"{architecture}.{key}", value)
     add_ascii_vocabulary(gguf, writer)
     weights = random_tensors(architecture, np.random.default_rng(seed), tied, **shape)
-    for name, values in (weights | (tensors or {})).items():
-        writer.add_tensor(name, values)
+    for name, values in (weights | dict(tensors)).items():
+        if name not in drop:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def add_hyperparameters(writer, architecture: str, shape: dict) -> None:
-    writer.add_context_length(N_CTX)
-    writer.add_vocab_size(N_VOCAB)
-    writer.add_embedding_length(shape["n_embd"])
-    writer.add_block_count(shape["n_layer"])
-    writer.add_feed_forward_length(shape["n_ff"])
-    writer.add_head_count(shape["n_head"])
+def hyperparameters(architecture: str, shape: dict) -> dict:
+    keys = {
+        "context_length": N_CTX,
+        "vocab_size": N_VOCAB,
+        "embedding_length": shape["n_embd"],
+        "block_count": shape["n_layer"],
+        "feed_forward_length": shape["n_ff"],
+        "attention.head_count": shape["n_head"],
+    }
     if architecture == "gpt2":
-        writer.add_layer_norm_eps(1e-5)
-        return
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_head_count_kv(shape["n_kv_head"])
-    writer.add_key_length(shape["head_dim"])
-    writer.add_value_length(shape["head_dim"])
-    writer.add_rope_freq_base({"llama": 10000.0, "gemma3": 1e6}.get(architecture, 5e5))
-    if architecture == "gemma3":
-        writer.add_sliding_window(WINDOW)
+        return keys | {"attention.layer_norm_epsilon": 1e-5}
+    keys |= {
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.head_count_kv": shape["n_kv_head"],
+        "attention.key_length": shape["head_dim"],
+        "attention.value_length": shape["head_dim"],
+        "rope.freq_base": {"llama": 10000.0, "gemma3": 1e6}.get(architecture, 5e5),
+    }
+    return keys | ({"attention.sliding_window": WINDOW} if architecture == "gemma3" else {})
 
 
 def add_ascii_vocabulary(gguf, writer) -> None:

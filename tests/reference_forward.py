@@ -121,7 +121,7 @@ class Decoder:
 
     def is_local(self, layer) -> bool:
         period = self.keys.get("attention.sliding_window_pattern", 6)
-        return self.architecture == "gemma3" and layer % period != period - 1
+        return bool(self.keys.get("attention.sliding_window")) and layer % period != period - 1
 
     def window(self, layer) -> float:
         return self.keys["attention.sliding_window"] if self.is_local(layer) else np.inf
