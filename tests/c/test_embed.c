@@ -61,7 +61,7 @@ static void test_refused(const tiny_model *t) {
 }
 
 int main(void) {
-  tiny_model t = tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, N_EMBD, 2, 1, 48, N_CTX, 0});
+  tiny_model t = tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, N_EMBD, 2, 1, 48, N_CTX, 0, NULL});
   for (int i = 0; i <= N_CTX; i++) ids[i] = (i * i * 13 + i) % TINY_VOCAB;
   test_same_bits(&t);
   test_refused(&t);

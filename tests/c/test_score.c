@@ -55,7 +55,7 @@ static void test_refused(llm_context *c) {
 }
 
 int main(void) {
-  tiny_model t = tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, 32, 2, 1, 48, N_CTX, 0});
+  tiny_model t = tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, 32, 2, 1, 48, N_CTX, 0, NULL});
   llm_context *c;
   for (int i = 0; i < N_IDS; i++) ids[i] = (i * i * 13 + i) % TINY_VOCAB;
   CHECK(!llm_context_new(&c, t.model, NULL, NULL));
