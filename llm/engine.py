@@ -6,6 +6,7 @@ The C of csrc/ does the work, in the compiled module `llm._llm`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 from llm._llm import ffi, lib
 from llm.binding import Handle, Metadata, Tensors, call, id_array, pointer_to
 from llm.chat_template import recognised, render
-from llm.context import Context
+from llm.context import Context, Step
 from llm.sampler import Sampler
 from llm.tokenizer import Tokenizer
 
@@ -29,6 +30,10 @@ def _config(struct) -> Config:
     values["architecture"] = ffi.string(struct.architecture).decode()
     values["tied_output"] = bool(struct.tied_output)
     return Config(**values)
+
+
+def _text(step: Step) -> str:
+    return step.text.decode("utf-8", "replace")
 
 
 class Model:
@@ -109,43 +114,91 @@ class Model:
         with self._context() as context:
             return context.eval(array, n_rows=array.size)
 
-    def stream(
+    def _ids(self, text: str | bytes | Sequence[int], special: bool = False) -> Sequence[int]:
+        return self.tokenize(text, special) if isinstance(text, str | bytes) else text
+
+    def _prompt_ids(self, prompt: str | bytes | Sequence[int], special: bool) -> Sequence[int]:
+        ids = self._ids(prompt, special)
+        if len(ids) > 0:
+            return ids
+        # A model continues something.
+        first = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
+        if first is None:
+            raise ValueError("the prompt has no tokens, and the file names none to begin with")
+        return [first]
+
+    def steps(
         self,
         prompt: str | bytes | Sequence[int],
         max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        seed: int | None = None,
         special: bool = False,
-    ) -> Iterator[str]:
-        """The continuation of a prompt, piece by piece. The pieces join to whole characters."""
-        ids = self.tokenize(prompt, special) if isinstance(prompt, str | bytes) else prompt
-        if len(ids) == 0:  # a model continues something
-            first = self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos
-            if first is None:
-                raise ValueError("the prompt has no tokens, and the file names none to begin with")
-            ids = [first]
-        sampler = Sampler(self.config.n_vocab, temperature, top_k, top_p, seed)
+        stop: Sequence[str | bytes] = (),
+        logprobs: int | None = None,
+        **sampling,
+    ) -> Iterator[Step]:
+        """The continuation of a prompt, a Step per token. special: parse control tokens in the
+        prompt. stop: strings that end the text before them. logprobs: how many alternatives to
+        report beside each token's log-probability. sampling: the options of Sampler."""
+        ids = self._prompt_ids(prompt, special)
+        sampler = Sampler(self.config.n_vocab, **sampling)
         with self._context() as context:
-            for step in context.stream(ids, sampler, max_tokens):
-                if step.text:
-                    yield step.text.decode("utf-8", "replace")
+            yield from context.stream(ids, sampler, max_tokens, stop, logprobs)
 
-    def generate(self, prompt: str | bytes | Sequence[int], **options) -> str:
-        """The continuation as one str; options as for stream()."""
-        return "".join(self.stream(prompt, **options))
+    def stream(self, prompt: str | bytes | Sequence[int], *args, **options) -> Iterator[str]:
+        """The text of steps(), piece by piece. The pieces join to whole characters."""
+        for step in self.steps(prompt, *args, **options):
+            if step.text:
+                yield _text(step)
+
+    def generate(
+        self, prompt: str | bytes | Sequence[int], *args, n: int | None = None, **options
+    ) -> str | list[str]:
+        """The continuation as one str; options as for steps(). n: that many continuations with
+        the seeds seed, seed + 1, ..., as a list; the prompt is read once, and each is what a call
+        of its own would give."""
+        if n is None:
+            return "".join(self.stream(prompt, *args, **options))
+        return ["".join(map(_text, steps)) for steps in self._choices(prompt, n, *args, **options)]
+
+    def _choices(
+        self,
+        prompt: str | bytes | Sequence[int],
+        n: int,
+        max_tokens: int | None = None,
+        special: bool = False,
+        stop: Sequence[str | bytes] = (),
+        logprobs: int | None = None,
+        seed: int | None = None,
+        **sampling,
+    ) -> Iterator[list[Step]]:
+        if n < 1:
+            raise ValueError(f"n is {n}, expected 1 or more")
+        ids, held = self._prompt_ids(prompt, special), 0
+        first = Sampler(self.config.n_vocab, seed=seed, **sampling).seed
+        with self._context() as context:
+            for i in range(n):
+                sampler = Sampler(self.config.n_vocab, seed=(first + i) % 2**64, **sampling)
+                context.truncate(held)
+                sampler.accept(ids[:held])
+                steps = list(context.stream(ids[held:], sampler, max_tokens, stop, logprobs))
+                yield steps
+                # All but the last token stay, unless the window overflowed and some were forgotten.
+                held = len(ids) - 1 if len(ids) + len(steps) <= context.n_ctx else 0
 
     def score(self, ids, stride: int = 0) -> tuple[np.ndarray, float]:
         """Context.score on a context of the call's own."""
         with self._context() as context:
             return context.score(ids, stride)
 
+    def perplexity(self, text: str | bytes | Sequence[int], stride: int = 0) -> float:
+        """e^(mean -ln p) over the tokens of a text, or of ids, but the first; see Context.score."""
+        each, nats = self.score(self._ids(text), stride)
+        return math.exp(nats / (each.size - 1))
+
     def embed(self, text: str | bytes | Sequence[int]) -> np.ndarray:
         """Context.embed of a text or of ids, on a context of the call's own."""
-        ids = self.tokenize(text) if isinstance(text, str | bytes) else text
         with self._context() as context:
-            return context.embed(ids)
+            return context.embed(self._ids(text))
 
     def verify(self) -> dict:
         """Checks the hash of the weights and replays the proof block; FormatError on a mismatch."""

@@ -1,17 +1,23 @@
-"""Sampler: from logits to one token, over the compiled module `llm._llm`."""
+"""Sampler: from logits to one token, and log-probabilities, over the compiled module `llm._llm`."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import new, pointer_to
+from llm.binding import call, id_array, new, pointer_to
 
 
 class Sampler:
-    """Picks tokens from logits. temperature 0: arg-max. The seed in use is `.seed`."""
+    """Picks tokens from logits. temperature 0: arg-max. The seed in use is `.seed`.
+
+    In this order: penalties on the last penalty_last_n accepted tokens (repeat_penalty divides,
+    presence_penalty and frequency_penalty subtract), logit_bias {id: bias} (-inf bans), top_k,
+    top_p, min_p, temperature; csrc/llm.h has the formulas. A stream accepts the prompt and every
+    new token by itself."""
 
     def __init__(
         self,
@@ -20,22 +26,92 @@ class Sampler:
         top_k: int = 40,
         top_p: float = 0.95,
         seed: int | None = None,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_last_n: int = 64,
+        logit_bias: Mapping[int, float] | None = None,
     ):
         self.seed = secrets.randbits(32) if seed is None else seed
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
-        if not -(2**31) <= top_k < 2**31:
-            raise ValueError(f"top_k is {top_k}, expected 0 (off) to 2^31 - 1")
+        for name, value in (("top_k", top_k), ("penalty_last_n", penalty_last_n)):
+            if not -(2**31) <= value < 2**31:
+                raise ValueError(f"{name} is {value}, expected 0 (off) to 2^31 - 1")
         self.n_vocab = n_vocab
-        options = ffi.new("llm_sampler_options *", lib.llm_sampler_default_options())
+        bias_ids = id_array(list(logit_bias or {}))
+        bias_values = np.array(list((logit_bias or {}).values()), np.float32)
+        options = ffi.new("llm_sampler_options *")
         options.temperature, options.top_k, options.top_p = temperature, top_k, top_p
-        options.seed = self.seed
+        options.seed, options.min_p = self.seed, min_p
+        options.repeat_penalty = repeat_penalty
+        options.presence_penalty = presence_penalty
+        options.frequency_penalty = frequency_penalty
+        options.penalty_last_n = penalty_last_n
+        options.n_biases = bias_ids.size
+        options.bias_ids = pointer_to("int32_t", bias_ids)
+        options.bias_values = pointer_to("float", bias_values)
         self._pointer = new(
             lib.llm_sampler_new, "llm_sampler", lib.llm_sampler_free, n_vocab, options
         )
 
     def sample(self, logits: np.ndarray) -> int:
-        row = np.ascontiguousarray(logits, np.float32)
-        if row.shape != (self.n_vocab,):
+        row = _row(logits)
+        if row.size != self.n_vocab:
             raise ValueError(f"logits have shape {row.shape}, expected ({self.n_vocab},)")
         return lib.llm_sampler_sample(self._pointer, pointer_to("float", row))
+
+    def accept(self, ids) -> None:
+        """Tokens that the penalties look back on, after those of earlier calls."""
+        array = id_array(ids)
+        if array.size and not (0 <= array.min() and array.max() < self.n_vocab):
+            raise ValueError(f"a token id is outside the vocabulary of {self.n_vocab}")
+        lib.llm_sampler_accept(self._pointer, pointer_to("int32_t", array), array.size)
+
+    def reset(self) -> None:
+        """Forgets the accepted tokens; the random state goes on."""
+        lib.llm_sampler_reset(self._pointer)
+
+
+def _row(logits: np.ndarray) -> np.ndarray:
+    row = np.ascontiguousarray(logits, np.float32)
+    if row.ndim != 1 or row.size == 0:
+        raise ValueError(f"logits have shape {row.shape}, expected one row")
+    return row
+
+
+def logprob_of(logits: np.ndarray, id: int) -> float:
+    """Log-probability of a token under softmax(logits)."""
+    row, out = _row(logits), ffi.new("float *")
+    call(
+        lib.llm_logprobs,
+        pointer_to("float", row),
+        row.size,
+        int(id_array([id])[0]),
+        0,
+        ffi.NULL,
+        ffi.NULL,
+        out,
+    )
+    return out[0]
+
+
+def top_logprobs(logits: np.ndarray, n: int) -> list[tuple[int, float]]:
+    """The n likeliest tokens under softmax(logits) with their log-probabilities, the likeliest
+    first, ties to the lowest id."""
+    row = _row(logits)
+    if not 0 <= n <= row.size:
+        raise ValueError(f"the top {n} tokens asked for, the vocabulary has {row.size}")
+    ids, values = np.empty(n, np.int32), np.empty(n, np.float32)
+    call(
+        lib.llm_logprobs,
+        pointer_to("float", row),
+        row.size,
+        -1,
+        n,
+        pointer_to("int32_t", ids),
+        pointer_to("float", values),
+        ffi.NULL,
+    )
+    return list(zip(ids.tolist(), values.tolist(), strict=True))
