@@ -15,8 +15,9 @@ except ImportError:
     import unicodedata
 
 VERSION = "16.0.0"
-BLOCK = 128  # code points in a block; two bits each
-OTHER, SPACE, LETTER, NUMBER = range(4)  # unicode_class in unicode.h
+BLOCK = 128  # code points in a block; four bits each
+OTHER, SPACE, NUMBER, MARK, UPPER, LOWER, LETTER = range(7)  # unicode_class in unicode.h
+CLASSES = {"Lu": UPPER, "Lt": UPPER, "Ll": LOWER, "Lm": LETTER, "Lo": LETTER}
 
 # White_Space (PropList.txt) is Zs, Zl, Zp and these: what \\s means in the peers' regex engines.
 CONTROL_SPACES = "\t\n\v\f\r\x85"
@@ -27,12 +28,12 @@ def classify(code_point: int) -> int:
     category = unicodedata.category(char)
     if category[0] == "Z" or char in CONTROL_SPACES:
         return SPACE
-    return {"L": LETTER, "N": NUMBER}.get(category[0], OTHER)
+    return CLASSES.get(category) or {"M": MARK, "N": NUMBER}.get(category[0], OTHER)
 
 
 def pack(first: int) -> bytes:
     classes = [classify(first + i) for i in range(BLOCK)]
-    return bytes(sum(classes[i + j] << (2 * j) for j in range(4)) for i in range(0, BLOCK, 4))
+    return bytes(classes[i] | classes[i + 1] << 4 for i in range(0, BLOCK, 2))
 
 
 def lines(values: list[int]) -> str:
@@ -43,7 +44,7 @@ def lines(values: list[int]) -> str:
 def main() -> None:
     if unicodedata.unidata_version != VERSION:
         sys.exit(f"Unicode {VERSION} wanted, this Python has {unicodedata.unidata_version}")
-    blocks: dict[bytes, int] = {bytes(BLOCK // 4): 0}
+    blocks: dict[bytes, int] = {bytes(BLOCK // 2): 0}
     index = [blocks.setdefault(pack(c), len(blocks)) for c in range(0, 0x110000, BLOCK)]
     while index[-1] == 0:
         index.pop()
@@ -58,7 +59,7 @@ const uint8_t unicode_index[{len(index)}] = {{
 {lines(index)}
 }};
 
-const uint8_t unicode_blocks[{len(blocks)}][{BLOCK // 4}] = {{""")
+const uint8_t unicode_blocks[{len(blocks)}][{BLOCK // 2}] = {{""")
     for block in blocks:
         print("    {\n" + lines(list(block)) + "\n    },")
     print("};")

@@ -132,26 +132,38 @@ typedef enum llm_token_type { /* GGUF's tokenizer.ggml.token_type */
 
 /* What a byte-level BPE is made of. Token i is the raw bytes text[offsets[i] .. offsets[i+1]);
  * `types` holds n_vocab llm_token_type values or is NULL (all normal); merge m joins the tokens
- * merges[2m] and merges[2m+1] and has rank m. Everything is copied. */
+ * merges[2m] and merges[2m+1] and has rank m. With n_merges LLM_BPE_BY_RANK the ids of the normal
+ * tokens are ranks, as in tiktoken's files: any neighbours that make a token merge, the lowest id
+ * first, and a piece that is a token is taken whole. Everything is copied. */
+enum { LLM_BPE_BY_RANK = -1 };
+
 typedef struct llm_bpe_spec {
-  const char *pre; /* name of the pre-tokenizer as in tokenizer.ggml.pre: "gpt-2", "smollm" */
+  const char *pre; /* name of the pre-tokenizer as in tokenizer.ggml.pre: "gpt-2", "qwen2" */
   int64_t n_vocab;
   const uint8_t *text;
   const uint64_t *offsets; /* n_vocab + 1 */
   const int32_t *types;
-  int64_t n_merges;
+  int64_t n_merges;      /* LLM_BPE_BY_RANK: none */
   const int32_t *merges; /* 2 * n_merges */
 } llm_bpe_spec;
 
 llm_status llm_tokenizer_new_bpe(llm_tokenizer **out, const llm_bpe_spec *spec, llm_error *err);
+/* That of a parameter file, without its model: files that hold a vocabulary only will do. */
+llm_status llm_tokenizer_open(llm_tokenizer **out, const char *path, llm_error *err);
 void llm_tokenizer_free(llm_tokenizer *tokenizer);
 const llm_tokenizer *llm_model_tokenizer(const llm_model *model); /* borrowed; never NULL */
 
+/* "gpt2": byte-level BPE; "llama": SentencePiece's BPE. As in tokenizer.ggml.model. */
+const char *llm_tokenizer_model(const llm_tokenizer *tokenizer);
 int64_t llm_tokenizer_n_vocab(const llm_tokenizer *tokenizer);
 int64_t llm_tokenizer_n_byte_tokens(const llm_tokenizer *tokenizer); /* single bytes it can spell */
 int32_t llm_tokenizer_bos(const llm_tokenizer *tokenizer);           /* -1: the file names none */
 int32_t llm_tokenizer_eos(const llm_tokenizer *tokenizer);
 int32_t llm_tokenizer_add_bos(const llm_tokenizer *tokenizer); /* 1: the file asks for BOS first */
+int32_t llm_tokenizer_add_eos(const llm_tokenizer *tokenizer); /* 1: and EOS last */
+/* 1: SentencePiece's dummy prefix: encoding puts a space before the text, and before what follows a
+ * control token. */
+int32_t llm_tokenizer_adds_space(const llm_tokenizer *tokenizer);
 int32_t llm_tokenizer_is_eog(const llm_tokenizer *tokenizer, int32_t id);     /* ends generation */
 int32_t llm_tokenizer_token_type(const llm_tokenizer *tokenizer, int32_t id); /* 0: no such id */
 
@@ -160,17 +172,26 @@ int32_t llm_tokenizer_token_type(const llm_tokenizer *tokenizer, int32_t id); /*
 int32_t llm_tokenizer_find(const llm_tokenizer *tokenizer, const char *text, size_t n_bytes);
 
 /* Any bytes to ids; text may hold NULs and invalid UTF-8. parse_special = 1 turns the text of
- * control tokens into those tokens; 0 treats it as plain text. No BOS is added here. Bytes that
- * the vocabulary cannot spell are dropped, as Hugging Face's tokenizers does. */
+ * control tokens into those tokens; 0 treats it as plain text. User-defined tokens are found either
+ * way. No BOS or EOS is added here. Bytes that a byte-level vocabulary cannot spell are dropped, as
+ * Hugging Face's tokenizers does; SentencePiece gives its unknown token where it has no byte
+ * tokens. The result is at most n_bytes ids where llm_tokenizer_adds_space is 0, else 2 n_bytes
+ * + 1. */
 llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer, const char *text, size_t n_bytes,
                                 int32_t parse_special, int32_t *dst, size_t capacity,
                                 size_t *n_needed, llm_error *err);
 
 /* Ids to bytes, not NUL-terminated, possibly cut inside a UTF-8 character at either end. Control
- * tokens give their text when render_special = 1, else nothing. */
+ * tokens give their text when render_special = 1, else nothing. Every id gives the same bytes
+ * wherever it stands: this is how a text goes on, id by id. */
 llm_status llm_tokenizer_decode(const llm_tokenizer *tokenizer, const int32_t *ids, size_t n_ids,
                                 int32_t render_special, char *dst, size_t capacity,
                                 size_t *n_needed, llm_error *err);
+
+/* The same for a whole text: without the spaces that llm_tokenizer_adds_space speaks of. */
+llm_status llm_tokenizer_decode_text(const llm_tokenizer *tokenizer, const int32_t *ids,
+                                     size_t n_ids, int32_t render_special, char *dst,
+                                     size_t capacity, size_t *n_needed, llm_error *err);
 
 /* Length of the UTF-8 character that begins at text[0..n): 1 to 4, or 0 where none is whole and
  * valid. */

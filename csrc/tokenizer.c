@@ -1,6 +1,7 @@
-/* tokenizer.c: the public calls of llm.h on a loaded tokenizer. Layer 2; depends on tokenizer_bpe,
- * tokenizer_special. Special tokens are cut out first, the longest at the leftmost place, and what
- * lies between them is encoded piece by piece. */
+/* tokenizer.c: the public calls of llm.h on a loaded tokenizer. Layer 2; depends on gguf and the
+ * other tokenizer files. Special tokens are cut out first, the longest at the leftmost place, and
+ * what lies between them is encoded piece by piece. SentencePiece's dummy prefix, a space, begins
+ * every run of text between control tokens, as sentencepiece encodes such a run alone. */
 #include "tokenizer.h"
 
 #include <inttypes.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "mapfile.h"
 #include "tokenizer_parts.h"
 
 void llm_tokenizer_free(llm_tokenizer *t) {
@@ -19,14 +21,31 @@ void llm_tokenizer_free(llm_tokenizer *t) {
   free(t->always.items);
   free(t->on_demand.items);
   bpe_free(t->bpe);
+  spm_free(t->spm);
   free(t);
 }
+
+llm_status llm_tokenizer_open(llm_tokenizer **out, const char *path, llm_error *err) {
+  *out = NULL;
+  mapfile map = {0};
+  gguf *g = NULL;
+  llm_status status = mapfile_open(&map, path, err);
+  if (!status) status = gguf_parse(&g, map.data, map.n_bytes, path, err);
+  if (!status) status = tokenizer_from_gguf(out, g, err);
+  gguf_free(g);
+  mapfile_close(&map);
+  return status;
+}
+
+const char *llm_tokenizer_model(const llm_tokenizer *t) { return t->spm ? "llama" : "gpt2"; }
 
 int64_t llm_tokenizer_n_vocab(const llm_tokenizer *t) { return t->n_vocab; }
 int64_t llm_tokenizer_n_byte_tokens(const llm_tokenizer *t) { return t->n_byte_tokens; }
 int32_t llm_tokenizer_bos(const llm_tokenizer *t) { return t->bos; }
 int32_t llm_tokenizer_eos(const llm_tokenizer *t) { return t->eos; }
 int32_t llm_tokenizer_add_bos(const llm_tokenizer *t) { return t->add_bos; }
+int32_t llm_tokenizer_add_eos(const llm_tokenizer *t) { return t->add_eos; }
+int32_t llm_tokenizer_adds_space(const llm_tokenizer *t) { return t->add_space; }
 
 int32_t llm_tokenizer_is_eog(const llm_tokenizer *t, int32_t id) {
   for (int32_t i = 0; i < t->n_eog; i++)
@@ -43,9 +62,36 @@ int32_t llm_tokenizer_find(const llm_tokenizer *t, const char *text, size_t n_by
   return token_table_find(&t->by_bytes, (name){(const uint8_t *)text, n_bytes});
 }
 
-static llm_status encode_all(const llm_tokenizer *t, const uint8_t *text, size_t n_bytes,
-                             const special_set *set, id_sink *sink, llm_error *err) {
+/* ---- encoding ---- */
+
+typedef struct encoder {
+  const llm_tokenizer *t;
+  piece_cache cache;
+  int space; /* the dummy prefix is due; it goes before any text */
+  id_sink sink;
+  llm_error *err;
+} encoder;
+
+/* Text without special tokens. */
+static llm_status encode_run(encoder *e, const uint8_t *text, size_t n_bytes) {
+  const llm_tokenizer *t = e->t;
+  if (t->bpe) return bpe_encode(t->bpe, text, n_bytes, &e->cache, &e->sink, e->err);
+  if (!e->space) return spm_encode(t->spm, text, n_bytes, &e->cache, &e->sink, e->err);
+  e->space = 0;
+  uint8_t *copy = malloc(n_bytes + 1);
+  if (!copy) return error_nomem(e->err, n_bytes + 1, "encoding");
+  copy[0] = ' ';
+  memcpy(copy + 1, text, n_bytes);
+  llm_status status = spm_encode(t->spm, copy, n_bytes + 1, &e->cache, &e->sink, e->err);
+  free(copy);
+  return status;
+}
+
+static llm_status encode_all(encoder *e, const uint8_t *text, size_t n_bytes,
+                             const special_set *set) {
+  const llm_tokenizer *t = e->t;
   size_t begin = 0;
+  e->space = t->add_space;
   for (size_t pos = 0; set->n && pos < n_bytes;) {
     const special *s =
         set->begins[text[pos]] ? special_match(set, text + pos, n_bytes - pos) : NULL;
@@ -53,12 +99,36 @@ static llm_status encode_all(const llm_tokenizer *t, const uint8_t *text, size_t
       pos++;
       continue;
     }
-    llm_status status = bpe_encode(t->bpe, text + begin, pos - begin, sink, err);
+    int is_hidden = token_type_is_hidden(t->types[s->id]);
+    llm_status status = LLM_OK;
+    if (pos > begin || (e->space && !is_hidden)) /* a user-defined token is text */
+      status = encode_run(e, text + begin, pos - begin);
     if (status) return status;
-    id_sink_put(sink, s->id);
+    id_sink_put(&e->sink, s->id);
+    if (is_hidden) e->space = t->add_space;
     begin = pos += s->n_bytes;
   }
-  return bpe_encode(t->bpe, text + begin, n_bytes - begin, sink, err);
+  return begin < n_bytes ? encode_run(e, text + begin, n_bytes - begin) : LLM_OK;
+}
+
+/* SentencePiece reads U+2581 and the space as one. *copy: NULL where the text has none of them. */
+static llm_status unify_spaces(const uint8_t *text, size_t n_bytes, uint8_t **copy, size_t *n_copy,
+                               llm_error *err) {
+  static const uint8_t mark[] = {0xe2, 0x96, 0x81};
+  *copy = NULL;
+  size_t n = 0, pos = 0;
+  while (pos + 3 <= n_bytes && memcmp(text + pos, mark, 3)) pos++;
+  if (pos + 3 > n_bytes) return LLM_OK;
+  uint8_t *out = *copy = malloc(n_bytes);
+  if (!out) return error_nomem(err, n_bytes, "encoding");
+  memcpy(out, text, n = pos);
+  while (pos < n_bytes) {
+    int is_mark = n_bytes - pos >= 3 && memcmp(text + pos, mark, 3) == 0;
+    out[n++] = is_mark ? ' ' : text[pos];
+    pos += is_mark ? 3 : 1;
+  }
+  *n_copy = n;
+  return LLM_OK;
 }
 
 llm_status llm_tokenizer_encode(const llm_tokenizer *t, const char *text, size_t n_bytes,
@@ -70,26 +140,41 @@ llm_status llm_tokenizer_encode(const llm_tokenizer *t, const char *text, size_t
     return error_set(err, LLM_ERR_ARG, "llm_tokenizer_encode: %s is NULL",
                      !text && n_bytes ? "text" : "dst");
   if (n_bytes == 0) return LLM_OK;
-  id_sink sink = {dst, capacity, 0};
-  llm_status status = encode_all(t, (const uint8_t *)text, n_bytes,
-                                 parse_special ? &t->on_demand : &t->always, &sink, err);
+  uint8_t *copy = NULL;
+  encoder e = {.t = t, .sink = {dst, capacity, 0}, .err = err};
+  llm_status status = cache_init(&e.cache, n_bytes, err);
+  if (!status && t->spm)
+    status = unify_spaces((const uint8_t *)text, n_bytes, &copy, &n_bytes, err);
+  if (!status)
+    status = encode_all(&e, copy ? copy : (const uint8_t *)text, n_bytes,
+                        parse_special ? &t->on_demand : &t->always);
+  free(copy);
+  free(e.cache.entries);
   if (status) return status;
-  *n_needed = sink.n;
-  if (sink.n > capacity)
-    return error_set(err, LLM_ERR_ARG, "the text has %zu tokens, the buffer holds %zu", sink.n,
+  *n_needed = e.sink.n;
+  if (e.sink.n > capacity)
+    return error_set(err, LLM_ERR_ARG, "the text has %zu tokens, the buffer holds %zu", e.sink.n,
                      capacity);
   return LLM_OK;
 }
 
-llm_status llm_tokenizer_decode(const llm_tokenizer *t, const int32_t *ids, size_t n_ids,
-                                int32_t render_special, char *dst, size_t capacity,
-                                size_t *n_needed, llm_error *err) {
+/* ---- decoding ---- */
+
+/* 1: the token's first byte is the space that encoding put there. */
+static int has_prefix(const llm_tokenizer *t, int32_t id, size_t n_bytes) {
+  return n_bytes && t->types[id] != LLM_TOKEN_BYTE && t->text[t->offsets[id]] == ' ';
+}
+
+static llm_status decode_ids(const llm_tokenizer *t, const int32_t *ids, size_t n_ids,
+                             int32_t render_special, int drops_prefix, char *dst, size_t capacity,
+                             size_t *n_needed, llm_error *err) {
   *n_needed = 0;
   error_clear(err);
   if ((!ids && n_ids) || (!dst && capacity))
     return error_set(err, LLM_ERR_ARG, "llm_tokenizer_decode: %s is NULL",
                      !ids && n_ids ? "ids" : "dst");
   size_t n = 0;
+  int prefix = drops_prefix;
   for (size_t i = 0; i < n_ids; i++) {
     int32_t id = ids[i];
     if (id < 0 || id >= t->n_vocab)
@@ -97,12 +182,15 @@ llm_status llm_tokenizer_decode(const llm_tokenizer *t, const int32_t *ids, size
                        "id %" PRId32 " at position %zu is not in the vocabulary of %" PRId64
                        " tokens",
                        id, i, t->n_vocab);
-    if (!render_special && (token_type_is_hidden(t->types[id]) || t->types[id] == LLM_TOKEN_UNUSED))
-      continue;
+    int is_hidden = token_type_is_hidden(t->types[id]);
     size_t n_bytes = (size_t)(t->offsets[id + 1] - t->offsets[id]);
+    size_t skip = prefix && !is_hidden && has_prefix(t, id, n_bytes);
+    if (is_hidden || n_bytes) prefix = is_hidden && drops_prefix;
+    if (!render_special && (is_hidden || t->types[id] == LLM_TOKEN_UNUSED)) continue;
+    n_bytes -= skip;
     if (n < capacity) {
       size_t fit = n_bytes < capacity - n ? n_bytes : capacity - n;
-      memcpy(dst + n, t->text + t->offsets[id], fit);
+      memcpy(dst + n, t->text + t->offsets[id] + skip, fit);
     }
     n += n_bytes;
   }
@@ -110,4 +198,16 @@ llm_status llm_tokenizer_decode(const llm_tokenizer *t, const int32_t *ids, size
   if (n > capacity)
     return error_set(err, LLM_ERR_ARG, "the text has %zu bytes, the buffer holds %zu", n, capacity);
   return LLM_OK;
+}
+
+llm_status llm_tokenizer_decode(const llm_tokenizer *t, const int32_t *ids, size_t n_ids,
+                                int32_t render_special, char *dst, size_t capacity,
+                                size_t *n_needed, llm_error *err) {
+  return decode_ids(t, ids, n_ids, render_special, 0, dst, capacity, n_needed, err);
+}
+
+llm_status llm_tokenizer_decode_text(const llm_tokenizer *t, const int32_t *ids, size_t n_ids,
+                                     int32_t render_special, char *dst, size_t capacity,
+                                     size_t *n_needed, llm_error *err) {
+  return decode_ids(t, ids, n_ids, render_special, t->add_space, dst, capacity, n_needed, err);
 }

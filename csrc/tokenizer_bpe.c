@@ -7,15 +7,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "error.h"
-#include "hash.h"
+#include "tokenizer_heap.h"
 
-enum {
-  SHORT_PIECE = 32, /* bytes up to which scanning beats the heap */
-  CACHED_BYTES = 16,
-  CACHED_IDS = 11, /* so that an entry is 64 bytes */
-  CACHE_MAX = 8192 /* entries; half a megabyte stays in the second-level cache */
-};
+enum { SHORT_PIECE = 32 /* bytes up to which scanning beats the heap */ };
 
 typedef struct merge {
   uint64_t pair; /* left << 32 | right */
@@ -24,17 +18,17 @@ typedef struct merge {
 } merge;
 
 struct bpe {
-  pretokenizer next;
+  const pretokenizer *pre;
+  whole_tokens whole; /* table NULL: pieces are always merged */
   int32_t byte_token[256];
-  uint32_t n_merges;
   merge *slots; /* open addressing, a power of two, at most 3/4 full */
   size_t mask;  /* slots - 1 */
 };
 
 /* ---- merges ---- */
 
-llm_status bpe_new(bpe **out, pretokenizer next, const int32_t byte_token[256], size_t n_merges,
-                   llm_error *err) {
+llm_status bpe_new(bpe **out, const pretokenizer *pre, const int32_t byte_token[256],
+                   size_t n_merges, llm_error *err) {
   size_t n_slots = 16;
   while (n_slots / 4 * 3 < n_merges) n_slots *= 2;
   bpe *b = *out = calloc(1, sizeof *b);
@@ -44,7 +38,7 @@ llm_status bpe_new(bpe **out, pretokenizer next, const int32_t byte_token[256], 
     *out = NULL;
     return error_nomem(err, n_slots * sizeof *b->slots, "the merges of a tokenizer");
   }
-  b->next = next;
+  b->pre = pre;
   memcpy(b->byte_token, byte_token, sizeof b->byte_token);
   b->mask = n_slots - 1;
   return LLM_OK;
@@ -64,12 +58,14 @@ static merge *merge_slot(const bpe *b, int32_t left, int32_t right) {
   return &b->slots[i];
 }
 
-int bpe_add_merge(bpe *b, int32_t left, int32_t right, int32_t product) {
+int bpe_add_merge(bpe *b, int32_t left, int32_t right, int32_t product, int64_t rank) {
   merge *slot = merge_slot(b, left, right);
   if (slot->rank) return 0;
-  *slot = (merge){(uint64_t)(uint32_t)left << 32 | (uint32_t)right, ++b->n_merges, product};
+  *slot = (merge){(uint64_t)(uint32_t)left << 32 | (uint32_t)right, (uint32_t)rank + 1, product};
   return 1;
 }
+
+void bpe_take_whole(bpe *b, whole_tokens whole) { b->whole = whole; }
 
 /* ---- one short piece ---- */
 
@@ -109,28 +105,8 @@ typedef struct symbol { /* a linked list over the bytes; NONE ends it */
 typedef struct long_piece {
   const bpe *b;
   symbol *symbols;
-  uint64_t
-      *heap; /* rank << 32 | symbol, the lowest first; what went stale is skipped on its turn */
-  size_t n_heap;
+  merge_heap heap; /* what went stale is skipped on its turn */
 } long_piece;
-
-static void heap_push(long_piece *p, uint64_t key) {
-  size_t i = p->n_heap++;
-  for (; i > 0 && key < p->heap[(i - 1) / 2]; i = (i - 1) / 2) p->heap[i] = p->heap[(i - 1) / 2];
-  p->heap[i] = key;
-}
-
-static uint64_t heap_pop(long_piece *p) {
-  uint64_t top = p->heap[0], key = p->heap[--p->n_heap];
-  size_t i = 0, child;
-  for (; (child = 2 * i + 1) < p->n_heap; i = child) {
-    child += child + 1 < p->n_heap && p->heap[child + 1] < p->heap[child];
-    if (p->heap[child] >= key) break;
-    p->heap[i] = p->heap[child];
-  }
-  p->heap[i] = key;
-  return top;
-}
 
 /* Notes the merge of symbol i with the one after it. */
 static void consider(long_piece *p, uint32_t i) {
@@ -140,7 +116,7 @@ static void consider(long_piece *p, uint32_t i) {
   const merge *m = merge_slot(p->b, s->id, p->symbols[s->next].id);
   s->rank = m->rank;
   s->product = m->product;
-  if (m->rank) heap_push(p, (uint64_t)m->rank << 32 | i);
+  if (m->rank) heap_push(&p->heap, (uint64_t)m->rank << 32 | i);
 }
 
 static void merge_at(long_piece *p, uint32_t i) {
@@ -162,7 +138,7 @@ static llm_status encode_long(const bpe *b, const uint8_t *piece, size_t n_bytes
   const size_t bytes_each = 2 * sizeof(uint64_t) + sizeof(symbol);
   uint64_t *memory = calloc(n_bytes, bytes_each);
   if (!memory) return error_nomem(err, (uint64_t)n_bytes * bytes_each, "merging one long word");
-  long_piece p = {b, (symbol *)(memory + 2 * n_bytes), memory, 0};
+  long_piece p = {b, (symbol *)(memory + 2 * n_bytes), {memory, 0}};
 
   uint32_t n = 0;
   for (size_t i = 0; i < n_bytes; i++) {
@@ -173,8 +149,8 @@ static llm_status encode_long(const bpe *b, const uint8_t *piece, size_t n_bytes
   }
   if (n) p.symbols[n - 1].next = NONE;
   for (uint32_t i = 0; i < n; i++) consider(&p, i);
-  while (p.n_heap) {
-    uint64_t key = heap_pop(&p);
+  while (p.heap.n) {
+    uint64_t key = heap_pop(&p.heap);
     if (p.symbols[(uint32_t)key].rank == key >> 32) merge_at(&p, (uint32_t)key);
   }
   for (uint32_t i = 0; i < n; i = p.symbols[i].next) id_sink_put(out, p.symbols[i].id);
@@ -184,55 +160,56 @@ static llm_status encode_long(const bpe *b, const uint8_t *piece, size_t n_bytes
 
 /* ---- a text ---- */
 
-typedef struct cached { /* n_bytes 0: free */
-  uint64_t bytes[CACHED_BYTES / 8];
-  uint8_t n_bytes, n_ids;
-  int32_t ids[CACHED_IDS];
-} cached;
-
-_Static_assert(sizeof(cached) == 64, "one cache line");
-
-static void encode_short(const bpe *b, const uint8_t *piece, size_t n_bytes, cached *cache,
-                         size_t mask, id_sink *out) {
-  cached *entry = NULL;
-  if (n_bytes <= CACHED_BYTES) {
-    uint64_t bytes[CACHED_BYTES / 8] = {0};
-    memcpy(bytes, piece, n_bytes);
-    entry = &cache[hash_mix(bytes[0], bytes[1]) & mask];
-    if (entry->n_bytes == n_bytes && entry->bytes[0] == bytes[0] && entry->bytes[1] == bytes[1]) {
-      for (size_t i = 0; i < entry->n_ids; i++) id_sink_put(out, entry->ids[i]);
-      return;
-    }
-    memcpy(entry->bytes, bytes, sizeof bytes);
-  }
-  int32_t ids[SHORT_PIECE];
+/* ids: SHORT_PIECE of them */
+static size_t encode_short(const bpe *b, const uint8_t *piece, size_t n_bytes, int32_t *ids) {
   size_t n = 0;
   for (size_t i = 0; i < n_bytes; i++)
     if (b->byte_token[piece[i]] >= 0) ids[n++] = b->byte_token[piece[i]];
-  n = merge_short(b, ids, n);
-  for (size_t i = 0; i < n; i++) id_sink_put(out, ids[i]);
-  if (!entry) return;
-  entry->n_bytes = n <= CACHED_IDS ? (uint8_t)n_bytes : 0;
-  entry->n_ids = (uint8_t)n;
-  if (entry->n_bytes) memcpy(entry->ids, ids, n * sizeof *ids);
+  return merge_short(b, ids, n);
 }
 
-llm_status bpe_encode(const bpe *b, const uint8_t *text, size_t n_bytes, id_sink *out,
-                      llm_error *err) {
-  size_t n_entries = 16;
-  while (n_entries < CACHE_MAX && n_entries < n_bytes / 8) n_entries *= 2;
-  cached *cache = calloc(n_entries, sizeof *cache);
-  if (!cache) return error_nomem(err, n_entries * sizeof *cache, "encoding");
+llm_status bpe_merge_piece(const bpe *b, const uint8_t *piece, size_t n_bytes, id_sink *out,
+                           llm_error *err) {
+  if (n_bytes > SHORT_PIECE) return encode_long(b, piece, n_bytes, out, err);
+  int32_t ids[SHORT_PIECE];
+  size_t n = encode_short(b, piece, n_bytes, ids);
+  for (size_t i = 0; i < n; i++) id_sink_put(out, ids[i]);
+  return LLM_OK;
+}
 
+/* -1: the piece is no token, or whole tokens are not taken. */
+static int32_t whole_token(const bpe *b, const uint8_t *piece, size_t n_bytes) {
+  if (!b->whole.table || n_bytes > UINT32_MAX) return -1;
+  int32_t id = token_table_find(b->whole.table, (name){piece, n_bytes});
+  return id >= 0 && b->whole.types[id] == LLM_TOKEN_NORMAL ? id : -1;
+}
+
+static llm_status encode_piece(const bpe *b, const uint8_t *piece, size_t n_bytes,
+                               const piece_cache *cache, id_sink *out, llm_error *err) {
+  int hit;
+  cached *entry = cache_entry(cache, piece, n_bytes, &hit);
+  if (hit) {
+    for (size_t i = 0; i < entry->n_ids; i++) id_sink_put(out, entry->ids[i]);
+    return LLM_OK;
+  }
+  int32_t ids[SHORT_PIECE] = {whole_token(b, piece, n_bytes)};
+  size_t n = 1;
+  if (ids[0] < 0) {
+    if (n_bytes > SHORT_PIECE) return encode_long(b, piece, n_bytes, out, err);
+    n = encode_short(b, piece, n_bytes, ids);
+  }
+  for (size_t i = 0; i < n; i++) id_sink_put(out, ids[i]);
+  if (entry) cache_fill(entry, n_bytes, ids, n);
+  return LLM_OK;
+}
+
+llm_status bpe_encode(const bpe *b, const uint8_t *text, size_t n_bytes, const piece_cache *cache,
+                      id_sink *out, llm_error *err) {
   llm_status status = LLM_OK;
   for (size_t pos = 0; pos < n_bytes && !status;) {
-    size_t end = b->next(text, n_bytes, pos);
-    if (end - pos <= SHORT_PIECE)
-      encode_short(b, text + pos, end - pos, cache, n_entries - 1, out);
-    else
-      status = encode_long(b, text + pos, end - pos, out, err);
+    size_t end = b->pre->next(text, n_bytes, pos);
+    status = encode_piece(b, text + pos, end - pos, cache, out, err);
     pos = end;
   }
-  free(cache);
   return status;
 }

@@ -4,6 +4,7 @@
 #define LLM_TOKENIZER_PARTS_H
 
 #include "tokenizer_bpe.h"
+#include "tokenizer_spm.h"
 #include "tokenizer_table.h"
 
 typedef struct special {
@@ -19,7 +20,7 @@ typedef struct special_set {
   uint8_t begins[256]; /* 1: some item begins with this byte */
 } special_set;
 
-enum { MAX_EOG = 8 };
+enum { MAX_EOG = 32 };
 
 struct llm_tokenizer {
   int64_t n_vocab;
@@ -27,11 +28,13 @@ struct llm_tokenizer {
   uint64_t *offsets;    /* (n_vocab + 1) */
   uint8_t *types;       /* (n_vocab) llm_token_type */
   token_table by_bytes; /* a control token before others that spell the same */
-  bpe *bpe;
+  bpe *bpe;             /* one of these, the other NULL */
+  spm *spm;
   special_set always;    /* user-defined tokens: matched in every text, as llama.cpp does */
   special_set on_demand; /* those and the control and unknown tokens: where parse_special is set */
-  int32_t bos, eos;      /* -1: none */
-  int32_t add_bos, n_byte_tokens;
+  int32_t bos, eos, unknown;           /* -1: none */
+  int32_t add_bos, add_eos, add_space; /* add_space: SentencePiece's dummy prefix */
+  int32_t n_byte_tokens;
   int32_t eog[MAX_EOG], n_eog;
 };
 

@@ -243,13 +243,13 @@ static uint32_t best_pair(learner *l) {
 
 /* ---- steps ---- */
 
-static void count_words(learner *l, pretokenizer next, const uint64_t *offsets,
+static void count_words(learner *l, const pretokenizer *pre, const uint64_t *offsets,
                         uint64_t n_documents) {
   for (uint64_t d = 0; d < n_documents; d++) {
     const uint8_t *document = l->text + offsets[d];
     size_t n = (size_t)(offsets[d + 1] - offsets[d]);
     for (size_t pos = 0, end; pos < n && !l->failed; pos = end) {
-      end = next(document, n, pos);
+      end = pre->next(document, n, pos);
       if (end - pos < 2) continue; /* no pair in it */
       add_word(l, offsets[d] + pos, end - pos);
     }

@@ -6,8 +6,8 @@
 unicode_class unicode_classify(uint32_t code_point) {
   uint32_t block = code_point >> 7;
   if (block >= unicode_n_indexed) return UNICODE_OTHER;
-  uint8_t four = unicode_blocks[unicode_index[block]][(code_point & 127) >> 2];
-  return (unicode_class)(four >> 2 * (code_point & 3) & 3);
+  uint8_t two = unicode_blocks[unicode_index[block]][(code_point & 127) >> 1];
+  return (unicode_class)(two >> 4 * (code_point & 1) & 15);
 }
 
 size_t utf8_decode(const uint8_t *p, size_t n, uint32_t *code_point) {

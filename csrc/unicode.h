@@ -9,8 +9,11 @@
 typedef enum unicode_class { /* the numbers stand in the tables */
                              UNICODE_OTHER = 0,
                              UNICODE_SPACE = 1,  /* White_Space: \s */
-                             UNICODE_LETTER = 2, /* \p{L} */
-                             UNICODE_NUMBER = 3  /* \p{N} */
+                             UNICODE_NUMBER = 2, /* \p{N} */
+                             UNICODE_MARK = 3,   /* \p{M} */
+                             UNICODE_UPPER = 4,  /* \p{Lu}\p{Lt} */
+                             UNICODE_LOWER = 5,  /* \p{Ll} */
+                             UNICODE_LETTER = 6  /* \p{Lm}\p{Lo}: without case */
 } unicode_class;
 
 /* Any number is allowed; those past U+10FFFF are OTHER. */
@@ -23,9 +26,9 @@ unicode_class unicode_classify(uint32_t code_point);
  * 3-11): what a decoder would replace by one U+FFFD. */
 size_t utf8_decode(const uint8_t *p, size_t n, uint32_t *code_point);
 
-/* The tables: blocks of 128 code points, two bits each, low bits first. */
+/* The tables: blocks of 128 code points, four bits each, low bits first. */
 extern const uint32_t unicode_n_indexed;
 extern const uint8_t unicode_index[];
-extern const uint8_t unicode_blocks[][32];
+extern const uint8_t unicode_blocks[][64];
 
 #endif

@@ -53,6 +53,14 @@ def new(function: Callable, kind: str, free: Callable, *args, path: str | None =
     return ffi.gc(out[0], free)
 
 
+def file_name(path: str | os.PathLike) -> bytes:
+    """As C takes it."""
+    name = os.fsencode(path)
+    if b"\0" in name:  # C would open the file of the part before it
+        raise ValueError(f"a path cannot hold a zero byte: {os.fspath(path)!r}")
+    return name
+
+
 def id_array(ids) -> np.ndarray:
     """Token ids as a C-ordered int32 vector; ids that int32 cannot hold are a ValueError."""
     wide = np.asarray(ids)
@@ -75,10 +83,8 @@ class Handle:
     close() makes the next use() fail."""
 
     def __init__(self, path: str):
-        name = os.fsencode(path)
-        if b"\0" in name:  # C would open the file of the part before it
-            raise ValueError(f"a path cannot hold a zero byte: {path!r}")
-        self._model = new(lib.llm_model_open, "llm_model", lib.llm_model_free, name, path=path)
+        args = (lib.llm_model_open, "llm_model", lib.llm_model_free, file_name(path))
+        self._model = new(*args, path=path)
 
     @property
     def closed(self) -> bool:

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import Handle, borrowed, call, id_array, new, pointer_to, raise_error
+from llm.binding import (
+    Handle,
+    borrowed,
+    call,
+    file_name,
+    id_array,
+    new,
+    pointer_to,
+    raise_error,
+)
 
 
 class Tokenizer:
-    """Text to token ids and back. `Model.tokenizer` is the file's; `from_bpe` builds one."""
+    """Text to token ids and back. `Model.tokenizer` is the file's; `open` reads a file
+    for it alone, `from_bpe` builds one."""
 
     def __init__(self, source):
         self._source = source  # an own llm_tokenizer, or the Handle of the file that has one
 
     @classmethod
+    def open(cls, path: str | os.PathLike) -> Tokenizer:
+        """That of a parameter file, without its model: a vocabulary alone will do."""
+        name = file_name(path)
+        args = (lib.llm_tokenizer_open, "llm_tokenizer", lib.llm_tokenizer_free, name)
+        return cls(new(*args, path=os.fspath(path)))
+
+    @classmethod
     def from_bpe(cls, pre: str, tokens: Sequence[bytes], merges, types=None) -> Tokenizer:
-        """tokens: the raw bytes of each id; merges: (n, 2) ids, best first; types: llm_token_type
-        of each id, all normal when None."""
+        """tokens: the raw bytes of each id; merges: (n, 2) ids, best first, or None where ids are
+        ranks, as in tiktoken's files; types: llm_token_type of each id, all normal when None."""
         offsets = np.zeros(len(tokens) + 1, np.uint64)
         np.cumsum([len(t) for t in tokens], out=offsets[1:])
-        pairs = np.ascontiguousarray(merges, np.int32).reshape(-1, 2)
+        pairs = np.ascontiguousarray([] if merges is None else merges, np.int32).reshape(-1, 2)
         kinds = None if types is None else np.ascontiguousarray(types, np.int32)
         if kinds is not None and kinds.shape != (len(tokens),):
             raise ValueError(f"{kinds.size} token types for {len(tokens)} tokens")
@@ -32,7 +50,8 @@ class Tokenizer:
         spec.pre, spec.n_vocab, spec.text = name, len(tokens), buffer
         spec.offsets = pointer_to("uint64_t", offsets)
         spec.types = ffi.NULL if kinds is None else pointer_to("int32_t", kinds)
-        spec.n_merges, spec.merges = len(pairs), pointer_to("int32_t", pairs)
+        spec.n_merges = lib.LLM_BPE_BY_RANK if merges is None else len(pairs)
+        spec.merges = pointer_to("int32_t", pairs)
         return cls(new(lib.llm_tokenizer_new_bpe, "llm_tokenizer", lib.llm_tokenizer_free, spec))
 
     def _use(self):
@@ -65,6 +84,21 @@ class Tokenizer:
         """The file asks for BOS before a text."""
         return bool(lib.llm_tokenizer_add_bos(self._use()))
 
+    @property
+    def add_eos(self) -> bool:
+        """The file asks for EOS after a text."""
+        return bool(lib.llm_tokenizer_add_eos(self._use()))
+
+    @property
+    def adds_space(self) -> bool:
+        """SentencePiece's dummy prefix: encoding puts a space before the text."""
+        return bool(lib.llm_tokenizer_adds_space(self._use()))
+
+    @property
+    def model(self) -> str:
+        """As tokenizer.ggml.model: gpt2 is byte-level BPE, llama SentencePiece's."""
+        return ffi.string(lib.llm_tokenizer_model(self._use())).decode()
+
     def is_eog(self, id: int) -> bool:
         return bool(lib.llm_tokenizer_is_eog(self._use(), id))
 
@@ -80,14 +114,14 @@ class Tokenizer:
 
     def encode_array(self, text: str | bytes, parse_special: bool = False) -> np.ndarray:
         """encode() as an int32 array: for corpora."""
-        raw = to_bytes(text)
-        ids = np.empty(len(raw) + 1, np.int32)  # no token spells less than a byte
+        raw, source = to_bytes(text), self._use()
+        doubles = lib.llm_tokenizer_adds_space(source)  # see llm.h
+        ids = np.empty((2 if doubles and parse_special else 1) * len(raw) + 1, np.int32)
         needed = ffi.new("size_t *")
-        source = ffi.from_buffer("char[]", raw)
         call(
             lib.llm_tokenizer_encode,
-            self._use(),
             source,
+            ffi.from_buffer("char[]", raw),
             len(raw),
             int(parse_special),
             pointer_to("int32_t", ids),
@@ -99,14 +133,17 @@ class Tokenizer:
     def encode(self, text: str | bytes, parse_special: bool = False) -> list[int]:
         return self.encode_array(text, parse_special).tolist()
 
-    def decode_bytes(self, ids, render_special: bool = True) -> bytes:
-        array = id_array(ids)
+    def decode_bytes(self, ids, render_special: bool = True, whole: bool = True) -> bytes:
+        """whole: the ids are a text, whose encoding may have begun with a space of its own (see
+        adds_space) that is left out; else they go on from others, and every byte counts."""
+        decode = lib.llm_tokenizer_decode_text if whole else lib.llm_tokenizer_decode
+        array, source = id_array(ids), self._use()
         needed, capacity = ffi.new("size_t *"), 16 * array.size + 64
         while True:
             out = ffi.new("char[]", capacity)
             err = ffi.new("llm_error *")
-            status = lib.llm_tokenizer_decode(
-                self._use(),
+            status = decode(
+                source,
                 pointer_to("int32_t", array),
                 array.size,
                 int(render_special),
@@ -121,9 +158,9 @@ class Tokenizer:
                 raise_error(err)
             capacity = needed[0]
 
-    def decode(self, ids, render_special: bool = True) -> str:
+    def decode(self, ids, render_special: bool = True, whole: bool = True) -> str:
         """Bytes that are not UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids, render_special).decode("utf-8", "replace")
+        return self.decode_bytes(ids, render_special, whole).decode("utf-8", "replace")
 
 
 def to_bytes(text: str | bytes) -> bytes:

@@ -13,11 +13,11 @@ static void expect(const char *name, const char *cut) {
   size_t n = 0;
   for (const char *c = cut; *c; c++)
     if (*c != '|') text[n++] = (uint8_t)*c;
-  pretokenizer next = pretokenizer_find(name, strlen(name));
+  const pretokenizer *pre = pretokenizer_find(name, strlen(name));
   char got[512];
   size_t n_got = 0;
   for (size_t pos = 0; pos < n;) {
-    size_t end = next(text, n, pos);
+    size_t end = pre->next(text, n, pos);
     CHECK(end > pos && end <= n);
     if (end <= pos || end > n) return;
     if (pos) got[n_got++] = '|';
@@ -68,6 +68,84 @@ static void test_numbers(void) {
   expect("smollm", "1|'s|2|'|3|.|4| a");
 }
 
+/* Cut by Python's regex module with the published expressions. */
+static void test_later_ones(void) {
+  static const struct {
+    const char *cl100k, *o200k, *tekken;
+  } cases[] = {
+      {"", "", ""},
+      {"Hello|,| world|!", "Hello|,| world|!", "Hello|,| world|!"},
+      {"I|'m| you|'RE| he|'s|.'|Ll|'d|'x", "I'm| you'RE| he's|.'|Ll'd|'x",
+       "I|'m| you|'RE| he|'s|.'|Ll|'d|'x"},
+      {"don|'T|'S|x|'ve", "don'T|'Sx've", "don|'T|'Sx|'ve"},
+      {"it|'\xc5\xbf|x|'t", "it'\xc5\xbf|x't", "it|'\xc5\xbfx|'t"},
+      {"it|'\xe2\x84\xaa", "it|'\xe2\x84\xaa", "it|'\xe2\x84\xaa"},
+      {"\tfoo|(bar|)|\xc2\xa0zap| ((|a|)", "\tfoo|(bar|)|\xc2\xa0zap| ((|a|)",
+       "\tfoo|(bar|)|\xc2\xa0zap| ((|a|)"},
+      {"a|   | b|  | !!\n|x", "a|   | b|  | !!\n|x", "a|   | b|  | !!\n|x"},
+      {"a| \n\n| | b|\n|c", "a| \n\n| | b|\n|c", "a| \n\n| | b|\n|c"},
+      {"!\r\n|a|\n\n| b", "!\r\n|a|\n\n| b", "!\r\n|a|\n\n| b"},
+      {"e|\xcc\x81| f", "e\xcc\x81| f", "e\xcc\x81| f"},
+      {"e|\xcc\x81g", "e\xcc\x81g", "e\xcc\x81g"},
+      {"x| \xe2\x80\x8b\xe2\x80\x8b!", "x| \xe2\x80\x8b\xe2\x80\x8b!",
+       "x| \xe2\x80\x8b\xe2\x80\x8b!"},
+      {"a|.\n\n|/b|//\n|/", "a|.\n\n/|b|//\n/", "a|.\n\n/|b|//\n/"},
+      {"HelloWorld| helloWORLD| XMLHttp", "Hello|World| hello|WORLD| XMLHttp",
+       "Hello|World| hello|WORLD| XMLHttp"},
+      {"ABC|'S| abc|'RE| '", "ABC'S| abc'RE| '", "ABC|'S| abc|'RE| '"},
+      {"\xcc\x81"
+       "ABC| \xcc\x81|a| \xcc\x81\xcc\x81",
+       "\xcc\x81|ABC| \xcc\x81"
+       "a| \xcc\x81\xcc\x81",
+       "\xcc\x81|ABC| \xcc\x81"
+       "a| \xcc\x81\xcc\x81"},
+      {"A\xc2\xaa"
+       "Bc| \xc2\xaa"
+       "AB| \xe4\xb8\xad"
+       "A| \xe4\xb8\xad"
+       "a",
+       "A\xc2\xaa"
+       "Bc| \xc2\xaa|AB| \xe4\xb8\xad|A| \xe4\xb8\xad"
+       "a",
+       "A\xc2\xaa"
+       "Bc| \xc2\xaa|AB| \xe4\xb8\xad|A| \xe4\xb8\xad"
+       "a"},
+      {"!\xcc\x81| !!\xcc\x81", "!\xcc\x81| !!\xcc\x81", "!\xcc\x81| !!\xcc\x81"},
+      {"\xc7\x85"
+       "a| \xc7\x85"
+       "B| \xca\xb0X",
+       "\xc7\x85"
+       "a| \xc7\x85"
+       "B| \xca\xb0|X",
+       "\xc7\x85"
+       "a| \xc7\x85"
+       "B| \xca\xb0|X"},
+      {"e|\xcc\x81G| E|\xcc\x81g", "e\xcc\x81|G| E\xcc\x81g", "e\xcc\x81|G| E\xcc\x81g"},
+      {"/a|/B|\n|//\n", "/a|/B|\n|//\n", "/a|/B|\n|//\n"},
+      {"a| \t", "a| \t", "a| \t"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    expect("cl100k", cases[i].cl100k);
+    expect("dbrx", cases[i].cl100k);
+    expect("llama-bpe", cases[i].cl100k);
+    expect("qwen2", cases[i].cl100k);
+    expect("gpt-4o", cases[i].o200k);
+    expect("tekken", cases[i].tekken);
+  }
+  /* where they differ: white space at the end, and how many digits stay together */
+  expect("cl100k", "a|\n  ");
+  expect("llama-bpe", "a|\n|  ");
+  expect("qwen2", "a|\n|  ");
+  expect("gpt-4o", "a|\n|  ");
+  static const char *const three[] = {"cl100k", "llama-bpe", "gpt-4o"};
+  for (size_t i = 0; i < 3; i++) expect(three[i], "123|45| |\xd9\xa1\xd9\xa2\xc2\xbd|6|x");
+  expect("qwen2", "1|2| |\xd9\xa1|\xc2\xbd|x");
+  expect("tekken", "1|2| |\xd9\xa1|\xc2\xbd|x");
+}
+
+static const char *const all_names[] = {"gpt-2", "smollm", "llama-bpe", "cl100k",
+                                        "qwen2", "gpt-4o", "tekken"};
+
 /* Any bytes are covered, without a step outside the span. */
 static void test_noise(void) {
   static const uint8_t alphabet[] = " \n\t'sld1a.\xc2\xa0\xe2\x80\x8b\xf0\x9f\xff\xcc";
@@ -79,11 +157,12 @@ static void test_noise(void) {
       seed = seed * 1664525 + 1013904223;
       text[i] = alphabet[(seed >> 16) % (sizeof alphabet - 1)];
     }
-    for (int which = 0; which < 2; which++) {
-      pretokenizer next = which ? pretokenizer_find("gpt-2", 5) : pretokenizer_find("smollm", 6);
+    for (size_t which = 0; which < sizeof all_names / sizeof *all_names; which++) {
+      const char *name = all_names[which];
+      const pretokenizer *pre = pretokenizer_find(name, strlen(name));
       size_t pos = 0;
       while (pos < n) {
-        size_t end = next(text, n, pos);
+        size_t end = pre->next(text, n, pos);
         CHECK(end > pos && end <= n);
         if (end <= pos || end > n) break;
         pos = end;
@@ -93,13 +172,23 @@ static void test_noise(void) {
   }
 }
 
+static void test_names(void) {
+  CHECK(pretokenizer_find("gpt2", 4) == NULL && pretokenizer_find("smollm2", 7) == NULL);
+  CHECK(pretokenizer_find("", 0) == NULL && pretokenizer_find("qwen2x", 5) != NULL);
+  const char *names = pretokenizer_names(); /* each of them is found */
+  for (size_t n; *names; names += n + (names[n] ? 2 : 0)) {
+    n = strcspn(names, ",");
+    CHECK_MSG(pretokenizer_find(names, n) != NULL, "%s", names);
+  }
+  CHECK(pretokenizer_find("llama3", 6)->takes_whole && pretokenizer_find("tekken", 6)->adds_bos);
+  CHECK(!pretokenizer_find("dbrx", 4)->takes_whole && !pretokenizer_find("qwen2", 5)->adds_bos);
+}
+
 int main(void) {
   test_both();
   test_numbers();
+  test_later_ones();
   test_noise();
-  CHECK(pretokenizer_find("gpt2", 4) == NULL);
-  CHECK(pretokenizer_find("smollm2", 7) == NULL);
-  CHECK(pretokenizer_find("", 0) == NULL);
-  CHECK(strcmp(pretokenizer_names(), "gpt-2, smollm") == 0);
+  test_names();
   return check_report("test_pretokenize");
 }

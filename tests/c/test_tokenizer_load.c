@@ -160,9 +160,10 @@ static void test_good(void) {
   r.eos = 0, r.eot = 1, r.eom = 2;
   r.n_scores = 9;
   t = accept(&r);
-  CHECK(llm_tokenizer_token_type(t, 5) == LLM_TOKEN_NORMAL && !llm_tokenizer_add_bos(t));
+  CHECK(llm_tokenizer_token_type(t, 4) == LLM_TOKEN_NORMAL && !llm_tokenizer_add_bos(t));
+  CHECK(llm_tokenizer_token_type(t, 5) == LLM_TOKEN_CONTROL); /* a turn marker, by its name */
   CHECK(llm_tokenizer_eos(t) == 0);
-  for (int32_t id = 0; id < 9; id++) CHECK(llm_tokenizer_is_eog(t, id) == (id < 3));
+  for (int32_t id = 0; id < 9; id++) CHECK(llm_tokenizer_is_eog(t, id) == (id < 3 || id == 5));
   llm_tokenizer_free(t);
 
   r.n_merges = 0;
@@ -175,9 +176,10 @@ static void test_good(void) {
 static void test_bad_keys(void) {
   recipe r = good_recipe();
   r.model = NULL, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.model");
-  r.model = "llama", refuse(&r, LLM_ERR_UNSUPPORTED, "tokenizer model \"llama\"");
+  r.model = "bert", refuse(&r, LLM_ERR_UNSUPPORTED, "\"bert\"; this program has gpt2, llama");
+  r.model = "llama", refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.scores is missing");
   r = good_recipe(), r.pre = NULL, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.pre");
-  r.pre = "qwen2", refuse(&r, LLM_ERR_UNSUPPORTED, "\"qwen2\"; this program has gpt-2, smollm");
+  r.pre = "bloom", refuse(&r, LLM_ERR_UNSUPPORTED, "\"bloom\"; this program has gpt-2, smollm");
   r = good_recipe(), r.tokens_type = 0, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.tokens");
   r.tokens_type = GGUF_UINT32, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.tokens");
   r = good_recipe(), r.n_merges = MAX_ENTRIES, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.merges");
@@ -250,7 +252,7 @@ static void test_bad_spec(void) {
   llm_bpe_spec s = good;
   s.n_vocab = 0, refuse_spec(&s, LLM_ERR_ARG, "n_vocab");
   s.n_vocab = (int64_t)1 << 31, refuse_spec(&s, LLM_ERR_ARG, "n_vocab");
-  s = good, s.n_merges = -1, refuse_spec(&s, LLM_ERR_ARG, "n_merges");
+  s = good, s.n_merges = -2, refuse_spec(&s, LLM_ERR_ARG, "n_merges");
   s = good, s.pre = NULL, refuse_spec(&s, LLM_ERR_ARG, "NULL");
   s = good, s.merges = NULL, refuse_spec(&s, LLM_ERR_ARG, "NULL");
   s = good, s.text = NULL, refuse_spec(&s, LLM_ERR_ARG, "text[0]");

@@ -67,7 +67,7 @@ static int64_t learn_slowly(const char *text, const uint64_t *offsets, uint64_t 
     const uint8_t *document = (const uint8_t *)text + offsets[d];
     size_t n = (size_t)(offsets[d + 1] - offsets[d]);
     for (size_t pos = 0, end; pos < n; pos = end, piece++)
-      for (end = pretokenizer_find("gpt-2", 5)(document, n, pos); pos < end; pos++) {
+      for (end = pretokenizer_find("gpt-2", 5)->next(document, n, pos); pos < end; pos++) {
         s.ids[s.n] = document[pos];
         s.piece[s.n++] = piece;
       }

@@ -73,11 +73,18 @@ static void test_broken(void) {
 }
 
 static void test_classes(void) {
-  long totals[4] = {0};
+  long totals[16] = {0};
   for (uint32_t c = 0; c < 0x110000; c++) totals[unicode_classify(c)]++;
-  CHECK_MSG(totals[UNICODE_SPACE] == 25, "%ld", totals[UNICODE_SPACE]);
-  CHECK_MSG(totals[UNICODE_LETTER] == 141028, "%ld", totals[UNICODE_LETTER]);
-  CHECK_MSG(totals[UNICODE_NUMBER] == 1911, "%ld", totals[UNICODE_NUMBER]);
+  static const struct {
+    unicode_class class;
+    long n;
+  } expected[] = {
+      {UNICODE_SPACE, 25},   {UNICODE_NUMBER, 1911}, {UNICODE_MARK, 2501},
+      {UNICODE_UPPER, 1889}, {UNICODE_LOWER, 2258},  {UNICODE_LETTER, 136881},
+  };
+  for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
+    CHECK_MSG(totals[expected[i].class] == expected[i].n, "%d: %ld", (int)expected[i].class,
+              totals[expected[i].class]);
 
   static const struct {
     uint32_t c;
@@ -86,13 +93,15 @@ static void test_classes(void) {
       {0, UNICODE_OTHER},        {' ', UNICODE_SPACE},      {'\t', UNICODE_SPACE},
       {'\r', UNICODE_SPACE},     {0x1c, UNICODE_OTHER},     {0x85, UNICODE_SPACE},
       {0xa0, UNICODE_SPACE},     {0x200b, UNICODE_OTHER},   {0x2028, UNICODE_SPACE},
-      {0x3000, UNICODE_SPACE},   {0xfeff, UNICODE_OTHER},   {'a', UNICODE_LETTER},
-      {'Z', UNICODE_LETTER},     {'[', UNICODE_OTHER},      {0xaa, UNICODE_LETTER},
-      {0x300, UNICODE_OTHER},    {0x4e00, UNICODE_LETTER},  {0x9fff, UNICODE_LETTER},
+      {0x3000, UNICODE_SPACE},   {0xfeff, UNICODE_OTHER},   {'a', UNICODE_LOWER},
+      {'Z', UNICODE_UPPER},      {'[', UNICODE_OTHER},      {0xaa, UNICODE_LETTER},
+      {0x1c5, UNICODE_UPPER},    {0x2b0, UNICODE_LETTER},   {0x903, UNICODE_MARK},
+      {0x300, UNICODE_MARK},     {0x4e00, UNICODE_LETTER},  {0x9fff, UNICODE_LETTER},
       {0x20000, UNICODE_LETTER}, {0x323af, UNICODE_LETTER}, {0x323b0, UNICODE_OTHER},
       {'0', UNICODE_NUMBER},     {0xb2, UNICODE_NUMBER},    {0xbd, UNICODE_NUMBER},
       {0x2167, UNICODE_NUMBER},  {0x3007, UNICODE_NUMBER},  {0x0660, UNICODE_NUMBER},
-      {0x1d7ff, UNICODE_NUMBER}, {0x1f600, UNICODE_OTHER},  {0xe0100, UNICODE_OTHER},
+      {0x1d7ff, UNICODE_NUMBER}, {0x1f600, UNICODE_OTHER},  {0xe0100, UNICODE_MARK},
+      {0x20dd, UNICODE_MARK},    {0x24d0, UNICODE_OTHER},   {0xff21, UNICODE_UPPER},
       {0x10ffff, UNICODE_OTHER}, {0x110000, UNICODE_OTHER}, {UTF8_INVALID, UNICODE_OTHER},
       {0x10d40, UNICODE_NUMBER}, /* new in Unicode 16 */
       {0x11de0, UNICODE_OTHER},  /* assigned in Unicode 17 */
