@@ -64,7 +64,7 @@ bytes read_all(FILE *stream) {
 llm_status tokenize(const llm_tokenizer *tokenizer, bytes text, int parse_special, id_list *out,
                     llm_error *err) {
   size_t bos = llm_tokenizer_add_bos(tokenizer) ? 1 : 0, n = 0;
-  size_t capacity = text.n + 1; /* no token spells less than a byte */
+  size_t capacity = 2 * text.n + 1; /* no token spells less than a byte; see llm.h */
   out->ids = malloc((capacity + bos) * sizeof *out->ids);
   if (!out->ids) {
     *err = (llm_error){.status = LLM_ERR_NOMEM};
