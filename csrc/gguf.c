@@ -469,6 +469,11 @@ const llm_tensor *gguf_find_tensor(const gguf *g, const char *name) {
   return index_find(g->tensors_sorted, g->n_tensors, name);
 }
 
+const void *gguf_span(const gguf *g, uint64_t *n_bytes) {
+  *n_bytes = g->n_bytes;
+  return g->span;
+}
+
 const void *gguf_tensor_data(const gguf *g, uint64_t *n_bytes) {
   *n_bytes = g->data_bytes;
   return g->data;

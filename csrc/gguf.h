@@ -56,6 +56,8 @@ const llm_meta *gguf_find(const gguf *g, const char *key); /* NULL: absent */
 size_t gguf_n_tensors(const gguf *g);
 const llm_tensor *gguf_tensor(const gguf *g, size_t index);
 const llm_tensor *gguf_find_tensor(const gguf *g, const char *name);
+/* All of the file's bytes. */
+const void *gguf_span(const gguf *g, uint64_t *n_bytes);
 /* The data section, from the first tensor's first byte to the last one's last padding. */
 const void *gguf_tensor_data(const gguf *g, uint64_t *n_bytes);
 

@@ -405,6 +405,26 @@ llm_status llm_chat_start(llm_generator **out, llm_context *context, llm_sampler
 /* How many of these messages, counted behind the system message, are forgotten by now. */
 size_t llm_generator_n_forgotten(const llm_generator *generator);
 
+/* A conversation in a file. */
+typedef struct llm_session llm_session;
+
+/* SHA-256 in hex over the keys, the table of tensors, the size of the file and 64 samples of its
+ * weights: tells parameter files apart in milliseconds. llm_model_verify checks every byte. */
+llm_status llm_model_fingerprint(const llm_model *model, char hex[65], llm_error *err);
+/* Messages and the ids that the context holds (llm_context_ids). The file appears whole or not at
+ * all. */
+llm_status llm_session_save(const char *path, const llm_model *model, llm_template which,
+                            const llm_message *messages, size_t n_messages, const int32_t *ids,
+                            size_t n_ids, llm_error *err);
+/* LLM_ERR_FORMAT where it was saved with another parameter file. Evaluating the ids in an empty
+ * context rebuilds it. */
+llm_status llm_session_load(llm_session **out, const char *path, const llm_model *model,
+                            llm_error *err);
+void llm_session_free(llm_session *session);
+llm_template llm_session_template(const llm_session *session);
+const llm_message *llm_session_messages(const llm_session *session, size_t *n); /* its own */
+const int32_t *llm_session_ids(const llm_session *session, size_t *n);
+
 /* ---- scores, embeddings and proof ---- */
 
 typedef struct llm_score {

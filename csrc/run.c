@@ -89,7 +89,7 @@ static int show_info(const llm_model *model, const options *o,
   if (llm_context_new(&context, model, context_options, &err)) return failed(&err);
   printf("%-14s %" PRId64 " tokens take %.1f MB of keys and values (%s)\n", "running",
          llm_context_n_ctx(context), (double)llm_context_kv_bytes(context) / 1e6,
-         o->kv_f32 ? "F32" : "F16");
+         llm_type_describe(o->kv_type).name);
   printf("%-14s %s, %d threads\n", "kernels", llm_context_kernels(context),
          (int)llm_context_n_threads(context));
   llm_context_free(context);
@@ -196,6 +196,8 @@ static int run_with_context(const llm_model *model, const options *o,
     status = score(context, tokenizer, o);
   else if (o->embed)
     status = embed(context, model, o, prompt);
+  else if (o->chat)
+    status = converse(context, model, o, prompt);
   else
     status = generate(context, tokenizer, o, prompt, now() - start);
   llm_context_free(context);
@@ -212,7 +214,8 @@ static int run(options *o) {
   context_options.n_ctx = o->n_ctx;
   context_options.allow_long_context = o->long_context;
   context_options.n_threads = (int32_t)o->threads;
-  context_options.kv_type = o->kv_f32 ? LLM_TYPE_F32 : LLM_TYPE_F16;
+  context_options.kv_type = (int32_t)o->kv_type;
+  context_options.on_full = (int32_t)context_mode(o);
   context_options.kernels = o->kernels;
   context_options.cancel_check = cancel_check;
 

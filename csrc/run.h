@@ -1,6 +1,7 @@
 /* run.h: what the files of the program share. Layer 7. They see llm.h and this header only. run.c
  * is main and the modes that do not generate, run_options.c reads the command line, run_generate.c
- * continues a prompt, run_json.c prints JSON, run_io.c reads, prints and fails. */
+ * continues a prompt, run_chat.c converses, run_json.c prints JSON, run_io.c reads, prints and
+ * fails. */
 #ifndef LLM_RUN_H
 #define LLM_RUN_H
 
@@ -15,16 +16,23 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 /* ---- run_options.c ---- */
 
 typedef struct options {
-  const char *path, *prompt, *score_path, *kernels;
+  const char *path, *prompt, *score_path, *kernels, *system, *template_name;
   int64_t max_tokens, n_ctx, threads, stride;
   int64_t parallel;            /* continuations; 0: one, without a frame */
   int64_t logprobs;            /* alternatives per token; -1: no log-probabilities */
-  llm_sampler_options sampler; /* its biases lie in memory that is never freed */
-  int seed_given, special, no_echo, json, info, verify, tokens, embed, long_context, kv_f32;
+  llm_sampler_options sampler; /* its biases and the stop strings lie in memory never freed */
+  size_t n_stop;
+  const char **stop;
+  size_t *stop_bytes;
+  int on_full;      /* llm_on_full; -1: forget in a chat, else stop */
+  llm_type kv_type; /* of keys and values */
+  int seed_given, special, no_echo, json, info, verify, tokens, embed, chat, long_context;
 } options;
 
 /* Ends the program on wrong usage, --help and --version. */
 options parse_arguments(int argc, char **argv);
+llm_on_full context_mode(const options *o);
+llm_generator_options generator_options(const options *o);
 
 /* ---- run.c ---- */
 
@@ -68,6 +76,15 @@ void print_escaped(const char *text, size_t n);
 int generate(llm_context *context, const llm_tokenizer *tokenizer, const options *o, bytes prompt,
              double load_seconds);
 
+/* "[forgot 3 turns, 812 tokens; window 4096]" on standard error, where something was. */
+void print_forgotten(const llm_step *step, const llm_context *context);
+
+/* ---- run_chat.c ---- */
+
+/* Answers the first message, where there is one, and then line after line of standard input;
+ * returns the exit status. */
+int converse(llm_context *context, const llm_model *model, const options *o, bytes first);
+
 /* ---- run_json.c ---- */
 
 typedef struct scored_token {
@@ -85,6 +102,7 @@ typedef struct choice {
   scored_token *scored; /* with --logprobs N: N + 1 for each id, itself first */
   size_t scored_capacity;
   llm_finish finish;
+  size_t forgot_tokens;
 } choice;
 
 typedef struct timing {

@@ -19,6 +19,15 @@ typedef struct generation {
 
 /* ---- one continuation ---- */
 
+void print_forgotten(const llm_step *step, const llm_context *context) {
+  if (step->forgot_tokens == 0) return;
+  fputs("[forgot ", stderr);
+  if (step->forgot_turns)
+    fprintf(stderr, "%zu turn%s, ", step->forgot_turns, step->forgot_turns > 1 ? "s" : "");
+  fprintf(stderr, "%zu tokens; window %" PRId64 "]\n", step->forgot_tokens,
+          llm_context_n_ctx(context));
+}
+
 static int grow(void **data, size_t *capacity, size_t needed, size_t size) {
   if (needed <= *capacity) return 1;
   size_t wanted = 2 * needed + 64;
@@ -52,13 +61,16 @@ static int keep_step(choice *out, const llm_step *step, int with_logprobs) {
 }
 
 /* Steps until the end, printing as it goes unless all is kept for JSON. */
-static llm_status run_steps(llm_generator *generator, const options *o, choice *out,
+static llm_status run_steps(const generation *g, llm_generator *generator, choice *out,
                             llm_error *err) {
+  const options *o = g->o;
   while (!out->finish) {
     llm_step step;
     llm_status status = llm_generator_next(generator, &step, err);
     if (status && status != LLM_ERR_CANCELLED) return status;
     if (interrupted && !step.finish) step.finish = LLM_FINISH_CANCELLED;
+    print_forgotten(&step, g->context);
+    out->forgot_tokens += step.forgot_tokens;
     if (!keep_step(out, &step, o->logprobs >= 0)) {
       snprintf(err->message, sizeof err->message, "out of memory for the generated text");
       return err->status = LLM_ERR_NOMEM;
@@ -74,10 +86,8 @@ static llm_status run_steps(llm_generator *generator, const options *o, choice *
 /* Reads what of the prompt the context does not hold yet. */
 static llm_status begin(generation *g, llm_sampler *sampler, llm_generator **generator,
                         llm_error *err) {
-  llm_generator_options steps = llm_generator_default_options();
+  llm_generator_options steps = generator_options(g->o);
   size_t held = g->prompt_is_held ? g->prompt.n - 1 : 0;
-  steps.max_tokens = g->o->max_tokens;
-  steps.n_top = g->o->logprobs;
   llm_status status = llm_context_truncate(g->context, (int64_t)held, err);
   if (status) return status;
   llm_sampler_accept(sampler, g->prompt.ids, held);
@@ -116,7 +126,7 @@ static llm_status continue_prompt(generation *g, choice *out, int64_t index, llm
     status = LLM_OK;
   } else if (!status) {
     print_head(g, out, index);
-    status = run_steps(generator, g->o, out, err);
+    status = run_steps(g, generator, out, err);
   }
   g->t.decode = now() - (index ? start : prefilled);
   g->t.n_decoded = out->n_ids - (index == 0 && out->n_ids); /* the first came out of the prefill */

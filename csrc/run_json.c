@@ -98,6 +98,7 @@ void print_json_choice(const llm_tokenizer *tokenizer, const options *o, const i
   print_json_string(out->text.data, out->text.n);
   printf(", \"finish_reason\": \"%s\", \"seed\": %" PRIu64, llm_finish_name(out->finish),
          out->seed);
+  if (out->forgot_tokens) printf(", \"forgot_tokens\": %zu", out->forgot_tokens);
   if (o->logprobs >= 0) print_logprobs(tokenizer, out, (size_t)o->logprobs);
   if (o->parallel) putchar('}');
 }

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "run.h"
 
@@ -28,17 +29,25 @@ static const char help_text[] =
     "      --frequency-penalty X   lower them by X for each time seen (default 0)\n"
     "      --logit-bias ID=X       add X to the logit of a token; -inf bans it; repeatable\n"
     "      --seed N         seed of the sampler (default: random; printed)\n"
+    "      --stop TEXT      end before TEXT appears; repeatable\n"
     "      --ctx N          context in tokens (default: the trained length, at most 4096)\n"
     "      --allow-long-context   let --ctx exceed the trained length\n"
+    "      --on-full MODE   when the context is full: stop (default), forget the oldest text\n"
+    "                       (default of --chat: whole turns), or slide for endless text\n"
     "      --special        turn the text of control tokens in the prompt into those tokens\n"
     "      --no-echo        print the continuation without the prompt\n"
     "  -p, --parallel N     N continuations with seeds that count up; the prompt is read once\n"
     "      --json           print one JSON object instead of text\n"
     "      --logprobs N     with --json: each token's log-probability and its N likeliest\n"
+    "chat\n"
+    "      --chat           converse line by line; PROMPT is the first message; /help lists more\n"
+    "      --system TEXT    the system message\n"
+    "      --template NAME  chatml, llama2, llama3, mistral, gemma or zephyr (default: the "
+    "file's)\n"
     "machine\n"
     "      --threads N      threads (default: all cores)\n"
     "      --kernels NAME   scalar, avx2 or avx512 (default: the best here, or $LLM_KERNELS)\n"
-    "      --kv TYPE        f16 or f32 keys and values (default f16)\n"
+    "      --kv TYPE        f16, f32 or q8_0 keys and values (default f16)\n"
     "instead of generating\n"
     "      --info           describe FILE\n"
     "      --verify         check the weights' hash and replay the proof block\n"
@@ -111,6 +120,50 @@ static void add_bias(llm_sampler_options *o, const char *text) {
   o->bias_values = values;
 }
 
+/* Kept for the life of the program. */
+static void add_stop(options *o, const char *text) {
+  if (!*text) usage_error("%s takes a text", "--stop");
+  o->stop = realloc(o->stop, (o->n_stop + 1) * sizeof *o->stop);
+  o->stop_bytes = realloc(o->stop_bytes, (o->n_stop + 1) * sizeof *o->stop_bytes);
+  if (!o->stop || !o->stop_bytes) usage_error("out of memory at --stop %s", text);
+  o->stop[o->n_stop] = text;
+  o->stop_bytes[o->n_stop++] = strlen(text);
+}
+
+static llm_type parse_kv_type(const char *text) {
+  static const llm_type types[] = {LLM_TYPE_F16, LLM_TYPE_F32, LLM_TYPE_Q8_0};
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+    if (!strcasecmp(text, llm_type_describe(types[i]).name)) return types[i];
+  usage_error("--kv takes f16, f32 or q8_0, not %s", text);
+}
+
+static int parse_on_full(const char *text) {
+  static const char *const names[] = {"stop", "forget", "slide"}; /* by llm_on_full */
+  for (int i = 0; i < 3; i++)
+    if (!strcmp(text, names[i])) return i;
+  usage_error("--on-full takes stop, forget or slide, not %s", text);
+}
+
+static const char *parse_template(const char *text) {
+  if (llm_template_find(text) != LLM_TEMPLATE_AUTO) return text;
+  usage_error("--template takes chatml, llama2, llama3, mistral, gemma or zephyr, not %s", text);
+}
+
+llm_on_full context_mode(const options *o) {
+  if (o->on_full >= 0) return (llm_on_full)o->on_full;
+  return o->chat ? LLM_ON_FULL_FORGET : LLM_ON_FULL_STOP;
+}
+
+llm_generator_options generator_options(const options *o) {
+  llm_generator_options steps = llm_generator_default_options();
+  steps.max_tokens = o->max_tokens;
+  steps.n_top = o->logprobs;
+  steps.n_stop = o->n_stop;
+  steps.stop = o->stop;
+  steps.stop_bytes = o->stop_bytes;
+  return steps;
+}
+
 static int is(const char *argument, const char *name) { return !strcmp(argument, name); }
 
 /* Options of the sampler that take a value. */
@@ -159,11 +212,17 @@ static int parse_valued(options *o, int argc, char **argv, int *i) {
   else if (is(a, "--seed")) {
     o->sampler.seed = parse_seed(next_value(argc, argv, i));
     o->seed_given = 1;
-  } else if (is(a, "--kv")) {
-    const char *type = next_value(argc, argv, i);
-    if (!is(type, "f16") && !is(type, "f32")) usage_error("--kv takes f16 or f32, not %s", type);
-    o->kv_f32 = is(type, "f32");
-  } else
+  } else if (is(a, "--kv"))
+    o->kv_type = parse_kv_type(next_value(argc, argv, i));
+  else if (is(a, "--stop"))
+    add_stop(o, next_value(argc, argv, i));
+  else if (is(a, "--on-full"))
+    o->on_full = parse_on_full(next_value(argc, argv, i));
+  else if (is(a, "--system"))
+    o->system = next_value(argc, argv, i);
+  else if (is(a, "--template"))
+    o->template_name = parse_template(next_value(argc, argv, i));
+  else
     return 0;
   return 1;
 }
@@ -177,6 +236,7 @@ static int parse_flag(options *o, const char *a) {
       {"--json", &o->json},       {"--info", &o->info},
       {"--verify", &o->verify},   {"--tokens", &o->tokens},
       {"--embed", &o->embed},     {"--allow-long-context", &o->long_context},
+      {"--chat", &o->chat},
   };
   for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
     if (is(a, flags[i].name)) return *flags[i].flag = 1;
@@ -184,7 +244,11 @@ static int parse_flag(options *o, const char *a) {
 }
 
 options parse_arguments(int argc, char **argv) {
-  options o = {.max_tokens = -1, .logprobs = -1, .sampler = llm_sampler_default_options()};
+  options o = {.max_tokens = -1,
+               .logprobs = -1,
+               .on_full = -1,
+               .kv_type = LLM_TYPE_F16,
+               .sampler = llm_sampler_default_options()};
   if (argc < 2) {
     fputs(help_text, stderr);
     exit(EXIT_USAGE);
@@ -212,11 +276,16 @@ options parse_arguments(int argc, char **argv) {
       usage_error("unknown option %s", a);
   }
   if (!o.path) usage_error("%s", "no parameter file given; make train or make model creates one");
-  if (o.info + o.verify + o.tokens + o.embed + (o.score_path != NULL) > 1)
-    usage_error("%s exclude each other", "--info, --verify, --tokens, --embed and --perplexity");
+  if (o.info + o.verify + o.tokens + o.embed + o.chat + (o.score_path != NULL) > 1)
+    usage_error("%s exclude each other",
+                "--info, --verify, --tokens, --embed, --perplexity and --chat");
+  if ((o.system || o.template_name) && !o.chat)
+    usage_error("%s", "--system and --template go with --chat");
+  if (o.chat && o.prompt && is(o.prompt, "-"))
+    usage_error("%s", "--chat reads its messages from standard input by itself, without -");
   if (o.stride && !o.score_path) usage_error("%s", "--stride goes with --perplexity");
   if (o.logprobs >= 0 && !o.json) usage_error("%s", "--logprobs goes with --json");
-  if (o.json && (o.info || o.verify || o.tokens || o.score_path))
+  if (o.json && (o.info || o.verify || o.tokens || o.score_path || o.chat))
     usage_error("%s", "--json goes with generating alone");
   if (!o.kernels) o.kernels = getenv("LLM_KERNELS");
   if (o.kernels && !*o.kernels) o.kernels = NULL;
