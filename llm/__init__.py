@@ -9,6 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
+    "Chat": "chat",
     "Context": "context",
     "Model": "engine",
     "Sampler": "sampler",

@@ -34,7 +34,17 @@ def recognised(handle: Handle) -> str | None:
     return ffi.string(lib.llm_template_name(family)).decode() if known[0] else None
 
 
-def _messages(messages: Sequence[Mapping[str, str]]):
+def family(template: str | None) -> int:
+    """llm_template of a name; None: the file's."""
+    if template is None:
+        return lib.LLM_TEMPLATE_AUTO
+    found = lib.llm_template_find(template.encode())
+    if found == lib.LLM_TEMPLATE_AUTO:
+        raise ValueError(f"template {template!r}, expected one of {', '.join(names())}")
+    return found
+
+
+def message_array(messages: Sequence[Mapping[str, str]]):
     """The C array and what it points at."""
     array, kept = ffi.new("llm_message[]", max(len(messages), 1)), []
     for at, message in enumerate(messages):
@@ -57,18 +67,14 @@ def render(
     template: str | None,
 ) -> list[int]:
     """Model.render_chat."""
-    family = lib.LLM_TEMPLATE_AUTO
-    if template is not None:
-        family = lib.llm_template_find(template.encode())
-        if family == lib.LLM_TEMPLATE_AUTO:
-            raise ValueError(f"template {template!r}, expected one of {', '.join(names())}")
-    array, kept = _messages(messages)
+    which = family(template)
+    array, kept = message_array(messages)
     needed, ids = ffi.new("size_t *"), np.empty(256, np.int32)
     while True:
         err = ffi.new("llm_error *")
         status = lib.llm_chat_render(
             handle.use(),
-            family,
+            which,
             array,
             len(messages),
             int(add_generation_prompt),

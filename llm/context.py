@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from llm._llm import ffi, lib
 from llm.binding import call, id_array, new, pointer_to, raise_error
+from llm.chat_template import family, message_array
 from llm.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -209,6 +210,39 @@ class Context:
             )
         yield from self._steps(ffi.gc(out[0], lib.llm_generator_free))
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampler: Sampler,
+        max_tokens: int | None = None,
+        stop: Sequence[str | bytes] = (),
+        logprobs: int | None = None,
+        template: str | None = None,
+    ) -> Iterator[Step]:
+        """The answer to a conversation, [{"role": "user", "content": "..."}, ...]. What the context
+        holds of it stays, the rest is evaluated; a context that forgets drops the oldest whole
+        turns where it does not fit. Steps as those of stream()."""
+        array, kept = message_array(messages)
+        options = GeneratorOptions(max_tokens, stop, logprobs)
+        out = ffi.new("llm_generator **")
+        with self._use() as pointer:
+            self._call(
+                lib.llm_chat_start,
+                out,
+                pointer,
+                sampler._pointer,
+                family(template),
+                array,
+                len(messages),
+                options.pointer,
+            )
+        del kept
+        generator = ffi.gc(out[0], lib.llm_generator_free)
+        for step in self._steps(generator):
+            yield dataclasses.replace(
+                step, forgot_messages=lib.llm_generator_n_forgotten(generator)
+            )
+
     def _steps(self, generator) -> Iterator[Step]:
         step = ffi.new("llm_step *")
         while not step.finish:
@@ -219,7 +253,7 @@ class Context:
             id = step.id if step.id >= 0 else None
             logprob = None if math.isnan(step.logprob) else step.logprob
             top = [(step.top_ids[i], step.top_logprobs[i]) for i in range(step.n_top)]
-            yield Step(id, text, finish, step.forgot_tokens, step.forgot_turns, logprob, top)
+            yield Step(id, text, finish, step.forgot_tokens, step.forgot_turns, 0, logprob, top)
 
 
 class GeneratorOptions:
@@ -249,7 +283,8 @@ class GeneratorOptions:
 class Step:
     """One step of a generation: the new token (None when there is none), the bytes that became
     complete, and why it ended ("stop", "length", "context"), None before that. What was forgotten
-    before this token: tokens, and whole turns of a chat. The log-probability of the token and the
+    before this token: tokens, and whole turns of a chat; how many of a conversation's messages
+    behind the system message are forgotten by now. The log-probability of the token and the
     likeliest tokens with theirs, where asked for."""
 
     id: int | None
@@ -257,5 +292,6 @@ class Step:
     finish: str | None
     forgot_tokens: int = 0
     forgot_turns: int = 0
+    forgot_messages: int = 0
     logprob: float | None = None
     top: list[tuple[int, float]] = dataclasses.field(default_factory=list)

@@ -72,14 +72,15 @@ class Model:
         return f"<llm.Model {self.path}: {self.n_params:,} parameters{state}>"
 
     @contextmanager
-    def _context(self) -> Iterator[Context]:
-        """An empty context: an idle one, or a new one."""
+    def _context(self, empty: bool = True) -> Iterator[Context]:
+        """A context of its own: an idle one, or a new one."""
         try:
             context = self._idle.pop()
         except IndexError:
             context = Context(self, **self._options)
         try:
-            context.truncate(0)
+            if empty:
+                context.truncate(0)
             yield context
         finally:
             if not self._handle.closed:
@@ -107,6 +108,27 @@ class Model:
         """Ids of a conversation, [{"role": "user", "content": "..."}, ...], by the file's chat
         template or the family of that name; see llm.chat_template."""
         return render(self._handle, messages, add_generation_prompt, template)
+
+    def chat_stream(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        max_tokens: int | None = None,
+        stop: Sequence[str | bytes] = (),
+        template: str | None = None,
+        **sampling,
+    ) -> Iterator[str]:
+        """The answer to a conversation, piece by piece; sampling: options of Sampler. A conversation
+        that goes on where an earlier call ended evaluates its new tokens only. llm.Chat remembers
+        the messages and forgets the oldest."""
+        sampler = Sampler(self.config.n_vocab, **sampling)
+        with self._context(empty=False) as context:
+            for step in context.chat(messages, sampler, max_tokens, stop, template=template):
+                if step.text:
+                    yield step.text.decode("utf-8", "replace")
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options) -> str:
+        """The answer as one str; options as for chat_stream()."""
+        return "".join(self.chat_stream(messages, **options))
 
     def logits(self, ids) -> np.ndarray:
         """(T, n_vocab) float32: row t holds the logits after ids[: t + 1]."""

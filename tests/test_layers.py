@@ -34,7 +34,7 @@ C_TRAINER_MAY_USE = "llm error numeric cpu hash threads pretokenize"
 PYTHON_LAYERS = (
     ("errors", "atomic", "_llm", "_train", "_build"),
     ("config", "packages", "binding tokenizer sampler context engine chat_template"),
-    ("ops ops_*", "settings", "corpus", "data", "distributed"),
+    ("chat", "ops ops_*", "settings", "corpus", "data", "distributed"),
     ("model", "optim"),
     ("parameter_file", "checkpoint", "evaluate"),
     ("vocabulary", "convert"),

@@ -1,0 +1,119 @@
+"""Chat: a conversation that remembers, over Context.chat; what `./run FILE --chat` is in C.
+
+>>> with llm.Model("weights/SmolLM2-135M-Instruct.Q4_1.gguf") as m:
+...     chat = llm.Chat(m, system="Answer in one sentence.")
+...     print(chat.say("What is a llama?"))
+...     print(chat.say("And an alpaca?"))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from llm._llm import ffi, lib
+from llm.binding import call, new
+from llm.chat_template import family, message_array, names
+from llm.context import Context, Step
+from llm.engine import Model
+from llm.sampler import Sampler
+
+
+class Chat:
+    """messages: the conversation as far as it is not forgotten. on_forget: called with the Step
+    that reports forgotten turns. sampling: options of Sampler; context: options of Context."""
+
+    def __init__(
+        self,
+        model: Model,
+        system: str | None = None,
+        template: str | None = None,
+        on_forget: Callable[[Step], object] | None = None,
+        context: dict | None = None,
+        **sampling,
+    ):
+        self.model = model
+        self.context = Context(model, **{"on_full": "forget"} | (context or {}))
+        self.sampler = Sampler(model.config.n_vocab, **sampling)
+        self.template, self._on_forget = template, on_forget
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins again, with the system message."""
+        self.messages = list(self._system)
+
+    def stream(self, text: str, **options) -> Iterator[str]:
+        """The answer, piece by piece; options as for Context.chat. An answer that is not read to
+        its end stays as far as it was read."""
+        self.messages.append({"role": "user", "content": text})
+        answer = b""
+        steps = self.context.chat(self.messages, self.sampler, template=self.template, **options)
+        try:
+            step = next(steps)
+        except BaseException:
+            self.messages.pop()
+            raise
+        try:
+            while step is not None:
+                answer += step.text
+                if step.forgot_turns and self._on_forget:
+                    self._on_forget(step)
+                if step.text:
+                    yield step.text.decode("utf-8", "replace")
+                last, step = step, next(steps, None)
+        finally:
+            system = int(self.messages[0]["role"] == "system")
+            del self.messages[system : system + last.forgot_messages]
+            self.messages.append(
+                {"role": "assistant", "content": answer.decode("utf-8", "surrogateescape")}
+            )
+
+    def say(self, text: str, **options) -> str:
+        """The answer as one str; options as for stream()."""
+        return "".join(self.stream(text, **options))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """The conversation as `./run --chat` saves it; the file appears whole or not at all."""
+        array, kept = message_array(self.messages)
+        name = ffi.new("char[]", os.fsencode(path))
+        with self.context._use() as pointer:
+            call(
+                lib.llm_session_save,
+                name,
+                self.model._handle.use(),
+                family(self.template),
+                array,
+                len(self.messages),
+                lib.llm_context_ids(pointer),
+                lib.llm_context_n_past(pointer),
+            )
+        del kept
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Goes on with a saved conversation. FormatError where it was saved with another parameter
+        file; then, as after any failure, the conversation is as it was."""
+        name = ffi.new("char[]", os.fsencode(path))
+        session = new(
+            lib.llm_session_load, "llm_session", lib.llm_session_free, name, self.model._handle.use()
+        )
+        n = ffi.new("size_t *")
+        messages = lib.llm_session_messages(session, n)
+        loaded = [_message(messages[i]) for i in range(n[0])]
+        ids = lib.llm_session_ids(session, n)
+        ids = ffi.unpack(ids, n[0]) if n[0] else []
+        self.context.truncate(0)
+        if 0 < len(ids) <= self.context.n_ctx:
+            self.context.eval(ids, n_rows=0)
+        which = lib.llm_session_template(session)
+        self.template = names()[which - 1] if which else None
+        self.messages = loaded
+
+
+ROLES = ("system", "user", "assistant")  # by llm_role
+
+
+def _message(message) -> dict:
+    text = ffi.buffer(message.text, message.n_bytes)[:] if message.n_bytes else b""
+    return {"role": ROLES[message.role], "content": text.decode("utf-8", "surrogateescape")}
