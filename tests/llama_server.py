@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 
-def start_server(path, n_ctx: int):
-    """Skips the test where the wheel is not installed."""
+def start_server(path, n_ctx: int, embedding: bool = False):
+    """Skips the test where the wheel is not installed. embedding: it answers with mean-pooled
+    embeddings and nothing else."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp (xllamacpp) is not installed")
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), n_ctx, 1, False
     params.port, params.verbosity = 0, -1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.embedding = embedding
+    if embedding:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     return xllamacpp.Server(params)
 

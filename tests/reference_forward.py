@@ -58,6 +58,11 @@ class Decoder:
         self.head_dim = keys.get("attention.key_length", self.n_embd // self.n_head)
 
     def logits(self, ids) -> np.ndarray:
+        output = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
+        return self.hidden(ids) @ output.T
+
+    def hidden(self, ids) -> np.ndarray:
+        """After the final norm, (T, n_embd)."""
         x = self.tensors["token_embd.weight"][np.asarray(ids)]
         if self.architecture == "gpt2":
             x = x + self.tensors["position_embd.weight"][: len(ids)]
@@ -66,8 +71,7 @@ class Decoder:
         for layer in range(self.keys["block_count"]):
             x = x + self.attention(layer, self.norm(x, f"blk.{layer}.attn_norm"))
             x = x + self.feed_forward(layer, self.norm(x, f"blk.{layer}.ffn_norm"))
-        output = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
-        return self.norm(x, "output_norm") @ output.T
+        return self.norm(x, "output_norm")
 
     def norm(self, x, name):
         weight, bias = self.tensors[name + ".weight"], self.tensors.get(name + ".bias")

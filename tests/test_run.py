@@ -71,6 +71,78 @@ def test_json(file):
     assert out["text"].encode() == raw or "\ufffd" in out["text"]
 
 
+def test_logprobs(file):
+    """Of the raw distribution, whatever the sampler does; bytes where a token is no UTF-8."""
+    arguments = ["the", "--json", "-n", 6, "--seed", 3, "--temp", 9, "--top-k", 0]
+    out = json.loads(run(file, *arguments, "--logprobs", 259).stdout)
+    with llm.Model(file) as model:
+        steps = list(model.steps("the", 6, seed=3, temperature=9, top_k=0, logprobs=259))
+        assert len(out["logprobs"]) == len(out["ids"]) > 0
+        for entry, step in zip(out["logprobs"], steps, strict=True):
+            assert (entry["id"], entry["logprob"]) == (step.id, pytest.approx(step.logprob))
+            top = [(e["id"], pytest.approx(e["logprob"])) for e in entry["top"]]
+            assert step.top == top
+            for e in [entry, *entry["top"]]:
+                raw = model.tokenizer.decode_bytes([e["id"]], render_special=True)
+                assert bytes(e["bytes"]) == raw if "bytes" in e else e["text"].encode() == raw
+        assert any("bytes" in e for e in out["logprobs"][0]["top"])
+    assert "logprobs" not in json.loads(run(file, *arguments).stdout)
+    bare = json.loads(run(file, *arguments, "--logprobs", 0).stdout)["logprobs"]
+    assert [entry["top"] for entry in bare] == [[]] * len(bare)
+    fails(1, "vocabulary of 259", file, *arguments, "--logprobs", 260)
+
+
+def test_parallel_continuations_are_runs_of_their_own(file):
+    options = ["-n", 12, "--temp", 2, "--repeat-penalty", 1.5]
+    alone = [json.loads(run(file, "the", "--json", "--seed", s, *options).stdout) for s in (7, 8)]
+    both = json.loads(run(file, "the", "--json", "--seed", 7, "-p", 2, *options).stdout)
+    keys = ("ids", "text", "finish_reason", "seed")
+    assert both["choices"] == [{key: one[key] for key in keys} for one in alone]
+    assert both["prompt_ids"] == alone[0]["prompt_ids"] and "ids" not in both
+    done = run(file, "the", "--seed", 7, "--parallel", 2, *options)
+    texts = [run(file, "the", "--seed", s, *options).stdout for s in (7, 8)]
+    heads = [b"==== 1 of 2, seed 7 ====\n", b"\n==== 2 of 2, seed 8 ====\n"]
+    assert done.stdout == heads[0] + texts[0] + heads[1] + texts[1]
+    assert done.stderr.count(b"finish") == 2
+    assert len(json.loads(run(file, "the", "--json", "-p", 1).stdout)["choices"]) == 1
+
+
+def test_sampling_options(file):
+    """Each changes what is drawn as the same option does in Python."""
+    options = {
+        "min_p": 0.25,
+        "repeat_penalty": 1.5,
+        "presence_penalty": -2,
+        "frequency_penalty": 3,
+        "temperature": 3,
+        "top_k": 0,
+    }
+    flags = {"temperature": "--temp"}
+    arguments = ["--seed", 4, "-n", 20, "--no-echo"]
+    plain = run(file, "the the", *arguments).stdout
+    with llm.Model(file) as model:
+        for name, value in options.items():
+            flag = flags.get(name, "--" + name.replace("_", "-"))
+            done = run(file, "the the", *arguments, flag, value)
+            text = model.generate("the the", max_tokens=20, seed=4, **{name: value})
+            assert done.stdout.decode("utf-8", "replace") == text + "\n"
+            if name not in ("min_p", "top_k"):  # which may leave what would have been drawn
+                assert done.stdout != plain
+    ban = [argument for id in range(65, 259) for argument in ("--logit-bias", f"{id}=-inf")]
+    out = json.loads(run(file, "the", "--json", "-n", 30, *ban, "--logit-bias", "64=1e3").stdout)
+    assert out["ids"] == [64] * 30
+
+
+def test_embed(file):
+    out = json.loads(run(file, "the thing", "--embed").stdout)
+    with llm.Model(file) as model:
+        assert out["embedding"] == pytest.approx(model.embed("the thing").tolist(), rel=1e-7)
+        assert out["n_tokens"] == len(model.tokenize("the thing"))
+    assert out == json.loads(run(file, "-", "--embed", stdin=b"the thing").stdout)
+    fails(1, "no tokens", file, "--embed")
+    fails(1, "65 tokens, the context holds 64", file, "--embed", "a" * 65)
+
+
 def test_the_seed_is_printed_and_reproduces(file):
     first = run(file, "the", "-n", 12)
     seed = first.stderr.decode().split("seed ")[1].split(",")[0]
@@ -157,6 +229,11 @@ def test_perplexity(file, tmp_path):
     assert int(values["tokens_scored"]) == len(ids) - 1
     assert float(values["nats_per_token"]) == pytest.approx(total / (len(ids) - 1), abs=1e-5)
     assert float(values["bits_per_byte"]) == pytest.approx(total / 0.693147 / 240, abs=1e-4)
+    done = run(file, "--perplexity", text, "--stride", 7)
+    with llm.Model(file) as model:
+        _, total = model.score(ids, 7)
+    assert f"nats_per_token {total / (len(ids) - 1):.6f}" in done.stdout.decode()
+    fails(1, "stride is 64", file, "--perplexity", text, "--stride", 64)
     fails(1, "none.txt", file, "--perplexity", tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_bytes(b"")
     fails(1, "nothing to score", file, "--perplexity", tmp_path / "empty.txt")
@@ -188,6 +265,26 @@ def test_help_and_usage():
         ["-n"],
         ["--seed", "-1"],
         ["--seed", "18446744073709551616"],
+        ["--min-p", "-0.1"],
+        ["--min-p", "1.5"],
+        ["--repeat-penalty", "0"],
+        ["--repeat-penalty", "nan"],
+        ["--presence-penalty", "inf"],
+        ["--frequency-penalty", "much"],
+        ["--logit-bias"],
+        ["--logit-bias", "5"],
+        ["--logit-bias", "=1"],
+        ["--logit-bias", "5="],
+        ["--logit-bias", "5=x"],
+        ["--logit-bias", "5=nan"],
+        ["--logit-bias", "5=inf"],
+        ["--logit-bias", "-1=1"],
+        ["--logit-bias", "99999999999=1"],
+        ["--logprobs", "3"],
+        ["--json", "--logprobs", "-1"],
+        ["-p", "0"],
+        ["--stride", "8"],
+        ["--embed", "--tokens"],
         ["--ctx", "0"],
         ["--threads", "0"],
         ["--threads", "5000"],
@@ -214,6 +311,7 @@ def test_failures(file, tmp_path):
     fails(1, "--allow-long-context", file, "x", "--ctx", 65)
     assert run(file, "x", "--ctx", 65, "--allow-long-context", "-n", 1).returncode == 0
     fails(1, "abacus", file, "x", "--kernels", "abacus")
+    fails(1, "outside the vocabulary of 259", file, "x", "--logit-bias", "259=1")
 
 
 def test_a_prompt_longer_than_the_context_says_both_counts(file):
