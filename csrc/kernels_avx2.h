@@ -60,12 +60,12 @@ AVX2_INLINE __m256i first_lanes(int n) {
 
 AVX2_INLINE __m128i load16(const void *p) { return _mm_loadu_si128(p); }
 
-/* The scales, and for Q4_1 the minima, of one block in 8 rows, row_bytes apart. */
+/* The scales, and the minima of types that have them, of one block in 8 rows, row_bytes apart. */
 AVX2_INLINE void load_scales(const llm_type type, const uint8_t *p, size_t row_bytes, __m256 *scale,
                              __m256 *minimum) {
   const uint8_t *p4 = p + 4 * row_bytes;
   const size_t two = 2 * row_bytes, three = 3 * row_bytes;
-  if (type == LLM_TYPE_Q4_1) { /* scale and minimum are one dword */
+  if (type_has_minimum(type)) { /* scale and minimum are one dword */
     __m128i a = _mm_cvtsi32_si128(load_i32(p)), b = _mm_cvtsi32_si128(load_i32(p4));
     a = _mm_insert_epi32(a, load_i32(p + row_bytes), 1);
     b = _mm_insert_epi32(b, load_i32(p4 + row_bytes), 1);

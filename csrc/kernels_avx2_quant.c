@@ -80,7 +80,7 @@ AVX2_INLINE __m256 decode_rows(const llm_type type, const uint8_t *w, size_t str
   for (size_t b = 0; b < n_blocks; b++, w += size) {
     __m256 scale, minimum;
     load_scales(type, w, stride, &scale, &minimum);
-    __m256i dot = dot_rows(type, w + header_bytes(type), stride, act->q + b * QK);
+    __m256i dot = dot_rows(type, w + quants_at(type), stride, act->q + b * QK);
     if (type == LLM_TYPE_Q4_0) dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(8 * act->sum[b]));
     scale = _mm256_mul_ps(scale, _mm256_broadcast_ss(act->scale + b));
     y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, y);
@@ -166,7 +166,7 @@ AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, panels *p, si
   __m256i *out = (__m256i *)p->quants[panel];
   for (size_t b = 0; b < p->n_blocks; b++, w += size, out += panel_steps(type)) {
     __m256i v[ROWS];
-    const uint8_t *q = w + header_bytes(type);
+    const uint8_t *q = w + quants_at(type);
     UNROLL
     for (size_t i = 0; i < ROWS; i++) {
       if (type == LLM_TYPE_Q8_0) {

@@ -7,6 +7,7 @@
 #ifndef LLM_KERNELS_SIMD_H
 #define LLM_KERNELS_SIMD_H
 
+#include <stddef.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -25,13 +26,87 @@
 
 static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-ALWAYS_INLINE size_t block_bytes(const llm_type type) {
-  return type == LLM_TYPE_Q8_0   ? sizeof(block_q8_0)
-         : type == LLM_TYPE_Q4_0 ? sizeof(block_q4_0)
-                                 : sizeof(block_q4_1);
+/* ---- what is constant for a type ---- */
+
+#define FOR_QUANTIZED_TYPES(DO)                                                                    \
+  DO(q8_0, LLM_TYPE_Q8_0)                                                                          \
+  DO(q4_0, LLM_TYPE_Q4_0)                                                                          \
+  DO(q4_1, LLM_TYPE_Q4_1)                                                                          \
+  DO(q5_0, LLM_TYPE_Q5_0)                                                                          \
+  DO(q5_1, LLM_TYPE_Q5_1)                                                                          \
+  DO(q4_k, LLM_TYPE_Q4_K)                                                                          \
+  DO(q5_k, LLM_TYPE_Q5_K)                                                                          \
+  DO(q6_k, LLM_TYPE_Q6_K)
+
+ALWAYS_INLINE int is_super(const llm_type type) {
+  return type == LLM_TYPE_Q4_K || type == LLM_TYPE_Q5_K || type == LLM_TYPE_Q6_K;
 }
 
-ALWAYS_INLINE size_t header_bytes(const llm_type type) { return type == LLM_TYPE_Q4_1 ? 4 : 2; }
+ALWAYS_INLINE size_t block_bytes(const llm_type type) {
+  switch (type) {
+  case LLM_TYPE_Q4_0: return sizeof(block_q4_0);
+  case LLM_TYPE_Q4_1: return sizeof(block_q4_1);
+  case LLM_TYPE_Q5_0: return sizeof(block_q5_0);
+  case LLM_TYPE_Q5_1: return sizeof(block_q5_1);
+  case LLM_TYPE_Q4_K: return sizeof(block_q4_k);
+  case LLM_TYPE_Q5_K: return sizeof(block_q5_k);
+  case LLM_TYPE_Q6_K: return sizeof(block_q6_k);
+  default: return sizeof(block_q8_0);
+  }
+}
+
+ALWAYS_INLINE size_t row_bytes_of(const llm_type type, size_t n_in) {
+  return n_in / (is_super(type) ? QK_SUPER : QK) * block_bytes(type);
+}
+
+/* Where a block's bytes of low four bits (Q8_0: its quants) begin. */
+ALWAYS_INLINE size_t quants_at(const llm_type type) {
+  switch (type) {
+  case LLM_TYPE_Q4_1: return offsetof(block_q4_1, q);
+  case LLM_TYPE_Q5_0: return offsetof(block_q5_0, q);
+  case LLM_TYPE_Q5_1: return offsetof(block_q5_1, q);
+  case LLM_TYPE_Q4_K: return offsetof(block_q4_k, q);
+  case LLM_TYPE_Q5_K: return offsetof(block_q5_k, q);
+  case LLM_TYPE_Q6_K: return offsetof(block_q6_k, low);
+  default: return 2;
+  }
+}
+
+/* And of high bits, of types that have them. */
+ALWAYS_INLINE size_t high_at(const llm_type type) {
+  switch (type) {
+  case LLM_TYPE_Q5_0: return offsetof(block_q5_0, high);
+  case LLM_TYPE_Q5_1: return offsetof(block_q5_1, high);
+  case LLM_TYPE_Q5_K: return offsetof(block_q5_k, high);
+  default: return offsetof(block_q6_k, high);
+  }
+}
+
+/* Weights are stored as unsigned numbers that are this much greater (Q8_0: once its sign bits are
+ * turned). */
+ALWAYS_INLINE int zero_point(const llm_type type) {
+  switch (type) {
+  case LLM_TYPE_Q8_0: return 128;
+  case LLM_TYPE_Q4_0: return 8;
+  case LLM_TYPE_Q5_0: return 16;
+  case LLM_TYPE_Q6_K: return 32;
+  default: return 0;
+  }
+}
+
+/* Quants come 16 bytes at a time: piece k of a block has two chunks of 16 elements, one in the low
+ * and one in the high halves of its bytes. Chunks are numbered in the order of the elements. */
+ALWAYS_INLINE size_t n_pieces(const llm_type type) { return is_super(type) ? 8 : 1; }
+
+ALWAYS_INLINE size_t low_chunk(const llm_type type, size_t k) {
+  return type == LLM_TYPE_Q6_K ? k / 4 * 8 + k % 4 : k / 2 * 4 + k % 2;
+}
+
+ALWAYS_INLINE size_t high_chunk(const llm_type type, size_t k) {
+  return low_chunk(type, k) + (type == LLM_TYPE_Q6_K ? 4 : is_super(type) ? 2 : 1);
+}
+
+/* ---- reading ---- */
 
 ALWAYS_INLINE int load_u16(const uint8_t *p) {
   uint16_t x;

@@ -59,11 +59,6 @@ uint16_t f32_to_f16(float x) {
 
 int type_is_quantized(llm_type type) { return llm_type_describe(type).n_per_block > 1; }
 
-int type_has_minimum(llm_type type) {
-  return type == LLM_TYPE_Q4_1 || type == LLM_TYPE_Q5_1 || type == LLM_TYPE_Q4_K ||
-         type == LLM_TYPE_Q5_K;
-}
-
 static void set_scale(quant_block *out, float scale) { out->scale[0] = out->scale[1] = scale; }
 
 static void set_nibbles(quant_block *out, const uint8_t *q, int offset) {

@@ -98,7 +98,10 @@ typedef struct quant_block {
 } quant_block;
 
 int type_is_quantized(llm_type type);
-int type_has_minimum(llm_type type);
+static inline int type_has_minimum(llm_type type) {
+  return type == LLM_TYPE_Q4_1 || type == LLM_TYPE_Q5_1 || type == LLM_TYPE_Q4_K ||
+         type == LLM_TYPE_Q5_K;
+}
 /* Elements 32 b to 32 b + 31 of a row. */
 void quant_block_get(llm_type type, const void *row, size_t b, quant_block *out);
 

@@ -55,6 +55,16 @@
 #define _mm512_unpacklo_epi32         simde_mm512_unpacklo_epi32
 #define _mm512_unpacklo_epi64         simde_mm512_unpacklo_epi64
 #define _mm512_xor_si512              simde_mm512_xor_si512
+#define _mm512_broadcast_i32x4        simde_mm512_broadcast_i32x4
+#define _mm512_mask_add_epi8          simde_mm512_mask_add_epi8
+#define _mm512_or_si512               simde_mm512_or_si512
+#define _mm512_set1_epi64             simde_mm512_set1_epi64
+#define _mm512_shuffle_epi8           simde_mm512_shuffle_epi8
+#define _mm512_slli_epi16             simde_mm512_slli_epi16
+#define _mm512_store_ps               simde_mm512_store_ps
+#define _mm512_storeu_si512           simde_mm512_storeu_si512
+#define _mm512_sub_ps                 simde_mm512_sub_ps
+#define _mm512_test_epi8_mask         simde_mm512_test_epi8_mask
 
 /* ---- missing in SIMDe ---- */
 
@@ -62,7 +72,15 @@
 #define _mm512_cvtepu16_epi32   emulated_cvtepu16_epi32
 #define _mm512_cvtepi32_ps      emulated_cvtepi32_ps
 #define _mm512_cvtepi32_epi16   emulated_cvtepi32_epi16
+#define _mm512_srai_epi32       emulated_srai_epi32
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
+
+static inline simde__m512i emulated_srai_epi32(simde__m512i v, unsigned n) {
+  int32_t dwords[16];
+  memcpy(dwords, &v, sizeof dwords);
+  for (int i = 0; i < 16; i++) dwords[i] >>= n;
+  return simde_mm512_loadu_si512(dwords);
+}
 
 static inline simde__m512 emulated_cvtph_ps(__m256i h) {
   float f[16];

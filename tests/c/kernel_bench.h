@@ -97,12 +97,15 @@ static inline void bench_one(thread_pool *pool, const kernels *k, llm_type type,
   free(y), free(w), free(job);
 }
 
-static inline int kernel_bench(const kernels *scalar, const kernels *const *tables) {
+/* only: the name of a type, or NULL for all. */
+static inline int kernel_bench(const kernels *scalar, const kernels *const *tables,
+                               const char *only) {
   int n_threads = threads_available() < BENCH_MAX_THREADS ? threads_available() : BENCH_MAX_THREADS;
   for (int threads = 1; threads <= n_threads; threads += threads < n_threads ? n_threads - 1 : 1) {
     thread_pool *pool;
     if (thread_pool_new(&pool, threads, NULL)) return 1;
     for (size_t t = 0; t < N_TYPES; t++) {
+      if (only && strcmp(only, llm_type_describe(all_types[t]).name)) continue;
       size_t narrow = 576 / llm_type_describe(all_types[t]).n_per_block; /* whole blocks */
       narrow *= llm_type_describe(all_types[t]).n_per_block;
       bench_one(pool, scalar, all_types[t], 8, narrow);

@@ -1,6 +1,6 @@
-/* test_avx512_emulated.c: the cases of test_kernels.c for kernels_avx512.c on machines that cannot
- * run it, through SIMDe's emulation. Skipped where SIMDe's headers (libsimde-dev), AVX2 or gcc are
- * missing, and under the address sanitizer, where it takes minutes to compile. */
+/* test_avx512_emulated.c: the cases of test_kernels.c for kernels_avx512*.c on machines that
+ * cannot run it, through SIMDe's emulation. Skipped where SIMDe's headers (libsimde-dev), AVX2 or
+ * gcc are missing, and under the address sanitizer, where it takes minutes to compile. */
 #define _DEFAULT_SOURCE /* as test_kernels.c */
 #include <stdio.h>
 
@@ -17,6 +17,8 @@
 #define LLM_EMULATE_AVX512
 #define kernels_set_avx512 kernels_set_emulated
 #include "../../csrc/kernels_avx512.c"
+#include "../../csrc/kernels_avx512_panels.c"
+#include "../../csrc/kernels_avx512_quant.c"
 
 static const kernels *emulated(void) {
   static kernels k;

@@ -3,7 +3,7 @@
  * between guard values.
  *   test_kernels          the tests
  *   test_kernels digest   a hash of scalar results: any compiler at any level must print the same
- *   test_kernels bench    GB/s (one token) and GFLOP/s (many) beside a loop that only reads
+ *   test_kernels bench [Q4_K]  GB/s (one token) and GFLOP/s (many) beside a loop that only reads
  * test_avx512_emulated.c includes this file and adds a table. */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
@@ -499,7 +499,7 @@ int main(int argc, char **argv) {
     tables[n++] = kernels_find(*name);
   tables[n] = NULL;
   if (argc > 1 && strcmp(argv[1], "digest") == 0) return print_digest();
-  if (argc > 1 && strcmp(argv[1], "bench") == 0) return kernel_bench(scalar, tables);
+  if (argc > 1 && strcmp(argv[1], "bench") == 0) return kernel_bench(scalar, tables, argv[2]);
   if (EXTRA_TABLE) tables[0] = EXTRA_TABLE, tables[1] = NULL;
   test_tables();
   test_products(tables);
