@@ -32,31 +32,44 @@ typedef struct renderer {
   int begun;  /* 1: BOS stands first already */
   char *text; /* the run that is being collected */
   size_t n_text, text_capacity;
-  size_t *ends;                    /* of messages; may be NULL */
-  size_t n_ended, n_open, at_mark; /* ends[n_ended - n_open ..] wait for the run, which had at_mark
-                                      bytes when the last of them ended */
-  llm_status status;               /* the first failure; nothing is done after it */
+  size_t *ends;              /* of messages; may be NULL */
+  size_t n_ended, n_waiting; /* of the ended ones, the last n_waiting wait for the run, */
+  size_t n_text_ended;       /*   which had this many bytes when they ended */
+  llm_status status;         /* the first failure; nothing is done after it */
   llm_error *err;
 } renderer;
 
 /* ---- control ids and runs of text ---- */
 
-/* Tokenizes the run. A message that ended at the run's end takes it; one that ended inside leaves
- * it to the next. */
+/* Where the messages that wait for the run end. */
+static void settle_ends(renderer *r, size_t end) {
+  for (; r->n_waiting; r->n_waiting--) r->ends[r->n_ended - r->n_waiting] = end;
+}
+
+/* A message that ended at the run's end takes the run; one that ended inside leaves it all to the
+ * next. */
+static void end_message(renderer *r) {
+  if (!r->ends) return;
+  if (r->n_text != r->n_text_ended) settle_ends(r, r->n);
+  r->n_ended++;
+  r->n_waiting++;
+  r->n_text_ended = r->n_text;
+}
+
+/* Tokenizes the run. */
 static void flush(renderer *r) {
   if (r->status) return;
-  size_t room = r->capacity > r->n ? r->capacity - r->n : 0, needed = 0, before = r->n;
-  int32_t *dst = room ? r->dst + r->n : NULL;
-  llm_status status =
-      llm_tokenizer_encode(r->tokenizer, r->text, r->n_text, 0, dst, room, &needed, r->err);
+  size_t room = r->capacity > r->n ? r->capacity - r->n : 0, needed = 0;
+  if (r->n_text != r->n_text_ended) settle_ends(r, r->n);
+  llm_status status = llm_tokenizer_encode(r->tokenizer, r->text, r->n_text, 0,
+                                           room ? r->dst + r->n : NULL, room, &needed, r->err);
   if (status && needed <= room) {
     r->status = status;
     return;
   }
   r->n += needed;
-  for (; r->n_open; r->n_open--)
-    r->ends[r->n_ended - r->n_open] = r->at_mark == r->n_text ? r->n : before;
-  r->n_text = 0;
+  settle_ends(r, r->n);
+  r->n_text = r->n_text_ended = 0;
 }
 
 static void put_ids(renderer *r, const int32_t *ids, size_t n_ids) {
@@ -112,13 +125,6 @@ static void put_literal(renderer *r, const char *literal) {
     }
     literal++;
   }
-}
-
-static void end_message(renderer *r) {
-  if (!r->ends) return;
-  r->n_ended++;
-  r->n_open++;
-  r->at_mark = r->n_text;
 }
 
 /* ---- white space ---- */
