@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from llm._llm import ffi, lib
-from llm.binding import call, new
+from llm.binding import call, file_name, new
 from llm.chat_template import family, message_array, names
 from llm.context import Context, Step
 from llm.engine import Model
@@ -77,7 +77,7 @@ class Chat:
     def save(self, path: str | os.PathLike) -> None:
         """The conversation as `./run --chat` saves it; the file appears whole or not at all."""
         array, kept = message_array(self.messages)
-        name = ffi.new("char[]", os.fsencode(path))
+        name = ffi.new("char[]", file_name(path))
         with self.context._use() as pointer:
             call(
                 lib.llm_session_save,
@@ -88,15 +88,21 @@ class Chat:
                 len(self.messages),
                 lib.llm_context_ids(pointer),
                 lib.llm_context_n_past(pointer),
+                path=os.fspath(path),
             )
         del kept
 
     def load(self, path: str | os.PathLike) -> None:
         """Goes on with a saved conversation. FormatError where it was saved with another parameter
         file; then, as after any failure, the conversation is as it was."""
-        name = ffi.new("char[]", os.fsencode(path))
+        name = ffi.new("char[]", file_name(path))
         session = new(
-            lib.llm_session_load, "llm_session", lib.llm_session_free, name, self.model._handle.use()
+            lib.llm_session_load,
+            "llm_session",
+            lib.llm_session_free,
+            name,
+            self.model._handle.use(),
+            path=os.fspath(path),
         )
         n = ffi.new("size_t *")
         messages = lib.llm_session_messages(session, n)

@@ -117,9 +117,9 @@ class Model:
         template: str | None = None,
         **sampling,
     ) -> Iterator[str]:
-        """The answer to a conversation, piece by piece; sampling: options of Sampler. A conversation
-        that goes on where an earlier call ended evaluates its new tokens only. llm.Chat remembers
-        the messages and forgets the oldest."""
+        """The answer to a conversation, piece by piece; sampling: options of Sampler. One that goes
+        on where an earlier call ended evaluates its new tokens only. llm.Chat remembers the
+        messages and forgets the oldest."""
         sampler = Sampler(self.config.n_vocab, **sampling)
         with self._context(empty=False) as context:
             for step in context.chat(messages, sampler, max_tokens, stop, template=template):
