@@ -1,13 +1,17 @@
 """The sampler against a slow and obvious NumPy version of llm.h's steps, draw by draw: the same
-random numbers, so the same tokens. Log-probabilities against NumPy."""
+random numbers, so the same tokens; log-probabilities against NumPy; and what llama.cpp and
+transformers do with the same options."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
+from gguf_models import write_model
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from llama_server import complete, start_server
 
+import llm
 from llm.sampler import Sampler, logprob_of, top_logprobs
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -251,3 +255,58 @@ def test_logprobs_are_checked():
             top_logprobs([0.0, 1.0, 2.0], n)
     with pytest.raises(ValueError):
         top_logprobs([], 0)
+
+
+# ---- programs that we did not write ----
+
+
+@pytest.mark.peer
+def test_transformers_keeps_the_same_tokens():
+    """What can be drawn at all, after Hugging Face's processors in the same order: penalty, top-k,
+    top-p, min-p. At a high temperature 600 draws miss one of 12 tokens once in 1e22."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from transformers.generation import logits_process as hf
+
+    rng = np.random.default_rng(5)
+    for _ in range(30):
+        logits = rng.normal(0, 2, 12).astype(np.float32)
+        history = rng.integers(0, 12, 6).tolist()
+        penalty, k, p, min_p = rng.uniform([0.5, 1, 0.3, 0.01], [2, 12, 1, 0.4]).tolist()
+        scores = torch.tensor(logits[None])
+        for step in (
+            hf.RepetitionPenaltyLogitsProcessor(penalty),
+            hf.TopKLogitsWarper(int(k)),
+            hf.TopPLogitsWarper(p),
+            hf.MinPLogitsWarper(min_p),
+        ):
+            scores = step(torch.tensor([history]), scores)
+        options = {"top_k": int(k), "top_p": p, "min_p": min_p, "repeat_penalty": penalty}
+        sampler = Sampler(12, temperature=1000, seed=1, **options)
+        sampler.accept(history)
+        drawn = {sampler.sample(logits) for _ in range(600)}
+        assert drawn == set(np.flatnonzero(np.isfinite(scores[0].numpy())).tolist())
+
+
+@pytest.mark.peer
+def test_llama_cpp_penalizes_the_same_tokens(tmp_path):
+    """Greedy continuations of 100 tokens, prompt included in a window of 64: they part at the first
+    penalty that differs by more than the gap between two tokens."""
+    write_model(tmp_path / "model.gguf", "llama", keys={"context_length": 256})
+    prompt = [(i * 37 + 5) % 129 for i in range(40)]
+    server, seen = start_server(tmp_path / "model.gguf", 256), set()
+    with llm.Model(tmp_path / "model.gguf", kv_type="f32") as model:
+        for options in (
+            {},
+            {"repeat_penalty": 1.75},
+            {"repeat_penalty": 0.75},
+            {"presence_penalty": 3.5},
+            {"frequency_penalty": 1.25},
+            {"repeat_penalty": 1.25, "presence_penalty": 0.5, "frequency_penalty": 0.25},
+        ):
+            answer = complete(server, prompt, 100, repeat_last_n=64, return_tokens=True, **options)
+            steps = model.steps(prompt, 100, temperature=0, **options)
+            ours = [step.id for step in steps if step.id is not None]
+            assert ours == answer["tokens"][: len(ours)] and len(ours) > 20
+            seen.add(tuple(ours))
+    assert len(seen) == 6
