@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import TINY, provenance, random_params
+from models import TINY, random_params
+from vocabulary_files import BYTE, CONTROL, NORMAL, UNKNOWN
 
 import llm
 from conftest import ROOT
@@ -19,7 +20,6 @@ from llm.parameter_file import (
     TensorData,
     ValueType,
     Vocabulary,
-    trained_model_metadata,
     write_parameter_file,
 )
 
@@ -33,6 +33,10 @@ class Family:
     bos: str | None = None
     eos: str | None = None
     add_bos: bool = False
+    add_space: bool = True  # SentencePiece's dummy prefix
+
+    def special(self) -> list[str]:
+        return [text for text in (self.bos, self.eos, *self.control) if text]
 
 
 CHATML = Family("chatml", ("<|im_start|>",), eos="<|im_end|>")
@@ -47,7 +51,9 @@ LLAMA2 = Family("llama2", (), "<s>", "</s>", add_bos=True)
 MISTRAL = Family(
     "mistral", ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"), "<s>", "</s>"
 )
-GEMMA = Family("gemma", ("<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", add_bos=True)
+GEMMA = Family(
+    "gemma", ("<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", add_bos=True, add_space=False
+)
 ZEPHYR = Family("zephyr", (), "<s>", "</s>", add_bos=True)
 
 TEMPLATES = {
@@ -84,13 +90,13 @@ def source(name: str) -> str:
 MERGES = ["\n\n", "\n ", " [", " a", "]a", "a\n", " \n", "er", "s\n", "\nT", "ab", "\ta", "  "]
 
 
-def write_model(path, template: str | bytes | None, family: Family) -> None:
+def byte_level(family: Family) -> tuple[int, list[Entry]]:
+    """All bytes, the pairs and the family's control tokens: their number and their keys."""
     tokens = [bytes([b]) for b in range(256)] + [pair.encode() for pair in MERGES]
     merges = np.array([list(pair.encode()) for pair in MERGES])
-    special = [text for text in (family.bos, family.eos, *family.control) if text]
-    ids = {text: len(tokens) + i for i, text in enumerate(special)}
+    ids = {text: len(tokens) + i for i, text in enumerate(family.special())}
     vocabulary = Vocabulary(
-        tokens + [text.encode() for text in special],
+        tokens + [text.encode() for text in ids],
         merges,
         "gpt-2",
         bos=ids.get(family.bos),
@@ -98,13 +104,47 @@ def write_model(path, template: str | bytes | None, family: Family) -> None:
         add_bos=family.add_bos,
         control=frozenset(ids.values()),
     )
-    config = replace(TINY, n_vocab=len(vocabulary.tokens))
+    return len(vocabulary.tokens), vocabulary.entries()
+
+
+def sentencepiece(family: Family) -> tuple[int, list[Entry]]:
+    """The same as SentencePiece has it: bytes as a fallback, letters, and the pairs."""
+    plain = [chr(c) for c in range(33, 127)] + [
+        "\u2581",
+        *(m.replace(" ", "\u2581") for m in MERGES),
+    ]
+    special = family.special()
+    tokens = ["<unk>", *special, *(f"<0x{b:02X}>" for b in range(256)), *plain]
+    types = [UNKNOWN] + [CONTROL] * len(special) + [BYTE] * 256 + [NORMAL] * len(plain)
+    entries = [
+        Entry("tokenizer.ggml.model", "llama", ValueType.STRING),
+        Entry("tokenizer.ggml.tokens", tokens, ValueType.ARRAY, ValueType.STRING),
+        Entry("tokenizer.ggml.token_type", types, ValueType.ARRAY, ValueType.INT32),
+        Entry(
+            "tokenizer.ggml.scores",
+            [-float(i) for i in range(len(tokens))],
+            ValueType.ARRAY,
+            ValueType.FLOAT32,
+        ),
+        Entry("tokenizer.ggml.add_bos_token", family.add_bos, ValueType.BOOL),
+        Entry("tokenizer.ggml.add_space_prefix", family.add_space, ValueType.BOOL),
+        Entry("tokenizer.ggml.bos_token_id", tokens.index(family.bos), ValueType.UINT32),
+        Entry("tokenizer.ggml.eos_token_id", tokens.index(family.eos), ValueType.UINT32),
+    ]
+    return len(tokens), entries
+
+
+def write_model(path, template: str | bytes | None, family: Family, vocabulary=byte_level) -> None:
+    n_vocab, entries = vocabulary(family)
+    config = replace(TINY, n_vocab=n_vocab)
     flat = random_params(config)
     tensors = [
         TensorData(e.gguf_name, e.shape, "F32", flat[e.offset : e.offset + e.size])
         for e in layout(config)
     ]
-    metadata = trained_model_metadata(config, vocabulary, provenance())
+    types = {int: ValueType.UINT32, float: ValueType.FLOAT32, str: ValueType.STRING}
+    metadata = [Entry(key, value, types[type(value)]) for key, value in config.to_gguf().items()]
+    metadata += entries
     if template is not None:
         metadata.append(Entry("tokenizer.chat_template", template, ValueType.STRING))
     write_parameter_file(path, metadata, tensors)
@@ -115,11 +155,12 @@ def opened(tmp_path_factory):
     """Models by the name of their template, made when they are asked for."""
     folder, models = tmp_path_factory.mktemp("chat"), {}
 
-    def get(name: str) -> llm.Model:
-        if name not in models:
-            write_model(folder / name, source(name), TEMPLATES[name])
-            models[name] = llm.Model(folder / name)
-        return models[name]
+    def get(name: str, vocabulary=byte_level) -> llm.Model:
+        key = f"{name}_{vocabulary.__name__}"
+        if key not in models:
+            write_model(folder / key, source(name), TEMPLATES[name], vocabulary)
+            models[key] = llm.Model(folder / key)
+        return models[key]
 
     yield get
     for model in models.values():
@@ -185,12 +226,17 @@ def conversations(draw, name: str):
     return [message("system", draw(TEXTS)), *turns]
 
 
-@pytest.mark.peer
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_ids_equal_jinjas(name, opened):
-    model, template, family = opened(name), jinja(source(name)), TEMPLATES[name]
+# A family's models have one of these; both are tried where there is a BOS to write.
+VOCABULARIES = [(name, byte_level) for name in TEMPLATES]
+VOCABULARIES += [(name, sentencepiece) for name, family in TEMPLATES.items() if family.bos]
 
-    @settings(max_examples=150, deadline=None)
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name, vocabulary", VOCABULARIES)
+def test_ids_equal_jinjas(name, vocabulary, opened):
+    model, template, family = opened(name, vocabulary), jinja(source(name)), TEMPLATES[name]
+
+    @settings(max_examples=60, deadline=None)
     @given(conversations(name), st.booleans())
     def check(messages, add_generation_prompt):
         text = rendered(template, family, messages, add_generation_prompt)
@@ -211,7 +257,7 @@ def test_refuses_what_jinja_refuses(name, opened):
 
     model, template, family = opened(name), jinja(source(name)), TEMPLATES[name]
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.lists(ROLES, min_size=1, max_size=5))
     def check(roles):
         messages = [message(role, "a") for role in roles]
@@ -235,7 +281,7 @@ def test_thoughts_as_qwen3_has_them(opened):
     pieces = ["<think>", "</think>", "\n", "a", " ", "<tool_response>", "</tool_response>"]
     texts = st.lists(st.sampled_from(pieces), max_size=7).map("".join)
 
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(st.lists(st.builds(message, ROLES, texts), min_size=1, max_size=5), st.booleans())
     def check(messages, add_generation_prompt):
         text = rendered(template, family, messages, add_generation_prompt)
@@ -265,7 +311,7 @@ def test_smollm2_itself(smollm2):
 
 def control_ids(model: llm.Model) -> list[int]:
     tokenizer = model.tokenizer
-    return [id for id in range(tokenizer.n_vocab) if tokenizer.token_type(id) == 3]
+    return [id for id in range(tokenizer.n_vocab) if tokenizer.token_type(id) == CONTROL]
 
 
 def check_no_text_becomes_control(model: llm.Model, roles) -> None:
@@ -283,12 +329,12 @@ def check_no_text_becomes_control(model: llm.Model, roles) -> None:
             assert text in without
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_no_text_becomes_a_control_token(name, opened):
+@pytest.mark.parametrize("name, vocabulary", VOCABULARIES)
+def test_no_text_becomes_a_control_token(name, vocabulary, opened):
     roles = ["user", "assistant", "user"]
-    check_no_text_becomes_control(opened(name), roles)
+    check_no_text_becomes_control(opened(name, vocabulary), roles)
     if name not in NO_SYSTEM:
-        check_no_text_becomes_control(opened(name), ["system", *roles])
+        check_no_text_becomes_control(opened(name, vocabulary), ["system", *roles])
 
 
 def test_no_text_becomes_a_control_token_of_smollm2(smollm2):
@@ -309,7 +355,7 @@ def as_chatml(model: llm.Model) -> str:
     return model.tokenizer.decode(model.render_chat([message("user", "hi")]))
 
 
-UNKNOWN = {
+UNRECOGNISED = {
     "none": None,
     "empty": "",
     "other": "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}",
@@ -322,9 +368,9 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("case", UNKNOWN)
+@pytest.mark.parametrize("case", UNRECOGNISED)
 def test_an_unknown_template_falls_back_to_plain_chatml(case, tmp_path):
-    write_model(tmp_path / "m", UNKNOWN[case], CHATML)
+    write_model(tmp_path / "m", UNRECOGNISED[case], CHATML)
     with llm.Model(tmp_path / "m") as model:
         assert model.chat_template is None
         expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
