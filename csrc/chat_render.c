@@ -32,35 +32,16 @@ typedef struct renderer {
   int begun;  /* 1: BOS stands first already */
   char *text; /* the run that is being collected */
   size_t n_text, text_capacity;
-  size_t *ends;              /* of messages; may be NULL */
-  size_t n_ended, n_waiting; /* of the ended ones, the last n_waiting wait for the run, */
-  size_t n_text_ended;       /*   which had this many bytes when they ended */
-  llm_status status;         /* the first failure; nothing is done after it */
+  llm_status status; /* the first failure; nothing is done after it */
   llm_error *err;
 } renderer;
 
 /* ---- control ids and runs of text ---- */
 
-/* Where the messages that wait for the run end. */
-static void settle_ends(renderer *r, size_t end) {
-  for (; r->n_waiting; r->n_waiting--) r->ends[r->n_ended - r->n_waiting] = end;
-}
-
-/* A message that ended at the run's end takes the run; one that ended inside leaves it all to the
- * next. */
-static void end_message(renderer *r) {
-  if (!r->ends) return;
-  if (r->n_text != r->n_text_ended) settle_ends(r, r->n);
-  r->n_ended++;
-  r->n_waiting++;
-  r->n_text_ended = r->n_text;
-}
-
 /* Tokenizes the run. */
 static void flush(renderer *r) {
   if (r->status) return;
   size_t room = r->capacity > r->n ? r->capacity - r->n : 0, needed = 0;
-  if (r->n_text != r->n_text_ended) settle_ends(r, r->n);
   llm_status status = llm_tokenizer_encode(r->tokenizer, r->text, r->n_text, 0,
                                            room ? r->dst + r->n : NULL, room, &needed, r->err);
   if (status && needed <= room) {
@@ -68,14 +49,15 @@ static void flush(renderer *r) {
     return;
   }
   r->n += needed;
-  settle_ends(r, r->n);
-  r->n_text = r->n_text_ended = 0;
+  r->n_text = 0;
 }
 
-static void put_ids(renderer *r, const int32_t *ids, size_t n_ids) {
+/* id < 0: the file names none. */
+static void put_id(renderer *r, int32_t id) {
+  if (id < 0) return;
   flush(r);
-  for (size_t i = 0; i < n_ids; i++, r->n++)
-    if (r->n < r->capacity) r->dst[r->n] = ids[i];
+  if (r->n < r->capacity) r->dst[r->n] = id;
+  r->n++;
 }
 
 static void put_text(renderer *r, const char *text, size_t n_bytes) {
@@ -102,22 +84,18 @@ static int control_at(const renderer *r, const char *literal) {
   return -1;
 }
 
-static void put_special(renderer *r, int32_t id) {
-  if (id >= 0) put_ids(r, &id, 1);
-}
-
 static void put_literal(renderer *r, const char *literal) {
   while (*literal) {
     int control = control_at(r, literal);
     if (control >= 0) {
-      put_ids(r, &r->controls[control], 1);
+      put_id(r, r->controls[control]);
       literal += strlen(control_texts[control]);
       continue;
     }
     if (*literal == *CHAT_BOS) {
-      if (!r->begun || r->n > 1 || r->n_text) put_special(r, llm_tokenizer_bos(r->tokenizer));
+      if (!r->begun || r->n > 1 || r->n_text) put_id(r, llm_tokenizer_bos(r->tokenizer));
     } else if (*literal == *CHAT_EOS) {
-      put_special(r, llm_tokenizer_eos(r->tokenizer));
+      put_id(r, llm_tokenizer_eos(r->tokenizer));
     } else if (*literal == *CHAT_DATE) {
       put_text(r, r->format->date.data, r->format->date.n_bytes);
     } else {
@@ -161,9 +139,7 @@ static gguf_string stripped_of_lines(gguf_string s, sides which) {
 
 static void put_string(renderer *r, gguf_string s) { put_text(r, s.data, s.n_bytes); }
 
-static gguf_string text_of(const chat_message *m) {
-  return (gguf_string){m->said.text, m->said.n_bytes};
-}
+static gguf_string text_of(const llm_message *m) { return (gguf_string){m->text, m->n_bytes}; }
 
 /* ---- Qwen 3's thoughts ---- */
 
@@ -190,12 +166,11 @@ static gguf_string behind(gguf_string s, const char *mark) {
 }
 
 /* A message of the user's that is no tool's response, as the template tells them apart. */
-static int is_question(const chat_message *m) {
+static int is_question(const llm_message *m) {
   static const char head[] = "<tool_response>", tail[] = "</tool_response>";
-  size_t n_head = sizeof head - 1, n_tail = sizeof tail - 1, n = m->said.n_bytes;
-  if (m->said.role != LLM_ROLE_USER) return 0;
-  return n < n_tail || memcmp(m->said.text, head, n_head) ||
-         memcmp(m->said.text + n - n_tail, tail, n_tail);
+  size_t n_head = sizeof head - 1, n_tail = sizeof tail - 1, n = m->n_bytes;
+  if (m->role != LLM_ROLE_USER) return 0;
+  return n < n_tail || memcmp(m->text, head, n_head) || memcmp(m->text + n - n_tail, tail, n_tail);
 }
 
 /* An answer as the template has it: its thoughts are shown behind the last question only. */
@@ -227,7 +202,7 @@ static void put_system_turn(renderer *r, gguf_string text, int is_first) {
 }
 
 /* `system` stands inside the turn; NULL: none does. */
-static void put_user_turn(renderer *r, gguf_string text, const chat_message *system) {
+static void put_user_turn(renderer *r, gguf_string text, const llm_message *system) {
   const chat_format *f = r->format;
   put_literal(r, f->open[LLM_ROLE_USER]);
   int joint = system && f->trims_jointly;
@@ -242,15 +217,9 @@ static void put_user_turn(renderer *r, gguf_string text, const chat_message *sys
   put_literal(r, f->close[LLM_ROLE_USER]);
 }
 
-static void put_answer(renderer *r, const chat_message *m, int behind_question, int is_last) {
+static void put_answer(renderer *r, const llm_message *m, int behind_question, int is_last) {
   const chat_format *f = r->format;
   const char *close = f->close[LLM_ROLE_ASSISTANT];
-  if (m->ids) { /* a space that the template puts around an answer is the model's to write */
-    put_literal(r, f->answer);
-    put_ids(r, m->ids, m->n_ids);
-    put_literal(r, close + strspn(close, " "));
-    return;
-  }
   gguf_string text = text_of(m);
   if (f->trims[LLM_ROLE_ASSISTANT]) text = trimmed(text, (sides){1, 1});
   put_literal(r, f->open[LLM_ROLE_ASSISTANT]);
@@ -262,32 +231,30 @@ static void put_answer(renderer *r, const chat_message *m, int behind_question, 
 }
 
 /* Which message's turn takes in a system message that opens the conversation; n_messages: none. */
-static size_t host_of_system(const chat_format *f, const chat_message *messages,
-                             size_t n_messages) {
-  if (f->system == CHAT_SYSTEM_TURN || messages[0].said.role != LLM_ROLE_SYSTEM) return n_messages;
+static size_t host_of_system(const chat_format *f, const llm_message *messages, size_t n_messages) {
+  if (f->system == CHAT_SYSTEM_TURN || messages[0].role != LLM_ROLE_SYSTEM) return n_messages;
   if (f->system == CHAT_SYSTEM_FIRST_USER) return 1;
-  return messages[n_messages - 1].said.role == LLM_ROLE_USER ? n_messages - 1 : n_messages;
+  return messages[n_messages - 1].role == LLM_ROLE_USER ? n_messages - 1 : n_messages;
 }
 
-static void put_conversation(renderer *r, const chat_message *messages, size_t n_messages,
+static void put_conversation(renderer *r, const llm_message *messages, size_t n_messages,
                              int32_t add_generation_prompt) {
   const chat_format *f = r->format;
   size_t host = host_of_system(f, messages, n_messages), n_asked = n_messages; /* behind the last */
   while (n_asked && !is_question(&messages[n_asked - 1])) n_asked--;
   if (!n_asked) n_asked = n_messages;
   put_literal(r, f->begin);
-  if (f->has_default_system && messages[0].said.role != LLM_ROLE_SYSTEM)
+  if (f->has_default_system && messages[0].role != LLM_ROLE_SYSTEM)
     put_system_turn(r, f->default_system, 1);
   for (size_t i = 0; i < n_messages; i++) {
-    const chat_message *m = &messages[i];
-    switch (m->said.role) {
+    const llm_message *m = &messages[i];
+    switch (m->role) {
     case LLM_ROLE_SYSTEM:
       if (f->system == CHAT_SYSTEM_TURN) put_system_turn(r, text_of(m), i == 0);
       break;
     case LLM_ROLE_USER: put_user_turn(r, text_of(m), i == host ? &messages[0] : NULL); break;
     case LLM_ROLE_ASSISTANT: put_answer(r, m, i >= n_asked, i + 1 == n_messages); break;
     }
-    end_message(r);
   }
   if (add_generation_prompt) put_literal(r, f->answer);
 }
@@ -296,19 +263,19 @@ static void put_conversation(renderer *r, const chat_message *messages, size_t n
 
 /* What templates with alternating turns refuse; those that take a system message in also where it
  * would be lost. */
-static llm_status check_turns(const chat_format *f, const chat_message *messages, size_t n_messages,
+static llm_status check_turns(const chat_format *f, const llm_message *messages, size_t n_messages,
                               llm_error *err) {
-  int has_system = messages[0].said.role == LLM_ROLE_SYSTEM;
+  int has_system = messages[0].role == LLM_ROLE_SYSTEM;
   if (has_system && f->system == CHAT_SYSTEM_REFUSED)
     return error_set(err, LLM_ERR_ARG, "the chat template (%s) takes no system message",
                      llm_template_name(f->family));
   for (size_t i = (size_t)has_system; i < n_messages; i++) {
     llm_role expected = (i - (size_t)has_system) % 2 ? LLM_ROLE_ASSISTANT : LLM_ROLE_USER;
-    if (messages[i].said.role != expected)
+    if (messages[i].role != expected)
       return error_set(err, LLM_ERR_ARG,
                        "message %zu is the %s's, expected the %s's: the chat template (%s) wants "
                        "turns that alternate, the user's first",
-                       i, role_names[messages[i].said.role], role_names[expected],
+                       i, role_names[messages[i].role], role_names[expected],
                        llm_template_name(f->family));
   }
   if (has_system && n_messages == 1)
@@ -318,19 +285,16 @@ static llm_status check_turns(const chat_format *f, const chat_message *messages
   return LLM_OK;
 }
 
-static llm_status check_messages(const chat_message *messages, size_t n_messages, llm_error *err) {
+static llm_status check_messages(const llm_message *messages, size_t n_messages, llm_error *err) {
   if (n_messages == 0) return error_set(err, LLM_ERR_ARG, "the conversation has no messages");
   for (size_t i = 0; i < n_messages; i++) {
-    const chat_message *m = &messages[i];
-    int role = (int)m->said.role;
+    const llm_message *m = &messages[i];
+    int role = (int)m->role;
     if (role < 0 || role >= CHAT_N_ROLES)
       return error_set(err, LLM_ERR_ARG, "message %zu: role %d, expected 0 to %d", i, role,
                        CHAT_N_ROLES - 1);
-    if (!m->said.text && m->said.n_bytes)
+    if (!m->text && m->n_bytes)
       return error_set(err, LLM_ERR_ARG, "message %zu: the text is NULL", i);
-    if (m->ids && role != LLM_ROLE_ASSISTANT)
-      return error_set(err, LLM_ERR_ARG, "message %zu: ids for the %s, expected the assistant", i,
-                       role_names[role]);
   }
   return LLM_OK;
 }
@@ -341,24 +305,26 @@ static int32_t find_control(const llm_tokenizer *t, const char *text) {
   return llm_tokenizer_token_type(t, id) == LLM_TOKEN_CONTROL ? id : -1;
 }
 
-llm_status chat_render(const llm_model *model, const chat_format *format,
-                       const chat_message *messages, size_t n_messages,
-                       int32_t add_generation_prompt, int32_t *dst, size_t capacity,
-                       size_t *n_needed, size_t *ends, llm_error *err) {
+llm_status llm_chat_render(const llm_model *model, llm_template which, const llm_message *messages,
+                           size_t n_messages, int32_t add_generation_prompt, int32_t *dst,
+                           size_t capacity, size_t *n_needed, llm_error *err) {
   *n_needed = 0;
-  if (!dst && capacity) return error_set(err, LLM_ERR_ARG, "chat_render: dst is NULL");
+  if (!llm_template_name(which))
+    return error_set(err, LLM_ERR_ARG, "llm_chat_render: template %d is unknown", (int)which);
+  if (!dst && capacity) return error_set(err, LLM_ERR_ARG, "llm_chat_render: dst is NULL");
+  chat_format format = chat_format_of(model, which);
   llm_status status = check_messages(messages, n_messages, err);
-  if (!status && format->alternates) status = check_turns(format, messages, n_messages, err);
+  if (!status && format.alternates) status = check_turns(&format, messages, n_messages, err);
   if (status) return status;
+
   renderer r = {.tokenizer = llm_model_tokenizer(model),
-                .format = format,
+                .format = &format,
                 .dst = dst,
                 .capacity = capacity,
-                .ends = ends,
                 .err = err};
   for (int i = 0; i < N_CONTROLS; i++) r.controls[i] = find_control(r.tokenizer, control_texts[i]);
   if (llm_tokenizer_add_bos(r.tokenizer)) {
-    put_special(&r, llm_tokenizer_bos(r.tokenizer));
+    put_id(&r, llm_tokenizer_bos(r.tokenizer));
     r.begun = 1;
   }
   put_conversation(&r, messages, n_messages, add_generation_prompt);
@@ -370,20 +336,4 @@ llm_status chat_render(const llm_model *model, const chat_format *format,
     return error_set(err, LLM_ERR_ARG, "the conversation has %zu tokens, the buffer holds %zu", r.n,
                      capacity);
   return error_clear(err);
-}
-
-llm_status llm_chat_render(const llm_model *model, llm_template which, const llm_message *messages,
-                           size_t n_messages, int32_t add_generation_prompt, int32_t *dst,
-                           size_t capacity, size_t *n_needed, llm_error *err) {
-  *n_needed = 0;
-  if (!llm_template_name(which))
-    return error_set(err, LLM_ERR_ARG, "llm_chat_render: template %d is unknown", (int)which);
-  chat_message *copies = calloc(n_messages ? n_messages : 1, sizeof *copies);
-  if (!copies) return error_nomem(err, n_messages * sizeof *copies, "a conversation");
-  for (size_t i = 0; i < n_messages; i++) copies[i].said = messages[i];
-  chat_format format = chat_format_of(model, which);
-  llm_status status = chat_render(model, &format, copies, n_messages, add_generation_prompt, dst,
-                                  capacity, n_needed, NULL, err);
-  free(copies);
-  return status;
 }

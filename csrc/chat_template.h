@@ -37,34 +37,15 @@ typedef struct chat_format {
   gguf_string default_system, date; /* in the template's text */
 } chat_format;
 
+/* The ids of a message depend on later ones in three cases, where a session must read again:
+ * - text between two control tokens is tokenized at once, so where no control token ends a turn
+ * (the vocabulary lacks it; Zephyr's line end after EOS) the text that closes it merges with the
+ * next;
+ * - Mistral v3 moves the system message into the newest question (CHAT_SYSTEM_LAST_USER);
+ * - Qwen 3 shows the thoughts of answers behind the last question and drops those before it. */
+
 /* The format of a file's template where `which` is AUTO or its family, else the family's own.
  * AUTO gives plain ChatML where the file's template is unknown. */
 chat_format chat_format_of(const llm_model *model, llm_template which);
-
-/* A message; an answer may come as the ids that the model wrote, without the one that ended it. */
-typedef struct chat_message {
-  llm_message said;
-  const int32_t *ids; /* (n_ids), instead of the text; or NULL */
-  size_t n_ids;
-} chat_message;
-
-/* llm_chat_render with answers as ids, and where each message ends: ends[i] (n_messages, or NULL)
- * counts the ids up to the end of message i. An answer given as ids stands behind format->answer
- * and is followed by what closes it. So a context that holds a conversation rendered with
- * add_generation_prompt, and then the answer's ids, holds the beginning of that conversation with
- * the answer and whatever follows: only the rest is to be evaluated.
- *
- * The ids of a message do not depend on later ones, with these exceptions:
- * - text between two control tokens is tokenized at once. Where no control token ends a turn (one
- *   that the vocabulary lacks; Zephyr's line end after EOS) the text at the border counts to the
- *   later message and may change with it;
- * - a system message inside a user's turn ends where nothing of it stands yet; Mistral v3 moves it
- *   from the last question to the next one (CHAT_SYSTEM_LAST_USER);
- * - Qwen 3 shows the thoughts of answers behind the last question and drops those before it. An
- *   answer given as ids keeps them. */
-llm_status chat_render(const llm_model *model, const chat_format *format,
-                       const chat_message *messages, size_t n_messages,
-                       int32_t add_generation_prompt, int32_t *dst, size_t capacity,
-                       size_t *n_needed, size_t *ends, llm_error *err);
 
 #endif

@@ -31,51 +31,50 @@ static inline void chat_sample_spell(int byte, char spelled[3]) {
   }
 }
 
-static inline void chat_sample_tokens(tiny_bytes *b, const chat_sample *s, size_t n_controls) {
+static inline void chat_sample_tokens(tiny_file *f, const chat_sample *s, size_t n_controls) {
   /* "\n\n", " [" and "\nT": they merge across the border of the template's words and a text. */
   static const char *const pairs[3] = {"\xc4\x8a\xc4\x8a", "\xc4\xa0[", "\xc4\x8aT"};
   static const char *const merges[3] = {"\xc4\x8a \xc4\x8a", "\xc4\xa0 [", "\xc4\x8a T"};
-  tiny_array(b, "tokenizer.ggml.tokens", GGUF_STRING, CHAT_SAMPLE_FIRST_CONTROL + n_controls);
+  tiny_array(f, "tokenizer.ggml.tokens", GGUF_STRING, CHAT_SAMPLE_FIRST_CONTROL + n_controls);
   for (int byte = 0; byte < 256; byte++) {
     char spelled[3];
     chat_sample_spell(byte, spelled);
-    tiny_string(b, spelled);
+    tiny_string(&f->keys, spelled);
   }
-  for (int i = 0; i < 3; i++) tiny_string(b, pairs[i]);
-  for (size_t i = 0; i < n_controls; i++) tiny_string(b, s->controls[i]);
-  tiny_array(b, "tokenizer.ggml.token_type", GGUF_INT32, CHAT_SAMPLE_FIRST_CONTROL + n_controls);
+  for (int i = 0; i < 3; i++) tiny_string(&f->keys, pairs[i]);
+  for (size_t i = 0; i < n_controls; i++) tiny_string(&f->keys, s->controls[i]);
+  tiny_array(f, "tokenizer.ggml.token_type", GGUF_INT32, CHAT_SAMPLE_FIRST_CONTROL + n_controls);
   for (size_t i = 0; i < CHAT_SAMPLE_FIRST_CONTROL + n_controls; i++)
-    tiny_u32(b, i < CHAT_SAMPLE_FIRST_CONTROL ? LLM_TOKEN_NORMAL : LLM_TOKEN_CONTROL);
-  tiny_array(b, "tokenizer.ggml.merges", GGUF_STRING, 3);
-  for (int i = 0; i < 3; i++) tiny_string(b, merges[i]);
+    tiny_u32(&f->keys, i < CHAT_SAMPLE_FIRST_CONTROL ? LLM_TOKEN_NORMAL : LLM_TOKEN_CONTROL);
+  tiny_array(f, "tokenizer.ggml.merges", GGUF_STRING, 3);
+  for (int i = 0; i < 3; i++) tiny_string(&f->keys, merges[i]);
 }
 
 static inline void chat_sample_open(chat_sample *s) {
   size_t n_controls = 0;
   while (n_controls < CHAT_SAMPLE_CONTROLS && s->controls[n_controls]) n_controls++;
-  uint64_t n_keys =
-      5 + (n_controls > 0) + (n_controls > 1) + (s->add_bos != 0) + (s->jinja != NULL);
+  tiny_file f = {0};
+  tiny_text(&f, "tokenizer.ggml.model", "gpt2");
+  tiny_text(&f, "tokenizer.ggml.pre", "gpt-2");
+  chat_sample_tokens(&f, s, n_controls);
+  if (n_controls > 0) tiny_int(&f, "tokenizer.ggml.bos_token_id", CHAT_SAMPLE_FIRST_CONTROL);
+  if (n_controls > 1) tiny_int(&f, "tokenizer.ggml.eos_token_id", CHAT_SAMPLE_FIRST_CONTROL + 1);
+  if (s->add_bos) {
+    tiny_key(&f, "tokenizer.ggml.add_bos_token", GGUF_BOOL);
+    tiny_put(&f.keys, "\1", 1);
+  }
+  if (s->jinja) {
+    tiny_key(&f, "tokenizer.chat_template", GGUF_STRING);
+    tiny_u64(&f.keys, s->n_jinja);
+    tiny_put(&f.keys, s->jinja, s->n_jinja);
+  }
   tiny_bytes *b = &s->file;
   tiny_put(b, "GGUF", 4);
   tiny_u32(b, 3);
   tiny_u64(b, 0);
-  tiny_u64(b, n_keys);
-  tiny_text(b, "tokenizer.ggml.model", "gpt2");
-  tiny_text(b, "tokenizer.ggml.pre", "gpt-2");
-  chat_sample_tokens(b, s, n_controls);
-  if (n_controls > 0) tiny_key(b, "tokenizer.ggml.bos_token_id", CHAT_SAMPLE_FIRST_CONTROL);
-  if (n_controls > 1) tiny_key(b, "tokenizer.ggml.eos_token_id", CHAT_SAMPLE_FIRST_CONTROL + 1);
-  if (s->add_bos) {
-    tiny_string(b, "tokenizer.ggml.add_bos_token");
-    tiny_u32(b, GGUF_BOOL);
-    tiny_put(b, "\1", 1);
-  }
-  if (s->jinja) {
-    tiny_string(b, "tokenizer.chat_template");
-    tiny_u32(b, GGUF_STRING);
-    tiny_u64(b, s->n_jinja);
-    tiny_put(b, s->jinja, s->n_jinja);
-  }
+  tiny_u64(b, f.n_keys);
+  tiny_put(b, f.keys.data, f.keys.n);
+  free(f.keys.data);
   b->data = realloc(b->data, b->n); /* so that a read past the end is seen */
   llm_error err = {0};
   if (gguf_parse(&s->model.file, b->data, b->n, "sample", &err) ||

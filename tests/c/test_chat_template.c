@@ -1,10 +1,9 @@
-/* test_chat_template.c: rendering by turns, answers as ids, buffers and hostile templates, on a
- * vocabulary without a model. What is rendered is compared with Jinja in test_chat_template.py. */
-#include "chat_template.h"
-
+/* test_chat_template.c: what stays the same from turn to turn, buffers, refusals and hostile
+ * templates, on a vocabulary without a model. What is rendered is compared with Jinja in
+ * test_chat_template.py. */
 #include "chat_sample.h"
 
-enum { MAX_IDS = 2048, MAX_MESSAGES = 12 };
+enum { MAX_IDS = 2048 };
 
 static const char smollm2[] =
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -22,17 +21,16 @@ static chat_sample open_sample(const char *jinja, int add_bos) {
   return s;
 }
 
-static chat_message said(llm_role role, const char *text) {
-  return (chat_message){{role, text, strlen(text)}, NULL, 0};
+static llm_message said(llm_role role, const char *text) {
+  return (llm_message){role, text, strlen(text)};
 }
 
-static size_t render(const chat_sample *s, llm_template which, const chat_message *messages,
-                     size_t n, int prompt, int32_t ids[MAX_IDS], size_t *ends) {
+static size_t render(const chat_sample *s, llm_template which, const llm_message *messages,
+                     size_t n, int prompt, int32_t ids[MAX_IDS]) {
   llm_error err;
-  chat_format f = chat_format_of(&s->model, which);
   size_t n_ids;
   llm_status status =
-      chat_render(&s->model, &f, messages, n, prompt, ids, MAX_IDS, &n_ids, ends, &err);
+      llm_chat_render(&s->model, which, messages, n, prompt, ids, MAX_IDS, &n_ids, &err);
   CHECK_MSG(status == LLM_OK, "%s", err.message);
   return n_ids;
 }
@@ -56,10 +54,11 @@ static const llm_template all[] = {LLM_TEMPLATE_CHATML,  LLM_TEMPLATE_LLAMA2, LL
                                    LLM_TEMPLATE_MISTRAL, LLM_TEMPLATE_GEMMA,  LLM_TEMPLATE_ZEPHYR};
 enum { N_ALL = sizeof all / sizeof *all };
 
-/* What stands before ends[i] does not depend on what follows message i. */
-static void test_spans(void) {
+/* The ids of a conversation up to its last control token are the beginning of a longer one's: a
+ * session reads only what is new. */
+static void test_turns_add_up(void) {
   chat_sample s = open_sample(NULL, 1);
-  const chat_message talk[] = {
+  const llm_message talk[] = {
       said(LLM_ROLE_SYSTEM, "Be kind."),    said(LLM_ROLE_USER, "Hi\n"),
       said(LLM_ROLE_ASSISTANT, "\nTo you"), said(LLM_ROLE_USER, ""),
       said(LLM_ROLE_ASSISTANT, "Bye "),     said(LLM_ROLE_USER, "  T"),
@@ -67,80 +66,30 @@ static void test_spans(void) {
   enum { N = sizeof talk / sizeof *talk };
   static int32_t whole[MAX_IDS], part[MAX_IDS];
   for (int t = 0; t < N_ALL; t++) {
-    size_t ends[N], part_ends[N];
-    size_t n_whole = render(&s, all[t], talk, N, 1, whole, ends);
-    CHECK(ends[N - 1] <= n_whole);
+    size_t n_whole = render(&s, all[t], talk, N, 1, whole);
     for (size_t n = 2; n < N; n++) {
-      size_t n_part = render(&s, all[t], talk, n, 0, part, part_ends);
-      CHECK(part_ends[n - 1] == n_part);
-      for (size_t i = 0; i + 1 < n; i++) CHECK(part_ends[i] == ends[i]);
-      CHECK(ends[n - 1] <= n_part && ends[n - 1] >= ends[n - 2]);
-      CHECK(!memcmp(part, whole, ends[n - 1] * sizeof *part));
+      size_t n_part = render(&s, all[t], talk, n, 0, part);
+      while (n_part && part[n_part - 1] < CHAT_SAMPLE_FIRST_CONTROL) n_part--;
+      CHECK(n_part > 0 && n_part < n_whole && !memcmp(part, whole, n_part * sizeof *part));
     }
   }
   chat_sample_close(&s);
 }
 
-static void test_where_turns_end(void) {
+/* A control token that the vocabulary lacks is text like the words around it. */
+static void test_missing_control_tokens(void) {
   chat_sample s = open_sample(NULL, 1);
-  const chat_message talk[] = {said(LLM_ROLE_SYSTEM, "S"), said(LLM_ROLE_USER, "a"),
-                               said(LLM_ROLE_ASSISTANT, "b"), said(LLM_ROLE_USER, "c")};
   static int32_t ids[MAX_IDS];
-  size_t ends[4];
-  render(&s, LLM_TEMPLATE_CHATML, talk, 4, 1, ids, ends);
-  CHECK_TEXT(shown(&s, ids, ends[0]), "<s><|im_start|>system\nS<|im_end|>\n");
-  CHECK_TEXT(shown(&s, ids + ends[1], ends[2] - ends[1]), "<|im_start|>assistant\nb<|im_end|>\n");
-  /* The system's text stands in the user's turn. */
-  render(&s, LLM_TEMPLATE_MISTRAL, talk, 4, 1, ids, ends);
-  CHECK_TEXT(shown(&s, ids, ends[0]), "<s>");
-  CHECK_TEXT(shown(&s, ids, ends[1]), "<s> [INST] S\n\na [/INST]");
-  CHECK_TEXT(shown(&s, ids + ends[1], ends[2] - ends[1]), " b</s>");
-  /* EOS is a control token, the line end behind it is not. */
-  render(&s, LLM_TEMPLATE_ZEPHYR, talk, 4, 0, ids, ends);
-  CHECK_TEXT(shown(&s, ids, ends[0]), "<s><|system|>\nS</s>");
-  CHECK_TEXT(shown(&s, ids + ends[1], ends[2] - ends[1]), "\n<|assistant|>\nb</s>");
-  CHECK_TEXT(shown(&s, ids + ends[2], ends[3] - ends[2]), "\n<|user|>\nc</s>\n");
-  /* Llama 3's control tokens are not in the vocabulary: one text, which belongs to the last. */
-  size_t n = render(&s, LLM_TEMPLATE_LLAMA3, talk, 4, 0, ids, ends);
-  CHECK(ends[0] == 1 && ends[1] == 1 && ends[2] == 1 && ends[3] == n);
-  chat_sample_close(&s);
-}
-
-/* A context that holds a rendered question and the model's answer holds the beginning of what the
- * next question is rendered to. */
-static void test_own_answers(void) {
-  chat_sample s = open_sample(NULL, 1);
-  /* Not as the tokenizer would cut it, with a control token inside. */
-  const int32_t answer[] = {'\n', '\n', 'T', CHAT_SAMPLE_FIRST_CONTROL + 2, ' ', '['};
-  enum { N_ANSWER = sizeof answer / sizeof *answer };
-  chat_message talk[] = {said(LLM_ROLE_SYSTEM, "S"), said(LLM_ROLE_USER, "a"),
-                         said(LLM_ROLE_ASSISTANT, "not used"), said(LLM_ROLE_USER, "b")};
-  talk[2].ids = answer;
-  talk[2].n_ids = N_ANSWER;
-  static int32_t held[MAX_IDS], next[MAX_IDS];
-  static const char *const closed[N_ALL] = {
-      "<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n",
-      "</s><s>[INST] b [/INST]",
-      "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nb<|eot_id|><|start_header_id|>"
-      "assistant<|end_header_id|>\n\n",
-      "</s> [INST] b [/INST]",
-      "<end_of_turn>\n<start_of_turn>user\nb<end_of_turn>\n<start_of_turn>model\n",
-      "</s>\n<|user|>\nb</s>\n<|assistant|>\n",
-  };
+  const llm_message hi = said(LLM_ROLE_USER, "hi");
+  /* BOS, and: <|im_start|> and <|im_end|> twice; [INST], [/INST] and EOS; nothing; as Llama 2;
+   * <end_of_turn> twice; EOS twice. */
+  static const size_t n_control[N_ALL] = {5, 4, 1, 4, 3, 3};
   for (int t = 0; t < N_ALL; t++) {
-    size_t n_held = render(&s, all[t], talk, 2, 1, held, NULL);
-    memcpy(held + n_held, answer, sizeof answer);
-    n_held += N_ANSWER;
-    size_t n_next = render(&s, all[t], talk, 4, 1, next, NULL);
-    CHECK(n_next > n_held && !memcmp(held, next, n_held * sizeof *held));
-    CHECK_TEXT(shown(&s, next + n_held, n_next - n_held), closed[t]);
+    const llm_message talk[] = {hi, said(LLM_ROLE_ASSISTANT, "")};
+    size_t n = render(&s, all[t], talk, 2, 0, ids), found = 0;
+    for (size_t i = 0; i < n; i++) found += ids[i] >= CHAT_SAMPLE_FIRST_CONTROL;
+    CHECK(found == n_control[t]);
   }
-  talk[1].ids = answer; /* only answers come as ids */
-  chat_format f = chat_format_of(&s.model, LLM_TEMPLATE_CHATML);
-  size_t n;
-  llm_error err;
-  CHECK(chat_render(&s.model, &f, talk, 4, 1, next, MAX_IDS, &n, NULL, &err) == LLM_ERR_ARG);
-  CHECK(strstr(err.message, "message 1: ids for the user"));
   chat_sample_close(&s);
 }
 
@@ -148,13 +97,13 @@ static void test_recognition(void) {
   chat_sample s = open_sample(smollm2, 0);
   int32_t known;
   static int32_t ids[MAX_IDS];
-  const chat_message hi = said(LLM_ROLE_USER, "hi");
+  const llm_message hi = said(LLM_ROLE_USER, "hi");
   CHECK(llm_model_template(&s.model, &known) == LLM_TEMPLATE_CHATML && known == 1);
   CHECK(llm_model_template(&s.model, NULL) == LLM_TEMPLATE_CHATML);
-  size_t n = render(&s, LLM_TEMPLATE_AUTO, &hi, 1, 0, ids, NULL);
+  size_t n = render(&s, LLM_TEMPLATE_AUTO, &hi, 1, 0, ids);
   CHECK_TEXT(shown(&s, ids, n),
              "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n");
-  n = render(&s, LLM_TEMPLATE_ZEPHYR, &hi, 1, 0, ids, NULL); /* another family: its own format */
+  n = render(&s, LLM_TEMPLATE_ZEPHYR, &hi, 1, 0, ids); /* another family: its own format */
   CHECK_TEXT(shown(&s, ids, n), "<|user|>\nhi</s>\n");
   chat_sample_close(&s);
   for (size_t cut = 0; cut < sizeof smollm2 - 1; cut++) { /* no crash, and no half templates */
@@ -246,9 +195,8 @@ static void test_names(void) {
 }
 
 int main(void) {
-  test_spans();
-  test_where_turns_end();
-  test_own_answers();
+  test_turns_add_up();
+  test_missing_control_tokens();
   test_recognition();
   test_long_template();
   test_buffers();

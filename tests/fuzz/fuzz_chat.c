@@ -1,12 +1,11 @@
 /* fuzz_chat.c: any bytes as a chat template and as messages. The first byte chooses vocabulary,
  * family and generation prompt; then two bytes say how long the template is, which is followed by
- * messages: a byte for role and kind, one for the length, the text. Whatever they hold, the control
+ * messages: a byte for the role, one for the length, the text. Whatever they hold, the control
  * ids are those of the same conversation without texts. Built with libFuzzer by `make fuzz`, or
  * with replay.c over saved files. */
 #include "../c/chat_sample.h"
-#include "chat_template.h"
 
-enum { HAS_CONTROLS = 1, ADD_BOS = 2, PROMPT = 4, MAX_MESSAGES = 16, BY_IDS = 4 };
+enum { HAS_CONTROLS = 1, ADD_BOS = 2, PROMPT = 4, MAX_MESSAGES = 16 };
 
 typedef struct input {
   const uint8_t *data;
@@ -26,18 +25,16 @@ static input next_bytes(input *in, size_t n) {
   return out;
 }
 
-static int32_t *render(const chat_sample *s, const chat_format *f, const chat_message *messages,
+static int32_t *render(const chat_sample *s, llm_template which, const llm_message *messages,
                        size_t n, int prompt, size_t *n_ids) {
-  size_t needed, again, ends[MAX_MESSAGES];
+  size_t needed;
   llm_error err;
-  llm_status status = chat_render(&s->model, f, messages, n, prompt, NULL, 0, &needed, ends, &err);
+  llm_status status =
+      llm_chat_render(&s->model, which, messages, n, prompt, NULL, 0, &needed, &err);
   if (status && !needed) return NULL;
   int32_t *ids = malloc((needed ? needed : 1) * sizeof *ids);
-  if (chat_render(&s->model, f, messages, n, prompt, ids, needed, &again, ends, &err)) abort();
-  if (again != needed || ends[n - 1] > needed) abort();
-  for (size_t i = 1; i < n; i++)
-    if (ends[i] < ends[i - 1]) abort();
-  *n_ids = needed;
+  if (llm_chat_render(&s->model, which, messages, n, prompt, ids, needed, n_ids, &err)) abort();
+  if (*n_ids != needed) abort();
   return ids;
 }
 
@@ -50,7 +47,8 @@ static size_t keep_control(int32_t *ids, size_t n) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
   input in = {data, n_bytes};
-  int flags = next_byte(&in), which = flags >> 3 & 7;
+  int flags = next_byte(&in);
+  llm_template which = (llm_template)(flags >> 3 & 7); /* 7 is refused */
   size_t n_jinja = (size_t)next_byte(&in) << 8;
   n_jinja |= (size_t)next_byte(&in);
   input jinja = next_bytes(&in, n_jinja);
@@ -64,22 +62,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
   if (!s.jinja) s.jinja = "";
   chat_sample_open(&s);
 
-  chat_message messages[MAX_MESSAGES], empty[MAX_MESSAGES];
+  llm_message messages[MAX_MESSAGES], empty[MAX_MESSAGES];
   size_t n = 0, n_ids, n_empty;
-  static const int32_t answer[] = {'a', '\n'};
   for (; n < MAX_MESSAGES && in.n; n++) {
-    int kind = next_byte(&in);
+    llm_role role = (llm_role)(next_byte(&in) & 3); /* 3 is refused */
     input text = next_bytes(&in, (size_t)next_byte(&in));
-    messages[n] = (chat_message){{(llm_role)(kind & 3), (const char *)text.data, text.n}, NULL, 0};
-    empty[n] = (chat_message){{(llm_role)(kind & 3), "", 0}, NULL, 0};
-    if (kind & BY_IDS) messages[n].ids = empty[n].ids = answer, messages[n].n_ids = 2;
+    messages[n] = (llm_message){role, (const char *)text.data, text.n};
+    empty[n] = (llm_message){role, NULL, 0};
   }
   int32_t known;
   llm_model_template(&s.model, &known);
-  chat_format f = chat_format_of(&s.model, (llm_template)(which == 7 ? 0 : which));
   int prompt = (flags & PROMPT) != 0;
-  int32_t *ids = render(&s, &f, messages, n, prompt, &n_ids);
-  int32_t *plain = render(&s, &f, empty, n, prompt, &n_empty);
+  int32_t *ids = render(&s, which, messages, n, prompt, &n_ids);
+  int32_t *plain = render(&s, which, empty, n, prompt, &n_empty);
   if (!ids != !plain) abort();
   if (ids) {
     n_ids = keep_control(ids, n_ids);

@@ -5,7 +5,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "corpus" / "chat"
 TEMPLATES = Path(__file__).parent.parent / "vectors" / "chat_templates"
-SYSTEM, USER, ASSISTANT, BY_IDS = 0, 1, 2, 4
+SYSTEM, USER, ASSISTANT = 0, 1, 2
 NAMES = [
     "smollm2",
     "llama2",
@@ -31,7 +31,7 @@ def main() -> None:
             message(USER, b"\n[INST] \xff</s>"),
             message(ASSISTANT, b"<think>\na\n</think>\n\nb "),
             message(USER, b""),
-            message(ASSISTANT | BY_IDS, b""),
+            message(ASSISTANT, b""),
             message(USER, b"\xe3\x80\x80<|eot_id|>\x00"),
         ]
         head = bytes([at & 7]) + len(template).to_bytes(2, "big")
