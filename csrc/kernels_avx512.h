@@ -168,20 +168,14 @@ AVX512_INLINE void super_scales(const llm_type type, const uint8_t *block, size_
     return;
   }
   load_rows(block, row_bytes, d);
-  const __m512 all = floats_of(d[0], 0), all_minima = floats_of(d[0], 1);
   const __m512i six = _mm512_set1_epi8(63), four = _mm512_set1_epi8(15);
-  const __m512i two = _mm512_set1_epi8(0x30);
-  const __m512i scales[2] = {
-      _mm512_and_si512(d[1], six),
-      _mm512_or_si512(_mm512_and_si512(d[3], four),
-                      _mm512_and_si512(_mm512_srli_epi32(d[1], 2), two)),
-  };
+  const __m512 all = floats_of(d[0], 0);
+  const __m512 minus = _mm512_sub_ps(_mm512_set1_ps(-0.0f), floats_of(d[0], 1));
+  const __m512i scales[2] = {_mm512_and_si512(d[1], six),
+                             or_bits(_mm512_and_si512(d[3], four), d[1], -2, 0x30)};
   const __m512i minima[2] = {
       _mm512_and_si512(d[2], six),
-      _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(d[3], 4), four),
-                      _mm512_and_si512(_mm512_srli_epi32(d[2], 2), two)),
-  };
-  const __m512 minus = _mm512_sub_ps(_mm512_set1_ps(-0.0f), all_minima);
+      or_bits(_mm512_and_si512(_mm512_srli_epi32(d[3], 4), four), d[2], -2, 0x30)};
   UNROLL
   for (int b = 0; b < 8; b++) {
     scale[b] = _mm512_mul_ps(all, unsigned_byte(scales[b / 4], b % 4));
