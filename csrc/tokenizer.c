@@ -67,48 +67,69 @@ int32_t llm_tokenizer_find(const llm_tokenizer *t, const char *text, size_t n_by
 typedef struct encoder {
   const llm_tokenizer *t;
   piece_cache cache;
-  int space; /* the dummy prefix is due; it goes before any text */
   id_sink sink;
   llm_error *err;
 } encoder;
 
+/* The next special token of text[*pos..n), where it begins to *pos; NULL and n: none. */
+static const special *next_special(const special_set *set, const uint8_t *text, size_t n,
+                                   size_t *pos) {
+  for (; set->n && *pos < n; ++*pos) {
+    if (!set->begins[text[*pos]]) continue;
+    const special *s = special_match(set, text + *pos, n - *pos);
+    if (s) return s;
+  }
+  *pos = n;
+  return NULL;
+}
+
 /* Text without special tokens. */
+static llm_status encode_plain(encoder *e, const uint8_t *text, size_t n_bytes) {
+  if (n_bytes == 0) return LLM_OK;
+  if (e->t->spm) return spm_encode(e->t->spm, text, n_bytes, &e->cache, &e->sink, e->err);
+  return bpe_encode(e->t->bpe, text, n_bytes, &e->cache, &e->sink, e->err);
+}
+
+/* Text with user-defined tokens in it. */
+static llm_status encode_user_defined(encoder *e, const uint8_t *text, size_t n_bytes) {
+  llm_status status = LLM_OK;
+  for (size_t begin = 0, pos; begin < n_bytes && !status; begin = pos) {
+    pos = begin;
+    const special *s = next_special(&e->t->always, text, n_bytes, &pos);
+    status = encode_plain(e, text + begin, pos - begin);
+    if (status || !s) break;
+    id_sink_put(&e->sink, s->id);
+    pos += s->n_bytes;
+  }
+  return status;
+}
+
+/* What lies between two control tokens. */
 static llm_status encode_run(encoder *e, const uint8_t *text, size_t n_bytes) {
-  const llm_tokenizer *t = e->t;
-  if (t->bpe) return bpe_encode(t->bpe, text, n_bytes, &e->cache, &e->sink, e->err);
-  if (!e->space) return spm_encode(t->spm, text, n_bytes, &e->cache, &e->sink, e->err);
-  e->space = 0;
+  if (n_bytes == 0 || !e->t->add_space) return encode_user_defined(e, text, n_bytes);
   uint8_t *copy = malloc(n_bytes + 1);
   if (!copy) return error_nomem(e->err, n_bytes + 1, "encoding");
   copy[0] = ' ';
   memcpy(copy + 1, text, n_bytes);
-  llm_status status = spm_encode(t->spm, copy, n_bytes + 1, &e->cache, &e->sink, e->err);
+  llm_status status = encode_user_defined(e, copy, n_bytes + 1);
   free(copy);
   return status;
 }
 
-static llm_status encode_all(encoder *e, const uint8_t *text, size_t n_bytes,
-                             const special_set *set) {
-  const llm_tokenizer *t = e->t;
-  size_t begin = 0;
-  e->space = t->add_space;
-  for (size_t pos = 0; set->n && pos < n_bytes;) {
-    const special *s =
-        set->begins[text[pos]] ? special_match(set, text + pos, n_bytes - pos) : NULL;
-    if (!s) {
-      pos++;
-      continue;
+static llm_status encode_all(encoder *e, const uint8_t *text, size_t n_bytes, int parse_special) {
+  size_t begin = 0, pos = 0;
+  while (parse_special && pos < n_bytes) {
+    const special *s = next_special(&e->t->on_demand, text, n_bytes, &pos);
+    if (!s) break;
+    if (token_type_is_hidden(e->t->types[s->id])) {
+      llm_status status = encode_run(e, text + begin, pos - begin);
+      if (status) return status;
+      id_sink_put(&e->sink, s->id);
+      begin = pos + s->n_bytes;
     }
-    int is_hidden = token_type_is_hidden(t->types[s->id]);
-    llm_status status = LLM_OK;
-    if (pos > begin || (e->space && !is_hidden)) /* a user-defined token is text */
-      status = encode_run(e, text + begin, pos - begin);
-    if (status) return status;
-    id_sink_put(&e->sink, s->id);
-    if (is_hidden) e->space = t->add_space;
-    begin = pos += s->n_bytes;
+    pos += s->n_bytes;
   }
-  return begin < n_bytes ? encode_run(e, text + begin, n_bytes - begin) : LLM_OK;
+  return encode_run(e, text + begin, n_bytes - begin);
 }
 
 /* SentencePiece reads U+2581 and the space as one. *copy: NULL where the text has none of them. */
@@ -145,9 +166,7 @@ llm_status llm_tokenizer_encode(const llm_tokenizer *t, const char *text, size_t
   llm_status status = cache_init(&e.cache, n_bytes, err);
   if (!status && t->spm)
     status = unify_spaces((const uint8_t *)text, n_bytes, &copy, &n_bytes, err);
-  if (!status)
-    status = encode_all(&e, copy ? copy : (const uint8_t *)text, n_bytes,
-                        parse_special ? &t->on_demand : &t->always);
+  if (!status) status = encode_all(&e, copy ? copy : (const uint8_t *)text, n_bytes, parse_special);
   free(copy);
   free(e.cache.entries);
   if (status) return status;

@@ -18,7 +18,7 @@ struct spm {
   int32_t *instead;
 };
 
-struct replacement { /* instead[begin .. begin + n); n 0: the token stays */
+struct replacement { /* instead[begin .. begin + n); n 0: nothing, it is unknown text */
   uint32_t begin, n;
 };
 
@@ -128,12 +128,11 @@ static void emit(emitter *e, int32_t id) {
 
 static void emit_symbol(emitter *e, const word *w, const symbol *a) {
   const spm *s = e->s;
-  struct replacement r = {0, 0};
-  if (a->id >= 0 && s->unused) r = s->unused[a->id];
-  if (r.n) {
-    for (uint32_t i = 0; i < r.n; i++) emit(e, s->instead[r.begin + i]);
-  } else if (a->id >= 0) {
+  if (a->id >= 0 && s->v.types[a->id] != LLM_TOKEN_UNUSED) {
     emit(e, a->id);
+  } else if (a->id >= 0 && s->unused[a->id].n) {
+    const struct replacement *r = &s->unused[a->id];
+    for (uint32_t i = 0; i < r->n; i++) emit(e, s->instead[r->begin + i]);
   } else if (s->v.byte_token[0] >= 0) {
     for (uint32_t i = 0; i < a->n_bytes; i++) emit(e, s->v.byte_token[w->text[a->begin + i]]);
   } else {

@@ -59,6 +59,23 @@ def read_spm(raw: bytes) -> SpmModel:
     return SpmModel(pieces, bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1)))
 
 
+def with_pieces(raw: bytes, pieces: list[Piece]) -> bytes:
+    """The same model with other pieces; its other fields are all messages."""
+
+    def varint(value: int) -> bytes:
+        low, rest = value & 127, value >> 7
+        return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+    def field(number: int, value: bytes) -> bytes:
+        return varint(number << 3 | 2) + varint(len(value)) + value
+
+    out = b"".join(field(number, value) for number, value in fields(raw) if number != 1)
+    for piece in pieces:
+        score = b"\x15" + struct.pack("<f", piece.score)
+        out += field(1, field(1, piece.text.encode()) + score + b"\x18" + varint(piece.type))
+    return out
+
+
 def write_spm(path: Path, model: SpmModel, **ids: int) -> Path:
     """As llama.cpp's converter writes it; ids as bos_token_id=1."""
     strings, floats = (ValueType.ARRAY, ValueType.STRING), (ValueType.ARRAY, ValueType.FLOAT32)
