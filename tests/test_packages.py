@@ -140,7 +140,7 @@ def test_pip_is_this_interpreters():
 
 def test_table():
     for name, package in packages.PACKAGES.items():
-        assert package.name == name and package.licence and package.use
+        assert package.key == name and package.licence and package.use
         assert len(package.sha256) == 64 and package.n_bytes > 0
         assert package.file_name == package.member.split("/")[-1]
 
