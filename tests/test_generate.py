@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import TINY, write_trained
+from models import EOT, TINY, write_trained
 
 import llm
 from llm.context import Context
@@ -123,3 +123,30 @@ def test_steps_carry_log_probabilities_of_the_raw_distribution(model):
         ids.append(step.id)
     with pytest.raises(ValueError, match="alternatives"):
         next(context.stream([65], sampler(), logprobs=TINY.n_vocab + 1))
+
+
+# ---- large windows ----
+
+
+@pytest.mark.parametrize("n_ctx", [4096, 8192, 32768])
+def test_large_windows_fill_and_go_on(tmp_path, n_ctx):
+    """Exactly full, then one more in each mode; the prompt is read in passes of 512."""
+    path = tmp_path / "long.bin"
+    small = dataclasses.replace(TINY, n_layer=1, n_embd=16, n_head=1, n_kv_head=1, n_ff=16)
+    write_trained(path, dataclasses.replace(small, n_ctx=n_ctx))
+    prompt = [(i * i + i // 7) % EOT for i in range(n_ctx)]
+    with llm.Model(path, n_threads=2) as model:
+        stop = Context(model, n_ctx=n_ctx)
+        assert [step.finish for step in stop.stream(prompt, sampler())] == ["context"]
+        stop.truncate(n_ctx - 1)
+        id = sampler().sample(stop.eval(prompt[-1:])[0])
+        with pytest.raises(llm.ContextFullError):
+            stop.eval([0])
+        forget = Context(model, n_ctx=n_ctx, on_full="forget")
+        steps = list(forget.stream(prompt, sampler(), 3))
+        assert steps[0].id == id
+        assert [step.forgot_tokens for step in steps] == [0, n_ctx // 4, 0]
+        assert forget.ids == [*prompt[n_ctx // 4 :], *[step.id for step in steps[:2]]]
+        slide = Context(model, n_ctx=n_ctx, on_full="slide")
+        steps = list(slide.stream(prompt, sampler(), 3))
+        assert slide.ids == [*prompt[:4], *prompt[6:], *[step.id for step in steps[:2]]]

@@ -126,7 +126,7 @@ static inline void tiny_tensor(tiny_file *f, const char *name, const char *part,
                                int n_in, float centre) {
   size_t n = (size_t)n_in * (size_t)(n_out ? n_out : 1);
   llm_type type = n_out ? f->s->type : LLM_TYPE_F32;
-  char full[64];
+  char full[96];
   snprintf(full, sizeof full, "%s.%s", name, part);
   tiny_string(&f->tensors, full);
   tiny_u32(&f->tensors, n_out ? 2 : 1);
