@@ -372,7 +372,7 @@ def test_foreign_files_are_named(tmp_path):
 
 
 def test_a_published_vocabulary_is_read(test_data):
-    with pytest.raises(llm.UnsupportedError, match='architecture "gpt2"'):  # past every rule
+    with pytest.raises(llm.FormatError, match="the file has 0"):  # past every rule: no tensors
         llm.Model(test_data / "ggml-vocab-gpt-2.gguf")
 
 
