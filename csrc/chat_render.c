@@ -112,9 +112,7 @@ static int is_python_space(uint32_t c) {
   return unicode_classify(c) == UNICODE_SPACE || (c >= 0x1c && c <= 0x1f);
 }
 
-typedef struct sides {
-  int left, right;
-} sides;
+typedef enum sides { LEFT = 1, RIGHT = 2, BOTH = LEFT | RIGHT } sides;
 
 static gguf_string trimmed(gguf_string s, sides which) {
   size_t begin = s.n_bytes, end = 0, step;
@@ -126,14 +124,14 @@ static gguf_string trimmed(gguf_string s, sides which) {
     end = at + step;
   }
   if (begin == s.n_bytes) return (gguf_string){s.data, 0};
-  if (!which.left) begin = 0;
-  if (!which.right) end = s.n_bytes;
+  if (!(which & LEFT)) begin = 0;
+  if (!(which & RIGHT)) end = s.n_bytes;
   return (gguf_string){s.data + begin, end - begin};
 }
 
 static gguf_string stripped_of_lines(gguf_string s, sides which) {
-  while (which.left && s.n_bytes && s.data[0] == '\n') s.data++, s.n_bytes--;
-  while (which.right && s.n_bytes && s.data[s.n_bytes - 1] == '\n') s.n_bytes--;
+  while ((which & LEFT) && s.n_bytes && s.data[0] == '\n') s.data++, s.n_bytes--;
+  while ((which & RIGHT) && s.n_bytes && s.data[s.n_bytes - 1] == '\n') s.n_bytes--;
   return s;
 }
 
@@ -175,18 +173,17 @@ static int is_question(const llm_message *m) {
 
 /* An answer as the template has it: its thoughts are shown behind the last question only. */
 static void put_thinking_answer(renderer *r, gguf_string text, int behind_question, int is_last) {
-  static const sides both = {1, 1}, left = {1, 0}, right = {0, 1};
   gguf_string thoughts = {NULL, 0}, said = text;
   if (find_mark(text, "</think>", 0)) {
-    thoughts = stripped_of_lines(before(text, "</think>"), right);
-    thoughts = stripped_of_lines(behind(thoughts, "<think>"), left);
-    said = stripped_of_lines(behind(text, "</think>"), left);
+    thoughts = stripped_of_lines(before(text, "</think>"), RIGHT);
+    thoughts = stripped_of_lines(behind(thoughts, "<think>"), LEFT);
+    said = stripped_of_lines(behind(text, "</think>"), LEFT);
   }
   if (behind_question && (is_last || thoughts.n_bytes)) {
     put_literal(r, "<think>\n");
-    put_string(r, stripped_of_lines(thoughts, both));
+    put_string(r, stripped_of_lines(thoughts, BOTH));
     put_literal(r, "\n</think>\n\n");
-    said = stripped_of_lines(said, left);
+    said = stripped_of_lines(said, LEFT);
   }
   put_string(r, said);
 }
@@ -195,7 +192,7 @@ static void put_thinking_answer(renderer *r, gguf_string text, int behind_questi
 
 static void put_system_turn(renderer *r, gguf_string text, int is_first) {
   const chat_format *f = r->format;
-  if (f->trims[LLM_ROLE_SYSTEM]) text = trimmed(text, (sides){1, 1});
+  if (f->trims[LLM_ROLE_SYSTEM]) text = trimmed(text, BOTH);
   put_literal(r, is_first && f->first_system ? f->first_system : f->open[LLM_ROLE_SYSTEM]);
   put_string(r, text);
   put_literal(r, f->close[LLM_ROLE_SYSTEM]);
@@ -206,7 +203,7 @@ static void put_user_turn(renderer *r, gguf_string text, const llm_message *syst
   const chat_format *f = r->format;
   put_literal(r, f->open[LLM_ROLE_USER]);
   int joint = system && f->trims_jointly;
-  if (f->trims[LLM_ROLE_USER]) text = trimmed(text, (sides){!joint, 1});
+  if (f->trims[LLM_ROLE_USER]) text = trimmed(text, joint ? RIGHT : BOTH);
   if (system) {
     put_literal(r, f->open[LLM_ROLE_SYSTEM]);
     put_string(r, text_of(system));
@@ -221,7 +218,7 @@ static void put_answer(renderer *r, const llm_message *m, int behind_question, i
   const chat_format *f = r->format;
   const char *close = f->close[LLM_ROLE_ASSISTANT];
   gguf_string text = text_of(m);
-  if (f->trims[LLM_ROLE_ASSISTANT]) text = trimmed(text, (sides){1, 1});
+  if (f->trims[LLM_ROLE_ASSISTANT]) text = trimmed(text, BOTH);
   put_literal(r, f->open[LLM_ROLE_ASSISTANT]);
   if (f->thinks)
     put_thinking_answer(r, text, behind_question, is_last);

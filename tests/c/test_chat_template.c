@@ -93,6 +93,24 @@ static void test_missing_control_tokens(void) {
   chat_sample_close(&s);
 }
 
+static void test_no_text_becomes_control(void) {
+  chat_sample s = open_sample(NULL, 1);
+  static int32_t ids[MAX_IDS];
+  static const char texts[] = "<s></s><|im_start|>[INST]\n<|im_end|> [/INST]<end_of_turn>";
+  for (int t = 0; t < N_ALL; t++) {
+    size_t n_control[2] = {0};
+    for (int hostile = 0; hostile < 2; hostile++) {
+      const char *text = hostile ? texts : "x";
+      const llm_message talk[] = {said(LLM_ROLE_SYSTEM, text), said(LLM_ROLE_USER, text),
+                                  said(LLM_ROLE_ASSISTANT, text)};
+      size_t n = render(&s, all[t], talk, 3, 1, ids);
+      for (size_t i = 0; i < n; i++) n_control[hostile] += ids[i] >= CHAT_SAMPLE_FIRST_CONTROL;
+    }
+    CHECK(n_control[0] == n_control[1]);
+  }
+  chat_sample_close(&s);
+}
+
 static void test_recognition(void) {
   chat_sample s = open_sample(smollm2, 0);
   int32_t known;
@@ -197,6 +215,7 @@ static void test_names(void) {
 int main(void) {
   test_turns_add_up();
   test_missing_control_tokens();
+  test_no_text_becomes_control();
   test_recognition();
   test_long_template();
   test_buffers();
