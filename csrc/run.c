@@ -81,8 +81,13 @@ static int show_info(const llm_model *model, const options *o,
   printf("%-14s n_layer %" PRId64 ", n_embd %" PRId64 ", n_head %" PRId64 ", n_kv_head %" PRId64
          ", head_dim %" PRId64 ", n_ff %" PRId64 "\n",
          "shape", c->n_layer, c->n_embd, c->n_head, c->n_kv_head, c->head_dim, c->n_ff);
-  printf("%-14s trained %" PRId64 " tokens, rope_theta %g, norm_eps %g, %s output\n", "context",
-         c->n_ctx_train, c->rope_theta, c->norm_eps, c->tied_output ? "tied" : "untied");
+  printf("%-14s trained %" PRId64 " tokens, ", "context", c->n_ctx_train);
+  if (c->sliding_window) printf("local layers see %" PRId64 ", ", c->sliding_window);
+  if (c->rope_dim)
+    printf("rope_theta %g, ", c->rope_theta);
+  else
+    printf("learned positions, ");
+  printf("norm_eps %g, %s output\n", c->norm_eps, c->tied_output ? "tied" : "untied");
   printf("%-14s %" PRId64 " tokens, %" PRId64 " of 256 single bytes, BOS %d%s, EOS %d\n",
          "vocabulary", c->n_vocab, llm_tokenizer_n_byte_tokens(t), (int)llm_tokenizer_bos(t),
          llm_tokenizer_add_bos(t) ? " (added)" : "", (int)llm_tokenizer_eos(t));
