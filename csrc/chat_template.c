@@ -4,7 +4,8 @@
  * default system message, a date) becomes plain text, never a control token.
  *
  * A template may hold a date (Llama 3.1) or ask for today's (3.2); both give the date that stands
- * in its text, so that the same file and conversation give the same ids on any day. */
+ * in its text, so that the same file and conversation give the same ids on any day. The first
+ * Llama 3 texts ask for an answer in any case; they are rendered as add_generation_prompt says. */
 #include "chat_template.h"
 
 #include <string.h>

@@ -134,7 +134,9 @@ def sentencepiece(family: Family) -> tuple[int, list[Entry]]:
     return len(tokens), entries
 
 
-def write_model(path, template: str | bytes | None, family: Family, vocabulary=byte_level) -> None:
+def write_model(
+    path, template: str | bytes | int | None, family: Family, vocabulary=byte_level
+) -> None:
     n_vocab, entries = vocabulary(family)
     config = replace(TINY, n_vocab=n_vocab)
     flat = random_params(config)
@@ -146,7 +148,8 @@ def write_model(path, template: str | bytes | None, family: Family, vocabulary=b
     metadata = [Entry(key, value, types[type(value)]) for key, value in config.to_gguf().items()]
     metadata += entries
     if template is not None:
-        metadata.append(Entry("tokenizer.chat_template", template, ValueType.STRING))
+        kind = ValueType.UINT32 if isinstance(template, int) else ValueType.STRING
+        metadata.append(Entry("tokenizer.chat_template", template, kind))
     write_parameter_file(path, metadata, tensors)
 
 
@@ -363,6 +366,7 @@ UNRECOGNISED = {
     "trimmed": source("smollm2").replace("message['content'] +", "message['content'] | trim +"),
     "with a zero byte": source("smollm2") + "\0",
     "too long": source("smollm2") + " " * 65536,
+    "a number": 7,
     "not UTF-8": b"\xff\xfe{{ messages }}",
     "llama 3.1 without its date": source("llama3_1").replace("set date_string", "set d"),
 }
@@ -388,6 +392,18 @@ def test_line_ends_and_quotes_of_either_kind(tmp_path):
             write_model(tmp_path / "m", variant, TEMPLATES[name])
             with llm.Model(tmp_path / "m") as model:
                 assert model.chat_template == TEMPLATES[name].name
+
+
+def test_an_answer_is_asked_for_when_the_caller_wants_it(tmp_path):
+    """Llama 3's first template asks in any case."""
+    always = (
+        source("llama3").replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
+    )
+    write_model(tmp_path / "m", always, LLAMA3)
+    with llm.Model(tmp_path / "m") as model:
+        start = model.tokenizer.encode("<|start_header_id|>", parse_special=True)
+        counts = [model.render_chat([message("user", "hi")], flag).count(*start) for flag in (0, 1)]
+        assert model.chat_template == "llama3" and counts == [1, 2]
 
 
 def test_the_default_system_message_is_the_files(tmp_path):
