@@ -1,8 +1,8 @@
 /* tokenizer_spm.c: SentencePiece's BPE. Layer 2. Of all neighbours that make a token the pair with
  * the highest score merges first, the leftmost among equals, until no pair makes one; what is no
  * token then is spelled in byte tokens (Kudo and Richardson 2018; sentencepiece's bpe_model.cc).
- * Where no token goes on past a space, text is cut before the first space of a run: the result is
- * the same, and words seen before come from a cache. */
+ * Text is cut before the first space of a run where no token has that space after that byte: the
+ * result is the same, and words seen before come from a cache. */
 #include "tokenizer_spm.h"
 
 #include "tokenizer_heap.h"
@@ -13,7 +13,7 @@ enum { SHORT_WORD = 32 /* bytes up to which the stack holds what merging needs *
 struct spm {
   spm_vocabulary v;
   size_t max_bytes;           /* of the longest token that text can become */
-  int cuts_at_spaces;         /* no such token has a space after another character */
+  uint8_t joins_space[256];   /* 1: some such token has a space after this byte */
   struct replacement *unused; /* (n_vocab): what becomes of an UNUSED token; NULL: there are none */
   int32_t *instead;
 };
@@ -157,12 +157,17 @@ static llm_status encode_word(emitter *e, const uint8_t *text, size_t n_bytes, l
 
 /* ---- a text ---- */
 
-/* The end of a run of spaces and what follows up to the next space. */
+/* The end of a run of spaces and what follows up to the next space that begins a word. */
 static size_t word_end(const spm *s, const uint8_t *text, size_t n, size_t pos) {
-  if (!s->cuts_at_spaces) return n;
   while (pos < n && text[pos] == ' ') pos++;
-  const uint8_t *space = pos < n ? memchr(text + pos, ' ', n - pos) : NULL;
-  return space ? (size_t)(space - text) : n;
+  while (pos < n) {
+    const uint8_t *space = memchr(text + pos, ' ', n - pos);
+    if (!space) return n;
+    pos = (size_t)(space - text);
+    if (!s->joins_space[text[pos - 1]]) return pos;
+    while (pos < n && text[pos] == ' ') pos++;
+  }
+  return n;
 }
 
 static llm_status encode_cached(emitter *e, const uint8_t *text, size_t n_bytes,
@@ -199,14 +204,13 @@ llm_status spm_encode(const spm *s, const uint8_t *text, size_t n_bytes, const p
 /* ---- construction ---- */
 
 static void measure_tokens(spm *s) {
-  s->cuts_at_spaces = 1;
   for (int32_t id = 0; id < s->v.n_vocab; id++) {
     if (!is_mergeable(s, id)) continue;
     size_t n = token_bytes(s, id);
     const uint8_t *bytes = s->v.text + s->v.offsets[id];
     if (n > s->max_bytes) s->max_bytes = n;
     for (size_t i = 1; i < n; i++)
-      if (bytes[i] == ' ' && bytes[i - 1] != ' ') s->cuts_at_spaces = 0;
+      if (bytes[i] == ' ') s->joins_space[bytes[i - 1]] = 1;
   }
 }
 
