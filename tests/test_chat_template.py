@@ -256,9 +256,8 @@ ROLES = st.sampled_from(["system", "user", "assistant"])
 def test_refuses_what_jinja_refuses(name, opened):
     """And two things more: a system message behind the first, which some templates drop or show as
     a turn that no model knows, and one without a user's message, which they drop."""
-    from jinja2.exceptions import TemplateError
-
     model, template, family = opened(name), jinja(source(name)), TEMPLATES[name]
+    from jinja2.exceptions import TemplateError
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(ROLES, min_size=1, max_size=5))
