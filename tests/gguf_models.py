@@ -3,8 +3,11 @@ second writer of this project's parameter files, and one that llama.cpp's own fi
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from rounding import SUPER_BLOCKS, pack
 
 N_CTX, N_VOCAB = 64, 130
 SHAPES = {
@@ -28,9 +31,20 @@ def llama3_factors(head_dim: int, base: float = 10000.0) -> np.ndarray:
 
 
 def write_model(
-    path, architecture: str, *, seed=7, tied=False, keys=(), tensors=(), drop=(), **shape
+    path,
+    architecture: str,
+    *,
+    types=("F32",),
+    expanded=False,
+    seed=7,
+    tied=False,
+    keys=(),
+    tensors=(),
+    drop=(),
+    **shape,
 ):
-    """keys: more metadata, numbers or strings, without the architecture's prefix, or other values;
+    """types: what the matrices are rounded to, in turn; expanded: and are stored in F32 after that.
+    keys: more metadata, numbers or strings, without the architecture's prefix, or other values;
     tensors: the same for F32 tensors; drop: names of tensors to leave out."""
     gguf = pytest.importorskip("gguf", reason="the public gguf package is not installed")
     shape = {"head_dim": None} | SHAPES[architecture] | shape
@@ -41,13 +55,28 @@ def write_model(
         add[type(value)](f"{architecture}.{key}", value)
     add_ascii_vocabulary(gguf, writer)
     weights = random_tensors(architecture, np.random.default_rng(seed), tied, **shape)
+    turn = itertools.cycle(types)
     for name, values in (weights | dict(tensors)).items():
-        if name not in drop:
-            writer.add_tensor(name, values)
+        if name in drop:
+            continue
+        kept = values.ndim == 1 or name == "position_embd.weight"
+        kind = gguf.GGMLQuantizationType["F32" if kept else next(turn)]
+        values = rounded(gguf, values, kind)
+        if expanded:
+            values = gguf.quants.dequantize(values, kind).astype(np.float32)
+        writer.add_tensor(name, values, raw_dtype=None if expanded else kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def rounded(gguf, values: np.ndarray, kind) -> np.ndarray:
+    """The bytes of a tensor. The public package does not round to super-blocks: ours."""
+    if kind.name not in SUPER_BLOCKS:
+        return gguf.quants.quantize(values, kind)
+    raw = np.frombuffer(pack(values, kind.name)[0], np.uint8)
+    return raw.reshape(gguf.quant_shape_to_byte_shape(values.shape, kind))
 
 
 def hyperparameters(architecture: str, shape: dict) -> dict:

@@ -110,6 +110,25 @@ def test_llama_cpp_agrees(written, request):
             assert np.abs(ours - theirs).max() < LLAMA_CPP[architecture]
 
 
+MIXTURE = ("Q4_K", "Q8_0", "F16", "Q6_K", "Q5_0", "BF16", "Q4_1", "Q5_K", "Q4_0", "Q5_1", "F32")
+# Activations are rounded to 8 bits. Measured: a mean Kullback-Leibler divergence of 0.0003 (gemma3)
+# to 0.007 (qwen2), and 0.85 to 1 of the tokens with the same most likely next one.
+MIXTURE_NATS, MIXTURE_AGREEMENT = 1.4e-2, 0.8
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_mixture_of_types(tmp_path, architecture):
+    shape = {"n_embd": 256, "n_ff": 256, "n_head": 4, "n_layer": 3, "head_dim": 64}
+    keys = {"attention.sliding_window_pattern": 2} if architecture == "gemma3" else {}
+    write_model(tmp_path / "m.gguf", architecture, types=MIXTURE, keys=keys, **shape)
+    expected = np.array([log_softmax(row) for row in logits_of(tmp_path / "m.gguf", IDS)])
+    with llm.Model(tmp_path / "m.gguf", kv_type="f32") as model:
+        ours = np.array([log_softmax(row) for row in model.logits(IDS)])
+    nats = np.sum(np.exp(expected) * (expected - ours), axis=1).mean()
+    agreement = np.mean(ours.argmax(axis=1) == expected.argmax(axis=1))
+    assert nats < MIXTURE_NATS and agreement >= MIXTURE_AGREEMENT
+
+
 # ---- what is refused, beside the cases of test_model_file.py ----
 
 

@@ -4,8 +4,9 @@ exports against llama.cpp: test_llama_cpp.py.)"""
 
 import numpy as np
 import pytest
+from gguf_models import N_CTX, N_VOCAB, write_model
 from llama_server import complete, log_softmax, next_logprobs, post, start_server
-from rounding import SUPER_BLOCKS, pack
+from rounding import SUPER_BLOCKS
 
 import llm
 from conftest import ROOT
@@ -13,7 +14,6 @@ from llm._llm import ffi, lib
 
 pytestmark = pytest.mark.peer
 
-N_CTX, N_VOCAB, N_LAYER, N_HEAD, N_KV_HEAD = 64, 130, 2, 4, 2
 PROMPTS = [[72], [72, 101, 108, 108, 111], *(list(range(n, n + 40)) for n in range(0, 88, 8))]
 
 QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
@@ -31,64 +31,9 @@ GEMMA3_NATS = 0.04
 SMOLLM2_PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "In 1969 the first man"]
 
 
-def write_gguf(path, kind: str, stored: str | None = None) -> None:
-    """A llama of seeded random weights, matrices rounded to `kind` and stored as that, or as
-    `stored`; the vocabulary is ASCII. The public package does not round to super-blocks: ours."""
-    n_embd, n_ff = (256, 256) if kind in SUPER_BLOCKS else (64, 96)
-    gguf = pytest.importorskip("gguf", reason="the public gguf package is not installed")
-    rng, types = np.random.default_rng(7), gguf.GGMLQuantizationType
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(N_LAYER)
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(n_embd)
-    writer.add_feed_forward_length(n_ff)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_KV_HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(n_embd // N_HEAD)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(N_VOCAB)
-    printable = [chr(b) if 33 <= b < 127 else chr(256 + b) for b in range(128)]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*printable, "th", "<|endoftext|>"])
-    writer.add_token_types([gguf.TokenType.NORMAL] * 129 + [gguf.TokenType.CONTROL])
-    writer.add_token_merges(["t h"])
-    writer.add_eos_token_id(129)
-    writer.add_add_bos_token(False)
-
-    def add(name: str, *shape: int) -> None:
-        if len(shape) == 1:
-            writer.add_tensor(name, rng.uniform(0.5, 1.5, shape).astype(np.float32))
-            return
-        values = (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float32)
-        if kind in SUPER_BLOCKS:
-            raw = np.frombuffer(pack(values, kind)[0], np.uint8)
-            rounded = raw.reshape(gguf.quant_shape_to_byte_shape(shape, types[kind]))
-        else:
-            rounded = gguf.quants.quantize(values, types[kind])
-        if stored:
-            rounded = gguf.quants.dequantize(rounded, types[kind]).astype(np.float32)
-        writer.add_tensor(name, rounded, raw_dtype=types[stored or kind])
-
-    n_kv = n_embd // N_HEAD * N_KV_HEAD
-    add("token_embd.weight", N_VOCAB, n_embd)
-    add("output_norm.weight", n_embd)
-    add("output.weight", N_VOCAB, n_embd)
-    for i in range(N_LAYER):
-        add(f"blk.{i}.attn_norm.weight", n_embd)
-        add(f"blk.{i}.attn_q.weight", n_embd, n_embd)
-        add(f"blk.{i}.attn_k.weight", n_kv, n_embd)
-        add(f"blk.{i}.attn_v.weight", n_kv, n_embd)
-        add(f"blk.{i}.attn_output.weight", n_embd, n_embd)
-        add(f"blk.{i}.ffn_norm.weight", n_embd)
-        add(f"blk.{i}.ffn_gate.weight", n_ff, n_embd)
-        add(f"blk.{i}.ffn_up.weight", n_ff, n_embd)
-        add(f"blk.{i}.ffn_down.weight", n_embd, n_ff)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write_llama(path, kind: str, **options) -> None:
+    wide = {"n_embd": 256, "n_ff": 256} if kind in SUPER_BLOCKS else {}
+    write_model(path, "llama", types=[kind], **wide, **options)
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
@@ -115,7 +60,7 @@ def both_logprobs(path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_float32_agrees(tmp_path):
-    write_gguf(tmp_path / "f32.gguf", "F32")
+    write_llama(tmp_path / "f32.gguf", "F32")
     ours, theirs = both_logprobs(tmp_path / "f32.gguf")
     assert (np.ptp(theirs, axis=1) > 3).all()  # far from uniform, so that agreement means something
     assert np.abs(ours - theirs).max() < EXACT
@@ -123,8 +68,8 @@ def test_float32_agrees(tmp_path):
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", *QUANTIZED])
 def test_other_types_are_as_close_to_float32(tmp_path, kind):
-    write_gguf(tmp_path / "kind.gguf", kind)
-    write_gguf(tmp_path / "f32.gguf", kind, stored="F32")
+    write_llama(tmp_path / "kind.gguf", kind)
+    write_llama(tmp_path / "f32.gguf", kind, expanded=True)
     ours, theirs = both_logprobs(tmp_path / "kind.gguf")
     _, exact = both_logprobs(tmp_path / "f32.gguf")
 
