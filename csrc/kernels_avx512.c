@@ -105,7 +105,7 @@ static size_t scratch_bytes_avx512(size_t n_in) {
 
 #define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \
   static void matmul_##name##_avx512(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
-    if (m->act->n_tok == 1 && m->n_out >= (is_super(type) ? 16 : 4))                               \
+    if (m->act->n_tok == 1 && m->n_out >= 4)                                                       \
       decode_##name##_avx512(m, r0, r1, scratch);                                                  \
     else if (m->n_out >= 16)                                                                       \
       prefill_##name##_avx512(m, r0, r1, scratch);                                                 \

@@ -17,7 +17,7 @@
 
 #define AVX512_INLINE static inline __attribute__((always_inline)) AVX512
 
-/* One token (n_out is 4 at least, or 16 for super-blocks), and any number of them (16 rows at
+/* One token (n_out is 4 at least), and any number of them (16 rows at
  * least), with the scratch that each needs. */
 AVX512_SHARED size_t decode_scratch_avx512(size_t n_in);
 AVX512_SHARED size_t prefill_scratch_avx512(size_t n_in);
@@ -148,6 +148,20 @@ AVX512_INLINE __m512 unsigned_byte(__m512i d, const int i) {
 
 AVX512_INLINE __m512 signed_byte(__m512i d, const int i) {
   return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(d, 24 - 8 * i), 24));
+}
+
+/* The header of Q4_K or Q5_K in each lane: out come eight scales and eight minima, a byte each. */
+AVX512_INLINE __m512i unpack_six_bits(__m512i header) {
+  const int d1 = 0x07060504, d2 = 0x0b0a0908, d3 = 0x0f0e0d0c, none = (int)0x80808080;
+  const int six = 0x3f3f3f3f, four = 0x0f0f0f0f;
+  __m512i low =
+      _mm512_shuffle_epi8(header, _mm512_broadcast_i32x4(_mm_setr_epi32(d1, d3, d2, none)));
+  __m512i last =
+      _mm512_shuffle_epi8(header, _mm512_broadcast_i32x4(_mm_setr_epi32(none, none, none, d3)));
+  __m512i two =
+      _mm512_shuffle_epi8(header, _mm512_broadcast_i32x4(_mm_setr_epi32(none, d1, none, d2)));
+  low = _mm512_and_si512(low, _mm512_broadcast_i32x4(_mm_setr_epi32(six, four, six, 0)));
+  return or_bits(or_bits(low, last, -4, 15), two, -2, 0x30);
 }
 
 /* Of the 8 blocks of a super-block in 16 rows: the scale, and the minimum or Q6_K's second scale.

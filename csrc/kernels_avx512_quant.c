@@ -1,10 +1,9 @@
 /* kernels_avx512_quant.c: quantized weights times one token by AVX-512 with VNNI. Layer 2.
  *
- * Blocks of 32: 4 rows x 4 blocks, 128-bit lane = block, so that a short tree of adds leaves
- * element = row and the blocks follow one another in four 128-bit FMAs. Super-blocks: 16 rows,
- * whose scales are worth unpacking together; the same tree leaves a register with a row an element.
- * Weights become unsigned bytes, as VNNI wants them; what that adds to a dot product, a multiple of
- * the sum of the activations, is taken off again. */
+ * 4 rows x 4 blocks of 32, or a super-block of 4 rows: 128-bit lane = block, so that a short tree
+ * of adds leaves element = row and the blocks follow one another in 128-bit FMAs. Weights become
+ * unsigned bytes, as VNNI wants them; what that adds to a dot product, a multiple of the sum of the
+ * activations, is taken off again. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -17,9 +16,20 @@ AVX512_INLINE void prefetch(const uint8_t *p) {
   _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T0);
 }
 
-/* ---- blocks of 32: 4 rows x 4 blocks ---- */
-
 enum { ROWS = 4 };
+
+/* One or two groups of 4 rows are computed side by side: two hide the latency of each other's sums
+ * as long as their rows leave room in L1 for what is prefetched. */
+enum { TWO_GROUPS_BYTES = 28 << 10 };
+
+AVX512_INLINE void store_rows(float *y, const row_group *g, const __m128 sums[2]) {
+  float all[2 * ROWS];
+  _mm_storeu_ps(all, sums[0]);
+  _mm_storeu_ps(all + ROWS, sums[1]);
+  memcpy(y + g->from, all + (g->from - g->first), (g->to - g->from) * sizeof *y);
+}
+
+/* ---- blocks of 32: 4 rows x 4 blocks ---- */
 
 /* Activations of four blocks as the weights meet them; what is one a block stands four times. */
 typedef struct quad {
@@ -118,102 +128,230 @@ AVX512_INLINE __m128 decode_quad(const llm_type type, const uint8_t *w, size_t r
   return y;
 }
 
-AVX512_INLINE void decode_blocks(const llm_type type, const matmul_args *m, size_t r0, size_t r1,
-                                 quad *quads) {
-  const size_t size = block_bytes(type), n_blocks = m->act->n_in / QK;
-  const size_t row_bytes = row_bytes_of(type, m->act->n_in);
+AVX512_INLINE void decode_blocks(const llm_type type, const size_t n_groups, const matmul_args *m,
+                                 size_t r0, size_t r1, quad *quads) {
+  const size_t size = block_bytes(type), n_blocks = m->act->n_in / QK, n_rows = n_groups * ROWS;
+  const size_t row_bytes = n_blocks * size, group_bytes = ROWS * row_bytes;
   fill_quads(m->act, zero_point(type), quads);
-  for (size_t r = r0; r < r1; r += ROWS) {
-    row_group g = group_at(r, r1, m->n_out, ROWS);
+  for (size_t r = r0; r < r1; r += n_rows) {
+    row_group g = group_at(r, r1, m->n_out, n_rows);
     const uint8_t *w = (const uint8_t *)m->w + g.first * row_bytes, *ahead = w;
-    __m128 sum = _mm_setzero_ps();
+    __m128 y[2] = {_mm_setzero_ps(), _mm_setzero_ps()};
     size_t b = 0;
-    for (; b + 4 <= n_blocks; b += 4, ahead += 16 * size)
-      sum = decode_quad(type, w + b * size, row_bytes, quads + b / 4, 4, ahead, sum);
-    if (b < n_blocks)
-      sum = decode_quad(type, w + b * size, row_bytes, quads + b / 4, n_blocks - b, ahead, sum);
-    float y[ROWS];
-    _mm_storeu_ps(y, sum);
-    memcpy(m->y + g.from, y + (g.from - g.first), (g.to - g.from) * sizeof *y);
+    for (; b + 4 <= n_blocks; b += 4, w += 4 * size, ahead += 4 * n_rows * size) {
+      UNROLL
+      for (size_t i = 0; i < n_groups; i++)
+        y[i] = decode_quad(type, w + i * group_bytes, row_bytes, quads + b / 4, 4,
+                           ahead + 4 * i * ROWS * size, y[i]);
+    }
+    for (size_t i = 0; i < n_groups && b < n_blocks; i++)
+      y[i] = decode_quad(type, w + i * group_bytes, row_bytes, quads + b / 4, n_blocks - b,
+                         ahead + 4 * i * ROWS * size, y[i]);
+    store_rows(m->y, &g, y);
   }
 }
 
-/* ---- super-blocks: 16 rows ---- */
+/* ---- super-blocks: 4 rows x 8 blocks ---- */
 
-/* A super-block of 16 rows added to y: quants, scales and sums of the activations are those of its
- * elements. */
-AVX512_INLINE __m512 decode_super(const llm_type type, const uint8_t *w, size_t row_bytes,
-                                  const int8_t *a, const float *a_scale, const float *scaled_sum,
-                                  const int32_t *starts, __m512 y) {
+/* The quants of one token as the weights of Q4_K and Q5_K meet them, a register each: the first
+ * halves of the even blocks of a super-block, their second halves, then the odd blocks'. */
+AVX512_INLINE void order_quants(const int8_t *a, size_t n_in, int8_t *out) {
+  for (size_t at = 0; at < n_in; at += 64)
+    _mm512_store_si512(
+        out + at,
+        load_four((const uint8_t *)a + at / QK_SUPER * QK_SUPER + at % QK_SUPER / 4, 64, 128, 192));
+}
+
+/* Products with the super-block of a row. Q6_K: lane l of dot[j] is of elements 16 (4j + l) and
+ * following. Others: of block 2l + j. */
+AVX512_INLINE void multiply_super(const llm_type type, const uint8_t *w, const int8_t *a,
+                                  __m512i dot[4]) {
   const int q6 = type == LLM_TYPE_Q6_K;
-  const size_t four = 4 * row_bytes;
-  __m512 scale[8], second[8];
-  __m512i low_dot[4], high_dot[4], total[16]; /* Q6_K: of each 16 elements; else of 32 */
-  super_scales(type, w, row_bytes, scale, second);
+  const __m512i nibble = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
+  const uint8_t *q = w + quants_at(type), *h = w + high_at(type);
+  __m512i four[2] = {_mm512_loadu_si512(q), _mm512_loadu_si512(q + 64)}, low[2], high[2];
+  if (!q6) {
+    __m512i first = _mm512_shuffle_i32x4(four[0], four[1], 0x88);
+    four[1] = _mm512_shuffle_i32x4(four[0], four[1], 0xdd);
+    four[0] = first;
+  }
   UNROLL
-  for (size_t k = 0; k < 8; k++) {
-    const size_t at_low = low_chunk(type, k), at_high = high_chunk(type, k);
-    const __m512i a_low = _mm512_broadcast_i32x4(load16(a + 16 * at_low));
-    const __m512i a_high = _mm512_broadcast_i32x4(load16(a + 16 * at_high));
+  for (size_t j = 0; j < 2; j++) {
+    low[j] = _mm512_and_si512(four[j], nibble);
+    high[j] = _mm512_and_si512(_mm512_srli_epi16(four[j], 4), nibble);
+    if (type == LLM_TYPE_Q5_K) { /* lane l: bits 2l and 2l + 1 */
+      const int s = 0x20002;
+      const __m512i by = _mm512_setr_epi32(0, 0, 0, 0, s, s, s, s, 2 * s, 2 * s, 2 * s, 2 * s,
+                                           3 * s, 3 * s, 3 * s, 3 * s);
+      __m512i bits = _mm512_srlv_epi16(_mm512_broadcast_i32x4(load16(h + 16 * j)), by);
+      low[j] = or_bits(low[j], bits, 4, 0x10);
+      high[j] = or_bits(high[j], bits, 3, 0x10);
+    } else if (q6) { /* lanes 0, 1: bits 0, 1 and 4, 5; lanes 2, 3: bits 2, 3 and 6, 7 */
+      const int s = 0x20002;
+      const __m512i by = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, s, s, s, s, s, s, s, s);
+      __m256i pair = _mm256_loadu_si256((const __m256i *)(h + 32 * j));
+      __m512i bits = _mm512_srlv_epi16(_mm512_broadcast_i64x4(pair), by);
+      low[j] = or_bits(low[j], bits, 4, 0x30);
+      high[j] = or_bits(high[j], bits, 0, 0x30);
+    }
+  }
+  const __m512i *x = (const __m512i *)a;
+  if (q6) {
     UNROLL
-    for (size_t i = 0; i < 4; i++) {
-      __m512i low, high;
-      load_piece(type, w + i * row_bytes, k, four, 2 * four, 3 * four, &low, &high);
-      if (q6 || k % 2 == 0) low_dot[i] = high_dot[i] = _mm512_setzero_si512();
-      low_dot[i] = _mm512_dpbusd_epi32(low_dot[i], low, a_low);
-      high_dot[i] = _mm512_dpbusd_epi32(high_dot[i], high, a_high);
+    for (size_t j = 0; j < 2; j++) {
+      dot[2 * j] = _mm512_dpbusd_epi32(zero, low[j], _mm512_loadu_si512(x + 2 * j));
+      dot[2 * j + 1] = _mm512_dpbusd_epi32(zero, high[j], _mm512_loadu_si512(x + 2 * j + 1));
     }
-    if (q6 || k % 2) {
-      total[q6 ? at_low : at_low / 2] = sum_dwords(low_dot);
-      total[q6 ? at_high : at_high / 2] = sum_dwords(high_dot);
-    }
+  } else {
+    dot[0] = _mm512_dpbusd_epi32(zero, low[0], _mm512_loadu_si512(x));
+    dot[0] = _mm512_dpbusd_epi32(dot[0], low[1], _mm512_loadu_si512(x + 1));
+    dot[1] = _mm512_dpbusd_epi32(zero, high[0], _mm512_loadu_si512(x + 2));
+    dot[1] = _mm512_dpbusd_epi32(dot[1], high[1], _mm512_loadu_si512(x + 3));
   }
-  UNROLL
-  for (size_t b = 0; b < 8; b++) {
-    const __m512 by = _mm512_set1_ps(a_scale[b]);
-    if (q6) {
-      __m512i d0 = _mm512_add_epi32(total[2 * b], _mm512_set1_epi32(starts[2 * b]));
-      __m512i d1 = _mm512_add_epi32(total[2 * b + 1], _mm512_set1_epi32(starts[2 * b + 1]));
-      __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(d0), scale[b]);
-      sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d1), second[b], sum);
-      y = _mm512_fmadd_ps(sum, by, y);
-    } else {
-      y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[b]), _mm512_mul_ps(scale[b], by), y);
-      y = _mm512_fmadd_ps(second[b], _mm512_set1_ps(scaled_sum[b]), y);
-    }
-  }
-  return y;
 }
 
-AVX512_INLINE void decode_supers(const llm_type type, const matmul_args *m, size_t r0, size_t r1,
-                                 int32_t *starts) {
-  const size_t size = block_bytes(type), n_supers = m->act->n_in / QK_SUPER;
-  const size_t row_bytes = n_supers * size;
-  if (zero_point(type)) fill_starts(m->act->q, m->act->n_in, starts);
-  for (size_t r = r0; r < r1; r += PANEL_ROWS) {
-    row_group g = group_at(r, r1, m->n_out, PANEL_ROWS);
-    const uint8_t *w = (const uint8_t *)m->w + g.first * row_bytes, *ahead = w;
-    __m512 sum = _mm512_setzero_ps();
-    for (size_t s = 0; s < n_supers; s++, ahead += PANEL_ROWS * size) {
-      for (size_t k = 0; k < PANEL_ROWS * size; k += 64) prefetch(ahead + k);
-      sum = decode_super(type, w + s * size, row_bytes, m->act->q + s * QK_SUPER,
-                         m->act->scale + 8 * s, m->act->scaled_sum + 8 * s, starts + 16 * s, sum);
+/* Dword 4i + `of` of x to element i of each lane. */
+AVX512_INLINE __m512i spread_rows(__m512i x, const int of) {
+  const __m512i at = _mm512_setr_epi32(of, of + 4, of + 8, of + 12, of, of + 4, of + 8, of + 12, of,
+                                       of + 4, of + 8, of + 12, of, of + 4, of + 8, of + 12);
+  return _mm512_permutexvar_epi32(at, x);
+}
+
+/* Dword of + 2l of x to lane l. */
+AVX512_INLINE __m512i spread_blocks(__m512i x, const int of) {
+  const int l1 = of + 2, l2 = of + 4, l3 = of + 6;
+  const __m512i at =
+      _mm512_setr_epi32(of, of, of, of, l1, l1, l1, l1, l2, l2, l2, l2, l3, l3, l3, l3);
+  return _mm512_permutexvar_epi32(at, x);
+}
+
+/* Element i of lane l is of row i and, in Q6_K's scale[e] and second[e], of block 4e + l, elsewhere
+ * of block 2l + e. */
+AVX512_INLINE void scales_of_rows(const llm_type type, const uint8_t *w, size_t row_bytes,
+                                  __m512 scale[2], __m512 second[2]) {
+  const size_t o2 = 2 * row_bytes, o3 = 3 * row_bytes;
+  /* lane = row; word l of each goes to lane l, to element row */
+  const __m512i words = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+  const __m512i next = _mm512_add_epi32(words, _mm512_set1_epi32(4));
+  if (type == LLM_TYPE_Q6_K) {
+    __m512i bytes = load_four(w + offsetof(block_q6_k, scales), row_bytes, o2, o3);
+    __m512i end = load_four(w + sizeof(block_q6_k) - 16, row_bytes, o2, o3);
+    const __m512 d = floats_of(spread_rows(end, 3), 1);
+    const __m512i pairs[2] = {_mm512_maskz_permutexvar_epi16(0x55555555, words, bytes),
+                              _mm512_maskz_permutexvar_epi16(0x55555555, next, bytes)};
+    UNROLL
+    for (int e = 0; e < 2; e++) {
+      scale[e] = _mm512_mul_ps(d, signed_byte(pairs[e], 0));
+      second[e] = _mm512_mul_ps(d, signed_byte(pairs[e], 1));
     }
-    store_panel(m->y, &g, sum);
+    return;
+  }
+  __m512i header = load_four(w, row_bytes, o2, o3);
+  __m512i bytes = unpack_six_bits(header);
+  const __m512i d = spread_rows(header, 0);
+  const __m512 minus = _mm512_sub_ps(_mm512_set1_ps(-0.0f), floats_of(d, 1));
+  const __m512i pairs[2] = {_mm512_maskz_permutexvar_epi16(0x55555555, words, bytes),
+                            _mm512_maskz_permutexvar_epi16(0x55555555, next, bytes)};
+  UNROLL
+  for (int e = 0; e < 2; e++) {
+    scale[e] = _mm512_mul_ps(floats_of(d, 0), unsigned_byte(pairs[0], e));
+    second[e] = _mm512_mul_ps(minus, unsigned_byte(pairs[1], e));
+  }
+}
+
+#define LANE(v, l) _mm512_extractf32x4_ps(v, l)
+#define ADD_PAIR(l)                                                                                \
+  y = _mm_fmadd_ps(LANE(value[0], l), LANE(scale[0], l), y);                                       \
+  y = _mm_fmadd_ps(LANE(second[0], l), _mm_set1_ps(sums[2 * l]), y);                               \
+  y = _mm_fmadd_ps(LANE(value[1], l), LANE(scale[1], l), y);                                       \
+  y = _mm_fmadd_ps(LANE(second[1], l), _mm_set1_ps(sums[2 * l + 1]), y);
+#define ADD_Q6(l) y = _mm_fmadd_ps(LANE(value[e], l), _mm_set1_ps(scales[4 * e + l]), y);
+
+/* A super-block of 4 rows added to y; a, scales, sums and starts are those of its elements. */
+AVX512_INLINE __m128 decode_super(const llm_type type, const uint8_t *w, size_t row_bytes,
+                                  const int8_t *a, const float *scales, const float *sums,
+                                  const int32_t *starts, const uint8_t *ahead, __m128 y) {
+  const int n_dots = type == LLM_TYPE_Q6_K ? 4 : 2;
+  __m512 scale[2], second[2], value[2];
+  __m512i dot[4][ROWS];
+  scales_of_rows(type, w, row_bytes, scale, second);
+  UNROLL
+  for (size_t i = 0; i < ROWS; i++) {
+    __m512i of_row[4];
+    for (size_t k = 64 * i; k < ROWS * block_bytes(type); k += 256) prefetch(ahead + k);
+    multiply_super(type, w + i * row_bytes, a, of_row);
+    UNROLL
+    for (int j = 0; j < n_dots; j++) dot[j][i] = of_row[j];
+  }
+  if (type == LLM_TYPE_Q6_K) {
+    const __m512i start = _mm512_loadu_si512(starts);
+    UNROLL
+    for (int e = 0; e < 2; e++) {
+      __m512i t0 = sum_dwords(dot[2 * e]), t1 = sum_dwords(dot[2 * e + 1]);
+      __m512i even = _mm512_shuffle_i32x4(t0, t1, 0x88), odd = _mm512_shuffle_i32x4(t0, t1, 0xdd);
+      even = _mm512_add_epi32(even, spread_blocks(start, 8 * e));
+      odd = _mm512_add_epi32(odd, spread_blocks(start, 8 * e + 1));
+      value[e] = _mm512_mul_ps(_mm512_cvtepi32_ps(even), scale[e]);
+      value[e] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(odd), second[e], value[e]);
+      ADD_Q6(0) ADD_Q6(1) ADD_Q6(2) ADD_Q6(3)
+    }
+    return y;
+  }
+  const __m512i by = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)scales));
+  UNROLL
+  for (int e = 0; e < 2; e++) {
+    value[e] = _mm512_cvtepi32_ps(sum_dwords(dot[e]));
+    scale[e] = _mm512_mul_ps(scale[e], _mm512_castsi512_ps(spread_blocks(by, e)));
+  }
+  ADD_PAIR(0) ADD_PAIR(1) ADD_PAIR(2) ADD_PAIR(3) return y;
+}
+
+AVX512_INLINE void decode_supers(const llm_type type, const size_t n_groups, const matmul_args *m,
+                                 size_t r0, size_t r1, int8_t *quants) {
+  const size_t size = block_bytes(type), n_in = m->act->n_in, n_supers = n_in / QK_SUPER;
+  const size_t row_bytes = n_supers * size, n_rows = n_groups * ROWS;
+  const int8_t *a = type == LLM_TYPE_Q6_K ? m->act->q : quants;
+  int32_t *starts = (int32_t *)(quants + n_in);
+  if (type == LLM_TYPE_Q6_K)
+    fill_starts(m->act->q, n_in, starts);
+  else
+    order_quants(m->act->q, n_in, quants);
+  for (size_t r = r0; r < r1; r += n_rows) {
+    row_group g = group_at(r, r1, m->n_out, n_rows);
+    const uint8_t *w = (const uint8_t *)m->w + g.first * row_bytes, *ahead = w;
+    __m128 y[2] = {_mm_setzero_ps(), _mm_setzero_ps()};
+    for (size_t s = 0; s < n_supers; s++, ahead += n_rows * size) {
+      UNROLL
+      for (size_t i = 0; i < n_groups; i++)
+        y[i] = decode_super(type, w + i * ROWS * row_bytes + s * size, row_bytes, a + s * QK_SUPER,
+                            m->act->scale + 8 * s, m->act->scaled_sum + 8 * s, starts + 16 * s,
+                            ahead + i * ROWS * size, y[i]);
+    }
+    store_rows(m->y, &g, y);
   }
 }
 
 /* ---- both ---- */
 
+/* Super-blocks need n_in bytes and as much again for the starts: less. */
 AVX512_SHARED size_t decode_scratch_avx512(size_t n_in) { return quads_for(n_in) * sizeof(quad); }
+
+AVX512_INLINE void decode(const llm_type type, const size_t n_groups, const matmul_args *m,
+                          size_t r0, size_t r1, void *scratch) {
+  if (is_super(type))
+    decode_supers(type, n_groups, m, r0, r1, scratch);
+  else
+    decode_blocks(type, n_groups, m, r0, r1, scratch);
+}
 
 #define DEFINE_DECODE(name, type)                                                                  \
   AVX512 AVX512_SHARED void decode_##name##_avx512(const matmul_args *m, size_t r0, size_t r1,     \
                                                    void *scratch) {                                \
-    if (is_super(type))                                                                            \
-      decode_supers(type, m, r0, r1, scratch);                                                     \
+    const size_t two_bytes = 2 * ROWS * row_bytes_of(type, m->act->n_in);                          \
+    if (m->n_out >= 2 * ROWS && two_bytes <= TWO_GROUPS_BYTES)                                     \
+      decode(type, 2, m, r0, r1, scratch);                                                         \
     else                                                                                           \
-      decode_blocks(type, m, r0, r1, scratch);                                                     \
+      decode(type, 1, m, r0, r1, scratch);                                                         \
   }
 FOR_QUANTIZED_TYPES(DEFINE_DECODE)
 #endif

@@ -27,44 +27,49 @@
 #undef _mm512_extractf64x4_pd
 #undef _mm512_setr_epi32
 #undef _mm512_inserti64x4
-#define _mm512_extractf32x4_ps        simde_mm512_extractf32x4_ps
-#define _mm512_extractf64x4_pd        simde_mm512_extractf64x4_pd
-#define _mm512_fmadd_ps               simde_mm512_fmadd_ps
-#define _mm512_inserti64x4            simde_mm512_inserti64x4
-#define _mm512_load_ps                simde_mm512_load_ps
-#define _mm512_load_si512             simde_mm512_load_si512
-#define _mm512_loadu_ps               simde_mm512_loadu_ps
-#define _mm512_loadu_si512            simde_mm512_loadu_si512
-#define _mm512_mask_permutexvar_epi16 simde_mm512_mask_permutexvar_epi16
-#define _mm512_mask_permutexvar_epi32 simde_mm512_mask_permutexvar_epi32
-#define _mm512_mul_ps                 simde_mm512_mul_ps
-#define _mm512_set1_epi32             simde_mm512_set1_epi32
-#define _mm512_set1_epi8              simde_mm512_set1_epi8
-#define _mm512_set1_ps                simde_mm512_set1_ps
-#define _mm512_setr_epi32             simde_mm512_setr_epi32
-#define _mm512_setzero_ps             simde_mm512_setzero_ps
-#define _mm512_setzero_si512          simde_mm512_setzero_si512
-#define _mm512_slli_epi32             simde_mm512_slli_epi32
-#define _mm512_srli_epi16             simde_mm512_srli_epi16
-#define _mm512_srli_epi32             simde_mm512_srli_epi32
-#define _mm512_store_si512            simde_mm512_store_si512
-#define _mm512_storeu_ps              simde_mm512_storeu_ps
-#define _mm512_sub_epi32              simde_mm512_sub_epi32
-#define _mm512_unpackhi_epi32         simde_mm512_unpackhi_epi32
-#define _mm512_unpackhi_epi64         simde_mm512_unpackhi_epi64
-#define _mm512_unpacklo_epi32         simde_mm512_unpacklo_epi32
-#define _mm512_unpacklo_epi64         simde_mm512_unpacklo_epi64
-#define _mm512_xor_si512              simde_mm512_xor_si512
-#define _mm512_broadcast_i32x4        simde_mm512_broadcast_i32x4
-#define _mm512_mask_add_epi8          simde_mm512_mask_add_epi8
-#define _mm512_or_si512               simde_mm512_or_si512
-#define _mm512_set1_epi64             simde_mm512_set1_epi64
-#define _mm512_shuffle_epi8           simde_mm512_shuffle_epi8
-#define _mm512_slli_epi16             simde_mm512_slli_epi16
-#define _mm512_store_ps               simde_mm512_store_ps
-#define _mm512_storeu_si512           simde_mm512_storeu_si512
-#define _mm512_sub_ps                 simde_mm512_sub_ps
-#define _mm512_test_epi8_mask         simde_mm512_test_epi8_mask
+#undef _mm512_shuffle_i32x4
+#define _mm512_extractf32x4_ps         simde_mm512_extractf32x4_ps
+#define _mm512_extractf64x4_pd         simde_mm512_extractf64x4_pd
+#define _mm512_fmadd_ps                simde_mm512_fmadd_ps
+#define _mm512_inserti64x4             simde_mm512_inserti64x4
+#define _mm512_shuffle_i32x4           simde_mm512_shuffle_i32x4
+#define _mm512_load_ps                 simde_mm512_load_ps
+#define _mm512_load_si512              simde_mm512_load_si512
+#define _mm512_loadu_ps                simde_mm512_loadu_ps
+#define _mm512_loadu_si512             simde_mm512_loadu_si512
+#define _mm512_mask_permutexvar_epi16  simde_mm512_mask_permutexvar_epi16
+#define _mm512_mask_permutexvar_epi32  simde_mm512_mask_permutexvar_epi32
+#define _mm512_mul_ps                  simde_mm512_mul_ps
+#define _mm512_set1_epi32              simde_mm512_set1_epi32
+#define _mm512_set1_epi8               simde_mm512_set1_epi8
+#define _mm512_set1_ps                 simde_mm512_set1_ps
+#define _mm512_setr_epi32              simde_mm512_setr_epi32
+#define _mm512_setzero_ps              simde_mm512_setzero_ps
+#define _mm512_setzero_si512           simde_mm512_setzero_si512
+#define _mm512_slli_epi32              simde_mm512_slli_epi32
+#define _mm512_srli_epi16              simde_mm512_srli_epi16
+#define _mm512_srli_epi32              simde_mm512_srli_epi32
+#define _mm512_store_si512             simde_mm512_store_si512
+#define _mm512_storeu_ps               simde_mm512_storeu_ps
+#define _mm512_sub_epi32               simde_mm512_sub_epi32
+#define _mm512_unpackhi_epi32          simde_mm512_unpackhi_epi32
+#define _mm512_unpackhi_epi64          simde_mm512_unpackhi_epi64
+#define _mm512_unpacklo_epi32          simde_mm512_unpacklo_epi32
+#define _mm512_unpacklo_epi64          simde_mm512_unpacklo_epi64
+#define _mm512_xor_si512               simde_mm512_xor_si512
+#define _mm512_broadcast_i32x4         simde_mm512_broadcast_i32x4
+#define _mm512_mask_add_epi8           simde_mm512_mask_add_epi8
+#define _mm512_or_si512                simde_mm512_or_si512
+#define _mm512_set1_epi64              simde_mm512_set1_epi64
+#define _mm512_shuffle_epi8            simde_mm512_shuffle_epi8
+#define _mm512_slli_epi16              simde_mm512_slli_epi16
+#define _mm512_store_ps                simde_mm512_store_ps
+#define _mm512_storeu_si512            simde_mm512_storeu_si512
+#define _mm512_sub_ps                  simde_mm512_sub_ps
+#define _mm512_test_epi8_mask          simde_mm512_test_epi8_mask
+#define _mm512_maskz_permutexvar_epi16 simde_mm512_maskz_permutexvar_epi16
+#define _mm512_permutexvar_epi32       simde_mm512_permutexvar_epi32
+#define _mm512_srlv_epi16              simde_mm512_srlv_epi16
 
 /* ---- missing in SIMDe ---- */
 
