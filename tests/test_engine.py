@@ -101,52 +101,6 @@ def test_generate_is_stream_joined_and_seeded(model):
     assert len(seeds) == 4
 
 
-def test_n_continuations_are_those_of_calls_of_their_own(model):
-    options = {"max_tokens": 30, "repeat_penalty": 1.25, "temperature": 2}
-    for prompt in ("the thing", [7]):
-        expected = [model.generate(prompt, seed=seed, **options) for seed in (5, 6, 7)]
-        assert model.generate(prompt, n=3, seed=5, **options) == expected
-        assert len(set(expected)) == 3
-    last = 2**64 - 1  # seeds go round
-    expected = [model.generate("the", seed=seed, **options) for seed in (last, 0)]
-    assert model.generate("the", n=2, seed=last, **options) == expected
-    assert len(model.generate("the", n=2)) == 2  # until the window is full
-    with pytest.raises(ValueError, match="n is 0"):
-        model.generate("the", n=0)
-
-
-def test_n_continuations_in_a_window_that_forgets(path):
-    """The prompt was forgotten when the next one begins."""
-    with llm.Model(path, n_ctx=16, on_full="forget") as model:
-        options = {"max_tokens": 40, "temperature": 2, "logit_bias": {EOT: -np.inf}}
-        expected = [model.generate("the thing", seed=seed, **options) for seed in (1, 2)]
-        assert model.generate("the thing", n=2, seed=1, **options) == expected
-
-
-def test_steps_carry_logprobs_of_the_raw_distribution(model):
-    ids = model.tokenize("the")
-    options = {"temperature": 3, "top_k": 5, "logit_bias": {65: 9.0}, "seed": 2}
-    for step in model.steps("the", max_tokens=12, logprobs=4, **options):
-        logp = log_softmax(model.logits(ids)[-1])
-        order = np.argsort(-logp, kind="stable")[:4]
-        assert step.logprob == pytest.approx(logp[step.id], abs=1e-5)
-        assert [id for id, _ in step.top] == list(order)
-        assert [value for _, value in step.top] == pytest.approx(logp[order], abs=1e-5)
-        ids.append(step.id)
-    assert all(step.logprob is None and not step.top for step in model.steps("the", 3))
-
-
-def test_penalties_see_the_prompt_and_what_was_drawn(model):
-    """A ban on repetition: with the window of 64 no token comes twice, nor one of the prompt."""
-    ids = model.tokenize("the thing")
-    steps = list(model.steps(ids, 40, presence_penalty=1e6, temperature=0, logit_bias={EOT: -1e9}))
-    new = [step.id for step in steps]
-    assert len(new) == len(set(new)) == 40 and not set(new) & set(ids)
-    steps = model.steps(ids, 40, presence_penalty=1e6, temperature=0, penalty_last_n=2)
-    new = [step.id for step in steps if step.id is not None]
-    assert len(new) > len(set(new)) and all(a != b for a, b in zip(new, new[1:], strict=False))
-
-
 def test_greedy_follows_the_logits(model):
     ids = model.tokenize("th")
     for _ in range(10):
@@ -202,48 +156,6 @@ def test_prompt_longer_than_the_context(model):
     with pytest.raises(llm.ContextFullError, match="65 tokens.*64") as caught:
         model.generate([1] * 65)
     assert (caught.value.n_tokens, caught.value.n_ctx) == (65, 64)
-
-
-def test_score_agrees_with_logits_and_windows(model):
-    each, total = model.score(IDS)
-    logp = log_softmax(model.logits(IDS))
-    expected = -logp[np.arange(49), IDS[1:]]
-    assert np.isnan(each[0]) and np.allclose(each[1:], expected, atol=1e-5)
-    assert total == pytest.approx(expected.sum(), abs=1e-4)
-    long = (IDS * 4)[:150]  # windows of 64 from 0, 32, 64, 96: each token once
-    each, total = model.score(long)
-    assert np.isnan(each[0]) and np.isfinite(each[1:]).all()
-    assert total == pytest.approx(each[1:].sum(dtype=np.float64), abs=1e-3)
-    logp = log_softmax(model.logits(long[32:96]))
-    assert each[64:96] == pytest.approx(-logp[np.arange(31, 63), long[64:96]], abs=1e-5)
-    with pytest.raises(ValueError, match="nothing to score"):
-        model.score([1])
-
-
-def test_sliding_stride(model):
-    """Each token once, from the first window of 64 that holds it, among those `stride` apart."""
-    long = (IDS * 4)[:150]
-    for stride in (1, 13, 32, 63):
-        each, total = model.score(long, stride)
-        expected = np.full(150, np.nan)
-        end = 0
-        for begin in range(0, 150, stride):
-            window = long[begin : begin + 64]
-            logp = log_softmax(model.logits(window))
-            for at in range(max(end, 1), begin + len(window)):
-                assert at < 64 or at - begin >= 64 - stride
-                expected[at] = -logp[at - begin - 1, long[at]]
-            end = begin + len(window)
-            if end == 150:
-                break
-        assert np.allclose(each, expected, atol=1e-5, equal_nan=True)
-        assert model.perplexity(long, stride) == pytest.approx(np.exp(total / 149))
-    assert model.perplexity("the thing") == pytest.approx(
-        np.exp(np.nanmean(model.score(model.tokenize("the thing"))[0])), rel=1e-5
-    )
-    for stride in (-1, 64, 2**40):
-        with pytest.raises(ValueError, match="stride"):
-            model.score(long, stride)
 
 
 # ---- calls inside calls, threads, Ctrl-C ----

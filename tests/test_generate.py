@@ -1,5 +1,5 @@
-"""Generation past its edges: stop strings, and a context that forgets, each against a slow and
-obvious twin."""
+"""Generation past its edges: stop strings, a context that forgets, and several continuations of
+one prompt, each against a slow and obvious twin."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_server import log_softmax
 from models import EOT, TINY, write_trained
 
 import llm
@@ -150,3 +151,52 @@ def test_large_windows_fill_and_go_on(tmp_path, n_ctx):
         slide = Context(model, n_ctx=n_ctx, on_full="slide")
         steps = list(slide.stream(prompt, sampler(), 3))
         assert slide.ids == [*prompt[:4], *prompt[6:], *[step.id for step in steps[:2]]]
+
+
+# ---- options of the sampler, and several continuations ----
+
+
+def test_n_continuations_are_those_of_calls_of_their_own(model):
+    options = {"max_tokens": 30, "repeat_penalty": 1.25, "temperature": 2}
+    for prompt in ("the thing", [7]):
+        expected = [model.generate(prompt, seed=seed, **options) for seed in (5, 6, 7)]
+        assert model.generate(prompt, n=3, seed=5, **options) == expected
+        assert len(set(expected)) == 3
+    last = 2**64 - 1  # seeds go round
+    expected = [model.generate("the", seed=seed, **options) for seed in (last, 0)]
+    assert model.generate("the", n=2, seed=last, **options) == expected
+    assert len(model.generate("the", n=2)) == 2  # until the window is full
+    with pytest.raises(ValueError, match="n is 0"):
+        model.generate("the", n=0)
+
+
+def test_n_continuations_in_a_window_that_forgets(model):
+    """The prompt was forgotten when the next one begins."""
+    with llm.Model(model.path, n_ctx=16, on_full="forget") as small:
+        options = {"max_tokens": 40, "temperature": 2, "logit_bias": {EOT: -np.inf}}
+        expected = [small.generate("the thing", seed=seed, **options) for seed in (1, 2)]
+        assert small.generate("the thing", n=2, seed=1, **options) == expected
+
+
+def test_steps_carry_logprobs_of_the_raw_distribution(model):
+    ids = model.tokenize("the")
+    options = {"temperature": 3, "top_k": 5, "logit_bias": {65: 9.0}, "seed": 2}
+    for step in model.steps("the", max_tokens=12, logprobs=4, **options):
+        logp = log_softmax(model.logits(ids)[-1])
+        order = np.argsort(-logp, kind="stable")[:4]
+        assert step.logprob == pytest.approx(logp[step.id], abs=1e-5)
+        assert [id for id, _ in step.top] == list(order)
+        assert [value for _, value in step.top] == pytest.approx(logp[order], abs=1e-5)
+        ids.append(step.id)
+    assert all(step.logprob is None and not step.top for step in model.steps("the", 3))
+
+
+def test_penalties_see_the_prompt_and_what_was_drawn(model):
+    """A ban on repetition: with the window of 64 no token comes twice, nor one of the prompt."""
+    ids = model.tokenize("the thing")
+    steps = list(model.steps(ids, 40, presence_penalty=1e6, temperature=0, logit_bias={EOT: -1e9}))
+    new = [step.id for step in steps]
+    assert len(new) == len(set(new)) == 40 and not set(new) & set(ids)
+    steps = model.steps(ids, 40, presence_penalty=1e6, temperature=0, penalty_last_n=2)
+    new = [step.id for step in steps if step.id is not None]
+    assert len(new) > len(set(new)) and all(a != b for a, b in zip(new, new[1:], strict=False))

@@ -283,6 +283,7 @@ def test_help_and_usage():
         ["--logprobs", "3"],
         ["--json", "--logprobs", "-1"],
         ["-p", "0"],
+        ["-p", "2", "--chat"],
         ["--stride", "8"],
         ["--embed", "--tokens"],
         ["--ctx", "0"],
