@@ -97,6 +97,60 @@ static void test_merging(void) {
   }
 }
 
+/* ---- ranks ---- */
+
+/* The definition: of all neighbours that make a token, the lowest id first, leftmost first; parts
+ * of `text` end at ends[0..n). */
+static size_t merge_by_rank_slowly(const vocabulary *v, const char *text, size_t *ends, size_t n) {
+  for (;;) {
+    size_t best = n;
+    int32_t lowest = INT32_MAX;
+    for (size_t i = 0; i + 1 < n; i++) {
+      size_t begin = i ? ends[i - 1] : 0;
+      int32_t id = vocabulary_find(v, text + begin, ends[i + 1] - begin);
+      if (id < 0 || id >= lowest) continue;
+      best = i;
+      lowest = id;
+    }
+    if (best == n) return n;
+    memmove(ends + best, ends + best + 1, (n - best - 1) * sizeof *ends);
+    n--;
+  }
+}
+
+static void test_ranks(void) {
+  for (int round = 0; round < 100; round++) {
+    vocabulary v;
+    uint32_t n_letters = 2 + random_below(3);
+    vocabulary_init(&v);
+    for (int i = 0; i < 60; i++) { /* in no order of length */
+      char text[8];
+      size_t n = 2 + random_below(6);
+      for (size_t k = 0; k < n; k++) text[k] = (char)('a' + random_below(n_letters));
+      if (vocabulary_find(&v, text, n) < 0) vocabulary_add(&v, text, n);
+    }
+    llm_bpe_spec spec = vocabulary_spec(&v, "gpt-2");
+    spec.n_merges = LLM_BPE_BY_RANK, spec.merges = NULL;
+    llm_tokenizer *t = NULL;
+    CHECK(llm_tokenizer_new_bpe(&t, &spec, NULL) == LLM_OK);
+    for (int k = 0; k < 20; k++) {
+      char text[120];
+      size_t ends[120], n = 8 + random_below(k % 2 ? 20 : 112); /* longer than any token */
+      for (size_t i = 0; i < n; i++) text[i] = (char)('a' + random_below(n_letters));
+      for (size_t i = 0; i < n; i++) ends[i] = i + 1;
+      size_t n_want = merge_by_rank_slowly(&v, text, ends, n), mismatches = 0;
+      encoded e = encode(t, text, n, 0);
+      for (size_t i = 0, begin = 0; i < n_want && i < e.n; begin = ends[i++])
+        mismatches += e.ids[i] != vocabulary_find(&v, text + begin, ends[i] - begin);
+      CHECK_MSG(e.n == n_want && !mismatches, "round %d: %.*s", round, (int)n, text);
+      free(e.ids);
+    }
+    llm_tokenizer_free(t);
+  }
+}
+
+/* ---- cache ---- */
+
 /* The same word comes from the cache the second time; many words evict each other. */
 static void test_cache(void) {
   vocabulary v;
@@ -291,6 +345,7 @@ static void test_buffers(void) {
 
 int main(void) {
   test_merging();
+  test_ranks();
   test_cache();
   test_round_trip();
   test_dropped_bytes();

@@ -1,24 +1,11 @@
-/* Test of tokenizer_load.c: reading tokenizer.ggml.*, one refusal per rule, the same for specs, and
- * GPT-2's published vocabulary with llama.cpp's 47 cases where LLM_TEST_DATA names the data. */
+/* Test of tokenizer_load.c and tokenizer_load_bpe.c: reading tokenizer.ggml.*, one refusal per
+ * rule, the same for specs, and GPT-2's published vocabulary with llama.cpp's 47 cases where
+ * LLM_TEST_DATA names the data. */
 #include "tokenizer.h"
 
-#include "gguf_sample.h"
 #include "mapfile.h"
+#include "tokenizer_recipe.h"
 #include "vocabulary_sample.h"
-
-/* ---- a file with these keys ---- */
-
-enum { MAX_ENTRIES = 12 };
-
-typedef struct recipe {
-  const char *model, *pre; /* NULL: the key is left out */
-  const char *tokens[MAX_ENTRIES], *merges[MAX_ENTRIES];
-  uint64_t n_tokens, n_merges, n_types, n_scores; /* of types and scores, 0: left out */
-  int32_t types[MAX_ENTRIES];
-  uint32_t tokens_type, types_type, scores_type;
-  int64_t bos, eos, eot, eom, unknown, padding; /* -1: left out */
-  int add_bos;                                  /* -1: left out */
-} recipe;
 
 static recipe good_recipe(void) {
   return (recipe){
@@ -43,96 +30,10 @@ static recipe good_recipe(void) {
       .unknown = -1,
       .padding = -1,
       .add_bos = 1,
+      .add_eos = -1,
+      .add_space = -1,
+      .removes = -1,
   };
-}
-
-static void put_id(sample *s, const char *key, int64_t id, uint64_t *n_keys) {
-  if (id < 0) return;
-  put_key(s, key, GGUF_UINT32), put_u32(s, (uint32_t)id);
-  ++*n_keys;
-}
-
-static void put_text(sample *s, const char *key, const char *text, uint64_t *n_keys) {
-  if (!text) return;
-  put_key(s, key, GGUF_STRING), put_string(s, text);
-  ++*n_keys;
-}
-
-static void put_strings(sample *s, const char *key, uint32_t type, const char *const *strings,
-                        uint64_t n, uint64_t *n_keys) {
-  put_array(s, key, type, n);
-  for (uint64_t i = 0; i < n; i++)
-    if (type == GGUF_STRING)
-      put_string(s, strings[i]);
-    else
-      put_u32(s, 0);
-  ++*n_keys;
-}
-
-static opened open_recipe(const recipe *r) {
-  sample *s = calloc(1, sizeof *s);
-  uint64_t n_keys = 0;
-  put(s, "GGUF", 4), put_u32(s, 3), put_u64(s, 0), put_u64(s, 0);
-  put_text(s, "tokenizer.ggml.model", r->model, &n_keys);
-  put_text(s, "tokenizer.ggml.pre", r->pre, &n_keys);
-  if (r->tokens_type)
-    put_strings(s, "tokenizer.ggml.tokens", r->tokens_type, r->tokens, r->n_tokens, &n_keys);
-  if (r->n_merges < MAX_ENTRIES)
-    put_strings(s, "tokenizer.ggml.merges", GGUF_STRING, r->merges, r->n_merges, &n_keys);
-  if (r->n_types) {
-    put_array(s, "tokenizer.ggml.token_type", r->types_type, r->n_types), n_keys++;
-    for (uint64_t i = 0; i < r->n_types; i++)
-      put(s, &r->types[i], r->types_type == GGUF_INT16 ? 2 : 4);
-  }
-  if (r->n_scores) {
-    put_array(s, "tokenizer.ggml.scores", r->scores_type, r->n_scores), n_keys++;
-    for (uint64_t i = 0; i < r->n_scores; i++) put_u32(s, 0);
-  }
-  put_id(s, "tokenizer.ggml.bos_token_id", r->bos, &n_keys);
-  put_id(s, "tokenizer.ggml.eos_token_id", r->eos, &n_keys);
-  put_id(s, "tokenizer.ggml.eot_token_id", r->eot, &n_keys);
-  put_id(s, "tokenizer.ggml.eom_token_id", r->eom, &n_keys);
-  put_id(s, "tokenizer.ggml.unknown_token_id", r->unknown, &n_keys);
-  put_id(s, "tokenizer.ggml.padding_token_id", r->padding, &n_keys);
-  if (r->add_bos >= 0) {
-    put_key(s, "tokenizer.ggml.add_bos_token", GGUF_BOOL), n_keys++;
-    put(s, &(uint8_t){(uint8_t)r->add_bos}, 1);
-  }
-  memcpy(s->bytes + 16, &n_keys, 8);
-  put_padding(s, 32);
-  opened o = open_bytes(s->bytes, s->n);
-  CHECK_MSG(o.status == LLM_OK, "%s", o.err.message);
-  free(s);
-  return o;
-}
-
-static llm_tokenizer *accept(const recipe *r) {
-  opened o = open_recipe(r);
-  llm_tokenizer *t = NULL;
-  llm_error err;
-  llm_status status = tokenizer_from_gguf(&t, o.g, &err);
-  CHECK_MSG(status == LLM_OK && t, "%s", err.message);
-  close_bytes(&o); /* a tokenizer outlives its file */
-  return t;
-}
-
-static void refuse(const recipe *r, llm_status want, const char *fragment) {
-  opened o = open_recipe(r);
-  llm_tokenizer *t = (llm_tokenizer *)&o;
-  llm_error err;
-  llm_status status = tokenizer_from_gguf(&t, o.g, &err);
-  CHECK_MSG(status == want && err.status == want && !t, "%s: status %d", fragment, status);
-  CHECK_MSG(strncmp(err.message, "x.gguf: ", 8) == 0 && strstr(err.message, fragment),
-            "\"%s\", expected \"%s\"", err.message, fragment);
-  CHECK(tokenizer_from_gguf(&t, o.g, NULL) == want);
-  close_bytes(&o);
-}
-
-static void expect_text(const llm_tokenizer *t, int32_t id, const char *want) {
-  char got[64];
-  size_t n = 0;
-  CHECK(llm_tokenizer_decode(t, &id, 1, 1, got, sizeof got, &n, NULL) == LLM_OK);
-  CHECK_MSG(n == strlen(want) && !memcmp(got, want, n), "%d is \"%.*s\"", (int)id, (int)n, got);
 }
 
 /* ---- good files ---- */
@@ -339,34 +240,44 @@ static void run_cases(const llm_tokenizer *t, const char *text, const char *ids)
 }
 
 static void test_published(void) {
+  static const struct {
+    const char *file, *ids;
+    int64_t n_vocab;
+    int32_t eos;
+  } cases[] = {{"ggml-vocab-gpt-2.gguf", "ggml-vocab-gpt-2.gguf.out", 50257, 50256},
+               {"ggml-vocab-llama-spm.gguf", "ggml-vocab-llama-spm.gguf.out", 32000, 2},
+               {"ggml-vocab-llama-spm.gguf", "ggml-vocab-phi-3.gguf.out", 32000, 2}};
   const char *folder = getenv("LLM_TEST_DATA");
   if (!folder) {
-    puts("test_tokenizer_load: GPT-2's vocabulary skipped, LLM_TEST_DATA is not set");
+    puts("test_tokenizer_load: published vocabularies skipped, LLM_TEST_DATA is not set");
     return;
   }
-  char path[1024];
-  snprintf(path, sizeof path, "%s/ggml-vocab-gpt-2.gguf", folder);
-  mapfile map = {0};
-  gguf *g = NULL;
-  llm_tokenizer *t = NULL;
-  llm_error err = {0};
-  char *text = read_text(folder, "ggml-vocab-gpt-2.gguf.inp");
-  char *ids = read_text(folder, "ggml-vocab-gpt-2.gguf.out");
-  llm_status status = mapfile_open(&map, path, &err);
-  if (!status) status = gguf_parse(&g, map.data, map.n_bytes, "gpt-2", &err);
-  if (!status) status = tokenizer_from_gguf(&t, g, &err);
-  CHECK_MSG(status == LLM_OK, "%s", err.message);
-  CHECK(text && ids);
-  if (t && text && ids) {
-    CHECK(llm_tokenizer_n_vocab(t) == 50257 && llm_tokenizer_n_byte_tokens(t) == 256);
-    CHECK(llm_tokenizer_eos(t) == 50256 && llm_tokenizer_is_eog(t, 50256));
-    run_cases(t, text, ids);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    char path[1024];
+    snprintf(path, sizeof path, "%s/%s", folder, cases[i].file);
+    llm_tokenizer *t = NULL;
+    llm_error err = {0};
+    char *text = read_text(folder, "ggml-vocab-gpt-2.gguf.inp");
+    char *ids = read_text(folder, cases[i].ids);
+    CHECK_MSG(llm_tokenizer_open(&t, path, &err) == LLM_OK, "%s", err.message);
+    CHECK(text && ids);
+    if (t && text && ids) {
+      CHECK(llm_tokenizer_n_vocab(t) == cases[i].n_vocab && llm_tokenizer_n_byte_tokens(t) == 256);
+      CHECK(llm_tokenizer_eos(t) == cases[i].eos && llm_tokenizer_is_eog(t, cases[i].eos));
+      run_cases(t, text, ids);
+    }
+    llm_tokenizer_free(t);
+    free(text);
+    free(ids);
   }
-  llm_tokenizer_free(t);
-  gguf_free(g);
-  mapfile_close(&map);
-  free(text);
-  free(ids);
+}
+
+static void test_open(void) {
+  llm_tokenizer *t = (llm_tokenizer *)&t;
+  llm_error err;
+  CHECK(llm_tokenizer_open(&t, "build/no-such-file", &err) == LLM_ERR_IO && !t);
+  CHECK(llm_tokenizer_open(&t, "Makefile", &err) == LLM_ERR_FORMAT && !t);
+  CHECK_MSG(strstr(err.message, "Makefile") != NULL, "%s", err.message);
 }
 
 int main(void) {
@@ -376,6 +287,7 @@ int main(void) {
   test_bad_spec();
   test_long_token();
   test_long_special();
+  test_open();
   test_published();
   return check_report("test_tokenizer_load");
 }
