@@ -77,31 +77,34 @@ static void test_good(void) {
 static void test_bad_keys(void) {
   recipe r = good_recipe();
   r.model = NULL, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.model");
-  r.model = "bert", refuse(&r, LLM_ERR_UNSUPPORTED, "\"bert\"; this program has gpt2, llama");
+  r.model = "bert",
+  refuse(&r, LLM_ERR_UNSUPPORTED, "\"bert\"; this program has gpt2, llama"); /* V1 */
   r.model = "llama", refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.scores is missing");
   r = good_recipe(), r.pre = NULL, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.pre");
-  r.pre = "bloom", refuse(&r, LLM_ERR_UNSUPPORTED, "\"bloom\"; this program has gpt-2, smollm");
+  r.pre = "bloom",
+  refuse(&r, LLM_ERR_UNSUPPORTED, "\"bloom\"; this program has gpt-2, smollm"); /* B1 */
   r = good_recipe(), r.tokens_type = 0, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.tokens");
   r.tokens_type = GGUF_UINT32, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.tokens");
   r = good_recipe(), r.n_merges = MAX_ENTRIES, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.merges");
   r = good_recipe(), r.n_types = r.n_merges = r.n_tokens = 0;
-  refuse(&r, LLM_ERR_FORMAT, "0 tokens");
+  refuse(&r, LLM_ERR_FORMAT, "0 tokens"); /* V2 */
 
   r = good_recipe(), r.n_types = 8;
-  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.token_type has 8 elements for 9 tokens");
+  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.token_type has 8 elements for 9 tokens"); /* V3 */
   r = good_recipe(), r.types_type = GGUF_INT16;
   refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.token_type");
   r = good_recipe(), r.n_scores = 10;
   refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.scores has 10 elements for 9 tokens");
   r.n_scores = 9, r.scores_type = GGUF_INT32;
   refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.scores");
-  r = good_recipe(), r.types[3] = 0, refuse(&r, LLM_ERR_FORMAT, "the type of token 3 is 0");
+  r = good_recipe(), r.types[3] = 0,
+  refuse(&r, LLM_ERR_FORMAT, "the type of token 3 is 0"); /* V4 */
   r.types[3] = 7, refuse(&r, LLM_ERR_FORMAT, "expected 1 to 6");
   r.types[3] = -1, refuse(&r, LLM_ERR_FORMAT, "the type of token 3 is -1");
 
-  r = good_recipe(), r.bos = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id");
+  r = good_recipe(), r.bos = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id"); /* V6 */
   r.bos = UINT32_MAX, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id");
-  r.bos = -1, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id is missing");
+  r.bos = -1, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.bos_token_id is missing"); /* V7 */
   r = good_recipe(), r.eos = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.eos_token_id");
   r = good_recipe(), r.eot = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.eot_token_id");
   r = good_recipe(), r.eom = 9, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.eom_token_id");
@@ -111,20 +114,21 @@ static void test_bad_keys(void) {
 
 static void test_bad_vocabulary(void) {
   recipe r = good_recipe();
-  r.tokens[8] = "ab", refuse(&r, LLM_ERR_FORMAT, "tokens 2 and 8 are both \"ab\"");
+  r.tokens[8] = "ab", refuse(&r, LLM_ERR_FORMAT, "tokens 2 and 8 are both \"ab\""); /* V5 */
   r.tokens[8] = "<|im_end|>", refuse(&r, LLM_ERR_FORMAT, "tokens 5 and 8 are both");
 
-  r = good_recipe(), r.merges[1] = "ab", refuse(&r, LLM_ERR_FORMAT, "merge 1 is \"ab\"");
+  r = good_recipe(), r.merges[1] = "ab", refuse(&r, LLM_ERR_FORMAT, "merge 1 is \"ab\""); /* B2 */
   r.merges[1] = "", refuse(&r, LLM_ERR_FORMAT, "merge 1 is \"\"");
   r.merges[1] = "b c", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \"c\", which is no token");
   r.merges[1] = "c b", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \"c\"");
   r.merges[1] = "a  b", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \" b\"");
   r.merges[1] = " b", refuse(&r, LLM_ERR_FORMAT, "merge 1 names \"\"");
   r.merges[1] = "b a",
-  refuse(&r, LLM_ERR_FORMAT, "merge 1 of \"b\" and \"a\" makes no token of the vocabulary");
-  r.merges[1] = "a b", refuse(&r, LLM_ERR_FORMAT, "repeats an earlier merge");
+  refuse(&r, LLM_ERR_FORMAT,
+         "merge 1 of \"b\" and \"a\" makes no token of the vocabulary");       /* B3 */
+  r.merges[1] = "a b", refuse(&r, LLM_ERR_FORMAT, "repeats an earlier merge"); /* B3 */
   r.types[2] = LLM_TOKEN_CONTROL;
-  refuse(&r, LLM_ERR_FORMAT, "merge 0 of \"a\" and \"b\" makes a control token");
+  refuse(&r, LLM_ERR_FORMAT, "merge 0 of \"a\" and \"b\" makes a control token"); /* B3 */
 
   /* what a message quotes of a hostile file is short and whole */
   r = good_recipe();

@@ -108,44 +108,45 @@ static void test_without_bytes(void) {
   expect_ids(t, "bca", 0, "259 263 260");
   llm_tokenizer_free(t);
   r.unknown = -1, r.types[256] = LLM_TOKEN_CONTROL;
-  refuse(&r, LLM_ERR_FORMAT, "neither byte tokens nor an unknown token");
+  refuse(&r, LLM_ERR_FORMAT, "neither byte tokens nor an unknown token"); /* S4 */
 }
 
 static void test_bad(void) {
   recipe r = good_recipe();
-  r.n_scores = 0, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.scores is missing");
+  r.n_scores = 0, refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.scores is missing"); /* S1 */
   r.n_scores = N_TOKENS - 1;
-  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.scores has 263 elements for 264 tokens");
+  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.scores has 263 elements for 264 tokens"); /* V3 */
   r = good_recipe(), r.scores_type = GGUF_INT32;
   refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.scores");
   r = good_recipe(), r.scores[259] = NAN;
-  refuse(&r, LLM_ERR_FORMAT, "the score of token 259 is nan");
+  refuse(&r, LLM_ERR_FORMAT, "the score of token 259 is nan"); /* S2 */
   r.scores[259] = -INFINITY, refuse(&r, LLM_ERR_FORMAT, "the score of token 259 is -inf");
 
   static const char *const spellings[] = {"<0x0a>", "<0x-1>", "<0x1>", "<0x010>",
                                           "<0X10>", "x",      ""};
   for (size_t i = 0; i < sizeof spellings / sizeof *spellings; i++) {
     r = good_recipe(), r.tokens[17] = spellings[i];
-    refuse(&r, LLM_ERR_FORMAT, "expected <0x00> to <0xFF>");
+    refuse(&r, LLM_ERR_FORMAT, "expected <0x00> to <0xFF>"); /* S3 */
   }
   r = good_recipe(), r.tokens[17] = "<0x12>";
-  refuse(&r, LLM_ERR_FORMAT, "tokens 17 and 18 are both \"<0x12>\"");
+  refuse(&r, LLM_ERR_FORMAT, "tokens 17 and 18 are both \"<0x12>\""); /* V5 */
   r = good_recipe(), r.types[17] = LLM_TOKEN_NORMAL;
-  refuse(&r, LLM_ERR_FORMAT, "255 byte tokens, expected all 256 or none");
+  refuse(&r, LLM_ERR_FORMAT, "255 byte tokens, expected all 256 or none"); /* S4 */
 
   char text[1026] = "";
   r = good_recipe();
   memset(text, 'x', 1025);
-  r.tokens[260] = text, refuse(&r, LLM_ERR_FORMAT, "token 260 has 1025 bytes, at most 1024");
+  r.tokens[260] = text,
+  refuse(&r, LLM_ERR_FORMAT, "token 260 has 1025 bytes, at most 1024"); /* S5 */
   text[1024] = 0;
   llm_tokenizer_free(accept(&r));
 
   r = good_recipe(), r.removes = 1;
-  refuse(&r, LLM_ERR_UNSUPPORTED, "remove_extra_whitespaces is true");
+  refuse(&r, LLM_ERR_UNSUPPORTED, "remove_extra_whitespaces is true"); /* S6 */
   r = good_recipe(), r.unknown = N_TOKENS;
   refuse(&r, LLM_ERR_FORMAT, "tokenizer.ggml.unknown_token_id");
   r = good_recipe(), r.eos = -1, r.add_eos = 1;
-  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.add_eos_token is true, but");
+  refuse(&r, LLM_ERR_FORMAT, "key tokenizer.ggml.add_eos_token is true, but"); /* V7 */
 }
 
 int main(void) {

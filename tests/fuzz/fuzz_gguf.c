@@ -1,10 +1,12 @@
 /* fuzz_gguf.c: any bytes as a parameter file. The index is walked to its last byte, every key is
- * read as every type, and what parses is offered to the model's checks. Built with libFuzzer by
+ * read as every type, and what parses is offered to the
+ * tokenizer's and the model's checks. Built with libFuzzer by
  * `make fuzz`, or with replay.c to run over saved files. */
 #include <stdlib.h>
 
 #include "gguf.h"
 #include "model.h"
+#include "tokenizer.h"
 
 /* Kept where the compiler cannot drop the reads. */
 static volatile unsigned sink;
@@ -39,6 +41,20 @@ static void key_read(const gguf *g, const llm_meta *m) {
   bytes_read(m->data, m->n_bytes);
 }
 
+/* A vocabulary that loads encodes and decodes. */
+static void tokenizer_use(llm_tokenizer *t) {
+  static const char text[] = "ab <|end|> \xe2\x96\x81 \xff\xc3\xa9 aabb";
+  int32_t ids[2 * sizeof text];
+  char back[1 << 12];
+  size_t n_ids, n;
+  for (int special = 0; special < 2; special++) {
+    if (llm_tokenizer_encode(t, text, sizeof text, special, ids, 2 * sizeof text, &n_ids, NULL))
+      abort();
+    llm_tokenizer_decode_text(t, ids, n_ids, special, back, sizeof back, &n, NULL);
+  }
+  llm_tokenizer_free(t);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
   gguf *g;
   llm_error err;
@@ -55,6 +71,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
   uint64_t n_data;
   const void *section = gguf_tensor_data(g, &n_data);
   bytes_read(section, n_data);
+  llm_tokenizer *tokenizer;
+  if (tokenizer_from_gguf(&tokenizer, g, &err) == LLM_OK) tokenizer_use(tokenizer);
   gguf_free(g);
 
   llm_model *model;

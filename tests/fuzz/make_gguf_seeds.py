@@ -45,11 +45,28 @@ def tiny_model(matrix_type: str, width: int) -> tuple[list[Entry], list[TensorDa
     return metadata + vocabulary.entries(), tensors
 
 
+def sentencepiece() -> list[Entry]:
+    words = ["<unk>", "<s>", "▁", "a", "b", "▁a", "ab", "<|end|>"]
+    pieces = words + [f"<0x{byte:02X}>" for byte in range(256)]
+    types = [2, 3, 1, 1, 1, 1, 5, 4] + [6] * 256
+    scores = [-float(id) for id in range(len(pieces))]
+    array = ValueType.ARRAY
+    return [
+        Entry("tokenizer.ggml.model", "llama", ValueType.STRING),
+        Entry("tokenizer.ggml.tokens", pieces, array, ValueType.STRING),
+        Entry("tokenizer.ggml.scores", scores, array, ValueType.FLOAT32),
+        Entry("tokenizer.ggml.token_type", types, array, ValueType.INT32),
+        Entry("tokenizer.ggml.bos_token_id", 1, ValueType.UINT32),
+        Entry("tokenizer.ggml.add_space_prefix", True, ValueType.BOOL),
+    ]
+
+
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     one = TensorData("t", (3, 2), "F32", bytes(24))
     write_parameter_file(FOLDER / "values.gguf", every_value(), [one])
     write_parameter_file(FOLDER / "nothing.gguf", [], [], alignment=32)
+    write_parameter_file(FOLDER / "sentencepiece.gguf", sentencepiece(), [])
     write_parameter_file(FOLDER / "model_f32.gguf", *tiny_model("F32", 4))
     write_parameter_file(FOLDER / "model_q4_1.gguf", *tiny_model("Q4_1", 32))
 
