@@ -33,8 +33,11 @@ def model(path):
         yield model
 
 
-def sampler(model, seed=1):
-    return Sampler(model.config.n_vocab, temperature=1, seed=seed)
+def sampler(model, seed=1, ends=True):
+    """ends: whether an answer may end by itself."""
+    ids = range(model.config.n_vocab)
+    bias = {} if ends else {i: float("-inf") for i in ids if model.tokenizer.is_eog(i)}
+    return Sampler(model.config.n_vocab, temperature=1, seed=seed, logit_bias=bias)
 
 
 def user(text):
@@ -108,32 +111,30 @@ def test_forgetting_equals_a_fresh_run_on_the_kept_turns(tmp_path, template):
         messages += [user(f"question {i}"), assistant(f"answer {i}")]
     messages.append(user("last"))
     with llm.Model(path, allow_long_context=True) as model:
-        eog = {i for i in range(model.config.n_vocab) if model.tokenizer.is_eog(i)}
-        for seed in range(50):  # an answer that fills the window
-            context = Context(model, n_ctx=n_ctx, on_full="forget", allow_long_context=True)
-            steps = list(context.chat(messages, sampler(model, seed), n_new))
-            if len(ids_of(steps)) == n_new:
-                break
+        context = Context(model, n_ctx=n_ctx, on_full="forget", allow_long_context=True)
+        steps = list(context.chat(messages, sampler(model, ends=False), n_new))
         fresh = Context(model, n_ctx=n_ctx, allow_long_context=True)
-        twin, kept, answer, events = sampler(model, seed), messages, [], []
+        twin, kept, answer = sampler(model, ends=False), messages, []
+        all_turns, event = 0, (0, 0)
         if len(model.render_chat(kept)) > n_ctx:
-            kept, _ = policy(model, kept, n_ctx, [])
+            n = len(model.render_chat(kept))
+            kept, n_turns = policy(model, kept, n_ctx, [])
+            event = (n - len(model.render_chat(kept)), n_turns)
         for step in steps:
+            assert (step.forgot_tokens, step.forgot_turns) == event
+            all_turns += event[1]
+            if step.id is None:  # nothing is left to be forgotten
+                assert step.finish == "context" and event == (0, 0)
+                break
             held = [*model.render_chat(kept), *answer]
             fresh.truncate(0)
-            id = twin.sample(fresh.eval(held)[0])
-            if id in eog:
-                break
-            assert step.id == id
-            events.append((step.forgot_tokens, step.forgot_turns))
-            answer.append(id)
+            assert step.id == twin.sample(fresh.eval(held)[0])
+            answer.append(step.id)
+            event = (0, 0)
             if len(held) == n_ctx:
                 kept, n_turns = policy(model, kept, n_ctx, answer[:-1])
-                dropped = n_ctx - len(model.render_chat(kept)) - len(answer[:-1])
-                events.append((dropped, n_turns))
-                if n_turns == 0:
-                    break
-        assert sum(turns for _, turns in events) >= 2 and len(answer) > 30
+                event = (n_ctx - len(model.render_chat(kept)) - len(answer[:-1]), n_turns)
+        assert all_turns == 3 and len(answer) > 30
 
 
 def test_one_message_that_does_not_fit_is_refused_with_both_counts(model):

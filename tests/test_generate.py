@@ -25,9 +25,9 @@ def model(tmp_path_factory):
         yield model
 
 
-def sampler(seed: int = 3) -> Sampler:
-    """Of a seed that does not end these texts."""
-    return Sampler(TINY.n_vocab, temperature=1, seed=seed)
+def sampler() -> Sampler:
+    """Never ends the text."""
+    return Sampler(TINY.n_vocab, temperature=1, seed=3, logit_bias={EOT: float("-inf")})
 
 
 # ---- stop strings ----
@@ -48,7 +48,7 @@ def cut(text: bytes, stops: list[bytes]) -> tuple[bytes, bool]:
     return text, False
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_nothing_of_a_stop_string_leaks(model, text, data):
     """Strings that occur, strings that begin like ones that occur, and others."""
