@@ -1,20 +1,39 @@
-"""The tokenizer beside tiktoken and tokenizers on one core: encoding MB/s, seconds to learn.
+"""The tokenizer beside tiktoken, tokenizers and sentencepiece on one core: MB/s, seconds to learn.
 
-Ours and the peers encode the same text with the vocabulary learned here (pre-tokenizer gpt-2), turn
-by turn; figures are medians of the rounds. Needs the text of `make train` in build/packages and,
-for the peers, `make test-peers`; a peer that is absent is said to be.
+Ours and the peers encode the same text turn by turn, with the vocabulary learned here
+(pre-tokenizer gpt-2) and with published ones; figures are medians of the rounds. Needs the text of
+`make train` in build/packages and, for the peers and the published vocabularies, `make test-peers`;
+what is absent is said to be.
 """
 
 import argparse
+import gzip
+import os
 import statistics
 import time
 from importlib import import_module
+from pathlib import Path
 
 from llm.corpus import read_corpus
+from llm.packages import CACHE, PACKAGES
 from llm.parameter_file import byte_alphabet
+from llm.tokenizer import Tokenizer
+from llm.vocabularies import merges_to_ranks, read_ranks, tokenizer_of_ranks
 from llm.vocabulary import learn_vocabulary, tokenizer_of
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Name of the package's data, our pre-tokenizer, the expression: tiktoken's own, or a string.
+PUBLISHED = [
+    ("gpt2", "gpt-2", "gpt2"),
+    ("cl100k", "cl100k", "cl100k_base"),
+    ("o200k", "gpt-4o", "o200k_base"),
+    ("llama-3", "llama-bpe", LLAMA_3),
+    ("qwen2", "qwen2", LLAMA_3.replace("{1,3}", "")),
+]
 
 
 def optional(name: str):
@@ -39,6 +58,65 @@ def tokenizers_encoder(tokenizers, vocabulary):
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return lambda text: tokenizer.encode(text).ids
+
+
+def read_published(name: str) -> dict[bytes, int] | None:
+    path = CACHE / PACKAGES[name].file_name
+    if not path.exists():
+        print(f"{name}: absent")
+        return None
+    raw = path.read_bytes()
+    if name == "gpt2":
+        return merges_to_ranks(raw.decode())
+    return read_ranks(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+
+
+def public_pattern(name: str) -> str:
+    """tiktoken's, without the download of ranks that comes with it."""
+    public = import_module("tiktoken_ext.openai_public")
+    if name not in public.ENCODING_CONSTRUCTORS:
+        return name
+    public.load_tiktoken_bpe = public.data_gym_to_mergeable_bpe_ranks = lambda *a, **k: {}
+    return public.ENCODING_CONSTRUCTORS[name]()["pat_str"]
+
+
+def published_pairs(tiktoken, sentencepiece):
+    """(name, {program: encoder}) for each published vocabulary that is there."""
+    for name, pre, pattern in PUBLISHED:
+        ranks = read_published(name)
+        if ranks is None:
+            continue
+        encoders = {"ours": tokenizer_of_ranks(pre, ranks, {}).encode_array}
+        if tiktoken:
+            pattern = public_pattern(pattern)
+            peer = tiktoken.Encoding(
+                name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+            )
+            encoders["tiktoken"] = peer.encode_ordinary
+        yield name, encoders
+    folder = Path(os.environ.get("LLM_TEST_DATA", "none"))
+    vocabulary, model = folder / "ggml-vocab-llama-spm.gguf", folder / "llama2_tokenizer.model"
+    if not vocabulary.exists():
+        print("llama-2: absent (LLM_TEST_DATA)")
+        return
+    encoders = {"ours": Tokenizer.open(vocabulary).encode_array}
+    if sentencepiece:
+        encoders["sentencepiece"] = sentencepiece.SentencePieceProcessor(str(model)).encode
+    yield "llama-2", encoders
+
+
+def measure(encoders, text: str, rounds: int) -> dict[str, tuple[float, int]]:
+    """MB/s and tokens by program."""
+    counts = {name: len(encode(text)) for name, encode in encoders.items()}
+    times = {name: [] for name in encoders}
+    for _ in range(rounds):
+        for name, encode in encoders.items():
+            times[name].append(seconds(encode, text))
+    megabytes = len(text.encode()) / 1e6
+    return {
+        name: (megabytes / statistics.median(values), counts[name])
+        for name, values in times.items()
+    }
 
 
 def learn_with_tokenizers(tokenizers, texts: list[str], n_vocab: int) -> None:
@@ -74,21 +152,18 @@ def main() -> None:
     if tokenizers := optional("tokenizers"):
         encoders["tokenizers"] = tokenizers_encoder(tokenizers, vocabulary)
         learners["tokenizers"] = lambda: learn_with_tokenizers(tokenizers, texts, options.n_vocab)
-    counts = {name: len(encode(whole)) for name, encode in encoders.items()}
-    times = {name: [] for name in encoders}
     learning = {name: [] for name in learners}
     for _ in range(options.rounds):
-        for name, encode in encoders.items():
-            times[name].append(seconds(encode, whole))
         for name, learn in learners.items():
             learning[name].append(seconds(learn))
     megabytes = len(whole.encode()) / 1e6
-    print(f"{megabytes:.2f} MB, {options.n_vocab} tokens, medians of {options.rounds} rounds")
-    for name, values in times.items():
-        rate = megabytes / statistics.median(values)
-        print(f"encode {name:10} {rate:8.2f} MB/s, {counts[name]:,} tokens")
+    print(f"{megabytes:.2f} MB, medians of {options.rounds} rounds")
+    learned = (f"learned, {options.n_vocab}", encoders)
+    for vocabulary, programs in [learned, *published_pairs(tiktoken, optional("sentencepiece"))]:
+        for name, (rate, count) in measure(programs, whole, options.rounds).items():
+            print(f"encode {vocabulary:14} {name:14} {rate:8.2f} MB/s, {count:,} tokens")
     for name, values in learning.items():
-        print(f"learn  {name:10} {statistics.median(values):8.3f} s")
+        print(f"learn  {name:14} {statistics.median(values):8.3f} s")
 
 
 if __name__ == "__main__":
