@@ -132,7 +132,7 @@ same-bits: $(B)/tests/test_kernels
 test: test-c $(if $(SAN),,run same-bits .venv/test-extra) ## run every test; SAN=address,undefined for the C tests alone
 	$(if $(SAN),@:,$(VENV) -m pytest -q $(ARGS))
 
-VOCABULARIES := gpt2 cl100k o200k llama-3 qwen2
+VOCABULARIES := gpt2 cl100k o200k llama-3 qwen2 mistral-v1 mistral-v2 mistral-v3 tekken
 test-peers: .venv/peers-extra ## the same beside other programs (llama.cpp, PyTorch, tokenizers ...)
 	@for name in $(VOCABULARIES); do $(VENV) -m llm.packages $$name build/packages || exit 1; done
 	$(MAKE) test

@@ -134,6 +134,48 @@ PACKAGES = {
             use="tests only: the ranks of Qwen2's vocabulary",
             alias="qwen2",
         ),
+        *(
+            Package(
+                name="mistral-common",
+                version="1.13.1",
+                member=f"mistral_common/data/{member}",
+                n_bytes=n_bytes,
+                sha256=sha256,
+                licence="Apache-2.0",
+                use=f"tests only: {use}",
+                alias=alias,
+            )
+            for alias, use, member, n_bytes, sha256 in (
+                (
+                    "mistral-v1",
+                    "Mistral's first SentencePiece vocabulary",
+                    "tokenizer.model.v1",
+                    493_443,
+                    "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055",
+                ),
+                (
+                    "mistral-v2",
+                    "the second",
+                    "mistral_instruct_tokenizer_240216.model.v2",
+                    587_404,
+                    "37f00374dea48658ee8f5d0f21895b9bc55cb0103939607c8185bfd1c6ca1f89",
+                ),
+                (
+                    "mistral-v3",
+                    "the third, with user-defined tokens",
+                    "mistral_instruct_tokenizer_240323.model.v3",
+                    587_591,
+                    "9addc8bdce5988448ae81b729336f43a81262160ae8da760674badab9d4c7d33",
+                ),
+                (
+                    "tekken",
+                    "the ranks of Mistral NeMo's vocabulary",
+                    "tekken_240911.json",
+                    19_280_963,
+                    "1948e2d48b0e7377f1bb5f1210f1ae5f984934e75713fc07e2452729b8365316",
+                ),
+            )
+        ),
     )
 }
 

@@ -1,19 +1,18 @@
 """SentencePiece vocabularies: ours, read from a parameter file, beside sentencepiece, id for id.
 
-Vocabularies of Llama 2 (shared data), of Mistral v1 to v7 (mistral-common), and small ones that
+Vocabularies of Llama 2 (shared data), of Mistral v1 to v3 (a package), and small ones that
 sentencepiece learns here: with and without byte fallback and dummy prefix, with user-defined
 tokens, with tokens that are set to unused. Without peers: what a whole text and a text that goes on
 decode to, control tokens, and turn markers.
 """
 
 import io
-from importlib import resources
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer import ENGLISH, NASTY
-from test_vocabularies import check_cases
+from test_vocabularies import cached, check_cases
 from vocabulary_files import (
     BYTE,
     CONTROL,
@@ -159,17 +158,10 @@ def same(ours, peer, text: str) -> None:
 def published(name: str, request) -> bytes:
     if name == "llama-2":
         return (request.getfixturevalue("test_data") / "llama2_tokenizer.model").read_bytes()
-    pytest.importorskip("mistral_common", reason="mistral_common: make test-peers")
-    return (resources.files("mistral_common") / "data" / name).read_bytes()
+    return cached(name)
 
 
-PUBLISHED = [
-    "llama-2",
-    "tokenizer.model.v1",
-    "mistral_instruct_tokenizer_240216.model.v2",
-    "mistral_instruct_tokenizer_240323.model.v3",
-    "mistral_instruct_tokenizer_241114.model.v7",
-]
+PUBLISHED = ["llama-2", "mistral-v1", "mistral-v2", "mistral-v3"]
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)

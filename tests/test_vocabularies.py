@@ -8,7 +8,6 @@ skip, for tests never download.
 import base64
 import gzip
 import json
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from llm.vocabularies import (
     tokenizer_of_ranks,
 )
 
-# Of tokenizer.json (Llama 3, Qwen2) and of mistral-common's tekken files.
+# Of tokenizer.json (Llama 3, Qwen2) and of Mistral's tekken files.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -183,9 +182,7 @@ def cached(name: str) -> bytes:
 
 
 def tekken_ranks() -> dict[bytes, int]:
-    pytest.importorskip("mistral_common", reason="mistral_common: make test-peers")
-    file = resources.files("mistral_common") / "data" / "tekken_240911.json"
-    model = json.loads(file.read_text("utf-8"))
+    model = json.loads(cached("tekken"))
     config = model["config"]
     n = config["default_vocab_size"] - config["default_num_special_tokens"]
     assert config["pattern"] == TEKKEN
