@@ -16,10 +16,13 @@
 
 typedef struct llm_ops llm_ops; /* threads, instruction set, scratch */
 
-/* kernels: "scalar", "avx2", "avx512"; NULL is the best that this machine has. */
-llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, llm_error *err);
+/* kernels: "scalar", "avx2", "avx512"; NULL is the best that this machine has. rounds: products
+ * round their operands to bfloat16; refused where kernels or machine have no such product. */
+llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, int32_t rounds,
+                       llm_error *err);
 void llm_ops_free(llm_ops *ops);
 const char *llm_ops_kernels(const llm_ops *ops);
+int32_t llm_ops_can_round(void);
 int32_t llm_ops_threads_available(void);
 
 /* ---- row kernels: n_rows is what the comment calls a row ---- */

@@ -32,10 +32,12 @@ PORT_INLINE void pack_panel(const size_t width, float *dst, size_t k, size_t n, 
   }
 }
 
+/* Any number of panels. */
 #define PACK(name, width, target)                                                                  \
   target static void name(float *dst, size_t k, size_t n, const float *b, size_t row,              \
                           size_t step) {                                                           \
-    pack_panel(width, dst, k, n, b, row, step);                                                    \
+    for (size_t j = 0; j < n; j += width)                                                          \
+      pack_panel(width, dst + j * k, k, min_size(width, n - j), b + j * step, row, step);          \
   }
 
 /* ---- tiles ---- */
@@ -143,10 +145,10 @@ TILE(tile_avx512, TARGET_AVX512, 512, ROWS_AVX512)
 #endif
 
 const gemm_kernel gemm_kernels[] = {
-    {MR_SCALAR, NR_SCALAR, tile_scalar, pack_a_scalar, pack_b_scalar},
+    {MR_SCALAR, NR_SCALAR, 1, MAX_KC, MAX_ROWS, tile_scalar, pack_a_scalar, pack_b_scalar},
 #if defined(__x86_64__)
-    {MR_AVX2, NR_AVX2, tile_avx2, pack_a_avx2, pack_b_avx2},
-    {MR_AVX512, NR_AVX512, tile_avx512, pack_a_avx512, pack_b_avx512},
+    {MR_AVX2, NR_AVX2, 1, MAX_KC, MAX_ROWS, tile_avx2, pack_a_avx2, pack_b_avx2},
+    {MR_AVX512, NR_AVX512, 1, MAX_KC, MAX_ROWS, tile_avx512, pack_a_avx512, pack_b_avx512},
 #endif
 };
 
@@ -198,9 +200,10 @@ typedef struct gemm_job {
   const gemm_kernel *g;
   const llm_gemm_args *x;
   size_t p, kc;    /* this block: [p, p + kc) */
+  size_t steps;    /* that kc takes, packed */
   size_t rows;     /* of C in a unit */
-  float *b_panels; /* (panels, kc, nr) */
-  float *a_blocks; /* (n_threads, kc * rows), for a transposed A */
+  float *b_panels; /* (panels, steps, nr) */
+  float *a_blocks; /* (n_threads, steps * rows), for an A that is transposed or rounded */
 } gemm_job;
 
 /* A unit is a panel of B. */
@@ -210,7 +213,7 @@ static void pack_b(void *arg, size_t unit, int thread) {
   const llm_gemm_args *x = j->x;
   const size_t nr = j->g->nr, col = unit * nr, ldb = (size_t)x->ldb;
   const size_t row = x->b_trans ? 1 : ldb, step = x->b_trans ? ldb : 1;
-  j->g->pack_b(j->b_panels + col * j->kc, j->kc, min_size(nr, (size_t)x->n - col),
+  j->g->pack_b(j->b_panels + col * j->steps, j->kc, min_size(nr, (size_t)x->n - col),
                x->b + j->p * row + col * step, row, step);
 }
 
@@ -219,39 +222,46 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
   const gemm_job *j = arg;
   const llm_gemm_args *x = j->x;
   const gemm_kernel *g = j->g;
-  const size_t kc = j->kc, n = (size_t)x->n, lda = (size_t)x->lda, ldc = (size_t)x->ldc;
+  const size_t steps = j->steps, n = (size_t)x->n, lda = (size_t)x->lda, ldc = (size_t)x->ldc;
   const size_t i = unit * j->rows, m = min_size(j->rows, (size_t)x->m - i);
   const float *add = j->p ? x->c : x->add; /* later blocks add to the earlier ones */
   const size_t ld_add = j->p ? ldc : (size_t)x->ld_add;
-  float *packed = j->a_blocks + (size_t)thread * kc * j->rows;
-  for (size_t r = 0; r < m && x->a_trans; r += g->mr)
-    g->pack_a(packed + r * kc, kc, min_size(g->mr, m - r), x->a + j->p * lda + i + r, lda, 1);
+  const float *a = x->a_trans ? x->a + j->p * lda + i : x->a + i * lda + j->p;
+  size_t row = lda;
+  if (x->a_trans || g->pair > 1) {
+    float *packed = j->a_blocks + (size_t)thread * steps * j->rows;
+    g->pack_a(packed, j->kc, m, a, x->a_trans ? lda : 1, x->a_trans ? 1 : lda);
+    a = packed;
+    row = steps;
+  }
   for (size_t col = 0; col < n; col += g->nr) {
-    const float *b = j->b_panels + col * kc, *add_i = add ? add + i * ld_add + col : NULL;
+    const float *b = j->b_panels + col * steps, *add_i = add ? add + i * ld_add + col : NULL;
     const size_t width = min_size(g->nr, n - col);
     float *c = x->c + i * ldc + col;
     if (!x->a_trans) {
-      gemm_panel(g, m, width, kc, x->a + i * lda + j->p, lda, 1, b, c, ldc, add_i, ld_add);
+      gemm_panel(g, m, width, steps, a, row, 1, b, c, ldc, add_i, ld_add);
       continue;
     }
     for (size_t r = 0; r < m; r += g->mr)
-      gemm_panel(g, min_size(g->mr, m - r), width, kc, packed + r * kc, 1, g->mr, b, c + r * ldc,
+      gemm_panel(g, min_size(g->mr, m - r), width, steps, a + r * steps, 1, g->mr, b, c + r * ldc,
                  ldc, add_i ? add_i + r * ld_add : NULL, ld_add);
   }
 }
 
 llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err) {
-  const gemm_kernel *g = ops->gemm;
+  const gemm_kernel *g = ops->product;
   const size_t m = (size_t)args->m, n = (size_t)args->n, k = (size_t)args->k;
-  const size_t n_blocks = (k + MAX_KC - 1) / MAX_KC, kc = (k + n_blocks - 1) / n_blocks;
+  const size_t n_blocks = (k + g->max_kc - 1) / g->max_kc;
+  const size_t kc = round_up((k + n_blocks - 1) / n_blocks, 32), max_steps = kc / g->pair;
   const size_t n_pad = round_up(n, g->nr), n_threads = (size_t)thread_pool_size(ops->pool);
-  gemm_job j = {.g = g, .x = args, .rows = ops_unit(ops, m, g->mr, MAX_ROWS)};
-  llm_status status = ops_scratch(ops, kc * (n_pad + n_threads * j.rows), err);
+  gemm_job j = {.g = g, .x = args, .rows = ops_unit(ops, m, 2 * g->mr, g->max_rows)};
+  llm_status status = ops_scratch(ops, max_steps * (n_pad + n_threads * j.rows), err);
   if (status) return status;
   j.b_panels = ops->scratch;
-  j.a_blocks = ops->scratch + kc * n_pad;
+  j.a_blocks = ops->scratch + max_steps * n_pad;
   for (j.p = 0; j.p < k; j.p += kc) {
     j.kc = min_size(kc, k - j.p);
+    j.steps = (j.kc + g->pair - 1) / g->pair;
     ops_run(ops, n_pad / g->nr, pack_b, &j);
     ops_run(ops, (m + j.rows - 1) / j.rows, multiply_rows, &j);
   }

@@ -37,15 +37,24 @@ static llm_status find_isa(train_isa *out, const char *name, llm_error *err) {
                    name, ISA_NAMES[best]);
 }
 
-llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, llm_error *err) {
+int32_t llm_ops_can_round(void) { return (cpu_features() & CPU_AVX512_BF16) != 0; }
+
+llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, int32_t rounds,
+                       llm_error *err) {
   *out = NULL;
   train_isa isa;
   llm_status status = find_isa(&isa, kernels, err);
   if (status) return status;
+  if (rounds && !(llm_ops_can_round() && isa == ISA_AVX512))
+    return error_set(err, LLM_ERR_ARG, "precision bf16: not with %s kernels on this machine",
+                     ISA_NAMES[isa]);
   llm_ops *ops = calloc(1, sizeof *ops);
   if (!ops) return error_nomem(err, sizeof *ops, "the trainer's operations");
   ops->isa = isa;
-  ops->gemm = &gemm_kernels[isa];
+  ops->gemm = ops->product = &gemm_kernels[isa];
+#if defined(__x86_64__)
+  if (rounds) ops->product = &gemm_bf16;
+#endif
   status = thread_pool_new(&ops->pool, n_threads, err);
   if (status) {
     llm_ops_free(ops);

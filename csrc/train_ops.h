@@ -9,18 +9,25 @@
 
 typedef enum train_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512 } train_isa; /* order of *_builds */
 
-/* One tile, C (mr, nr) = add + A B: A[i][p] is a[i * row + p * step], B[p][j] is b[p * nr + j], add
- * is NULL for zero, or a matrix that may be C itself. An element is a chain of k multiply-adds in
- * rising p from +0, then one addition: the same bits in whatever tile it falls. */
+/* A packed matrix has elements of 4 bytes: a float, or two neighbours in k as bfloat16; a step is
+ * one of them. One tile, C (mr, nr) = add + A B over k steps: A[i][p] is a[i * row + p * step],
+ * B[p][j] is b[p * nr + j], add is NULL for zero, or a matrix that may be C itself. An element is a
+ * chain of k multiply-adds in rising p from +0, then one addition: the same bits in whatever tile
+ * it falls. */
 typedef void (*gemm_tile)(size_t k, const float *a, size_t row, size_t step, const float *b,
                           float *c, size_t ldc, const float *add, size_t ld_add);
 
-/* One panel: dst[p * width + j] = b[p * row + j * step] for p < k, j < n <= width, else zero; width
- * is nr for B, mr for a transposed A. */
+/* pack_b packs one panel: dst[p * nr + j] = b[p * row + j * step] for p < k, j < n <= nr, else
+ * zero. pack_a packs n rows of A into panels of mr: dst[i / mr * mr * k + p * mr + i % mr] = b[p *
+ * row + i
+ * * step]; but where it rounds and row is 1, rows stay rows: dst[i * k + p]. */
 typedef void (*gemm_pack)(float *dst, size_t k, size_t n, const float *b, size_t row, size_t step);
 
 typedef struct gemm_kernel {
   size_t mr, nr;
+  size_t pair;     /* elements of k in a step: 1, or 2 as bfloat16 */
+  size_t max_kc;   /* the largest block of k, a multiple of 32 */
+  size_t max_rows; /* of A in a unit of work, a multiple of 2 * mr */
   gemm_tile tile;
   gemm_pack pack_a, pack_b;
 } gemm_kernel;
@@ -28,12 +35,14 @@ typedef struct gemm_kernel {
 struct llm_ops {
   thread_pool *pool;
   train_isa isa;
-  const gemm_kernel *gemm;
-  float *scratch; /* as large as the largest operation wanted, 64-byte aligned */
+  const gemm_kernel *gemm;    /* float32, of the instruction set */
+  const gemm_kernel *product; /* of llm_ops_gemm: the same, or gemm_bf16 */
+  float *scratch;             /* as large as the largest operation wanted, 64-byte aligned */
   size_t scratch_floats;
 };
 
 extern const gemm_kernel gemm_kernels[]; /* by train_isa */
+extern const gemm_kernel gemm_bf16;      /* where the processor has CPU_AVX512_BF16 */
 
 static inline size_t min_size(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }

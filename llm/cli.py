@@ -90,6 +90,12 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--save-seconds", "between checkpoints (30)", type=float)
     add("--threads", "0: one per core; does not change the result", type=int)
 
+    add(
+        "--precision",
+        "of products; sums and weights are float32 (bf16 where the processor has it)",
+        choices=["fp32", "bf16"],
+    )
+
     add = group("size of the model (default: chosen for the minutes by measured speed)")
     add("--n-embd", "width; the sizes below follow from it where they are not given", type=int)
     add("--n-layer", "blocks (n_embd / 48, rounded up)", type=int)

@@ -40,17 +40,27 @@ def _expect(name: str, array, *shape: int) -> None:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
 
 
+def best_precision() -> str:
+    """"bf16" where this machine has its products, else "fp32"."""
+    return "bf16" if lib.llm_ops_can_round() else "fp32"
+
+
 class OpsC:
-    """n_threads None: every core this process may use. kernels None: the best set there is."""
+    """n_threads None: every core this process may use. kernels None: the best set there is.
+    precision "bf16": products round their operands, sums stay float32."""
 
     name = "c"
     dtype = np.dtype(np.float32)
 
-    def __init__(self, n_threads: int | None = None, kernels: str | None = None):
+    def __init__(
+        self, n_threads: int | None = None, kernels: str | None = None, precision: str = "fp32"
+    ):
         self.n_threads = lib.llm_ops_threads_available() if n_threads is None else n_threads
         out, self._err = ffi.new("llm_ops **"), ffi.new("llm_error *")
         kernel_set = ffi.NULL if kernels is None else kernels.encode()
-        if lib.llm_ops_new(out, self.n_threads, kernel_set, self._err):
+        self.precision = precision
+        rounds = {"fp32": False, "bf16": True}[precision]
+        if lib.llm_ops_new(out, self.n_threads, kernel_set, rounds, self._err):
             _raise(self._err)
         self._ops = ffi.gc(out[0], lib.llm_ops_free)
         self.kernels = ffi.string(lib.llm_ops_kernels(self._ops)).decode()

@@ -22,13 +22,24 @@ import math
 import numpy as np
 
 
+def round_bf16(x: np.ndarray) -> np.ndarray:
+    """To the nearest bfloat16, ties to even, in x's dtype by way of float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = bits + 0x7FFF + (bits >> 16 & 1) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32).astype(x.dtype)
+
+
 class OpsNumpy:
-    """float64 for gradient checks, float32 to compare with the fast back ends."""
+    """float64 for gradient checks, float32 to compare with the fast back ends.
+
+    precision "bf16": the operands of every product are rounded to bfloat16, its sum is not.
+    """
 
     name = "numpy"
 
-    def __init__(self, dtype=np.float64):
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype=np.float64, precision: str = "fp32"):
+        self.dtype, self.precision = np.dtype(dtype), precision
+        self._round = {"fp32": lambda x: x, "bf16": round_bf16}[precision]
 
     def empty(self, *shape: int) -> np.ndarray:
         return np.empty(shape, self.dtype)
@@ -40,6 +51,7 @@ class OpsNumpy:
 
         Gradients are products too: for y = x w^T, dx = dy w and dw = dy^T x.
         """
+        a, b = self._round(a), self._round(b)
         product = (a.T if trans_a else a) @ (b.T if trans_b else b)
         np.add(product, 0 if add is None else add, out=c)
 

@@ -78,8 +78,11 @@ class Report:
             f"clip {s.clip:g}, seed {s.seed}"
         )
         budget = f"{s.minutes:g} minutes" if run.n_steps is None else f"{run.n_steps:,} steps"
-        kernels, threads = run.model.ops.kernels, run.model.ops.n_threads
-        self.say(f"budget     {budget}, {threads} threads, {kernels} kernels, in {s.run_dir}")
+        ops = run.model.ops
+        self.say(
+            f"budget     {budget}, {ops.n_threads} threads, {ops.kernels} kernels, "
+            f"{ops.precision} products, in {s.run_dir}"
+        )
 
     # ---- while it runs ----
 

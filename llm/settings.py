@@ -40,6 +40,7 @@ class Settings:
     n_vocab: int = 4096
     n_ctx: int = 256
     tied: bool = True
+    precision: str | None = None  # of products: "fp32" or "bf16"
 
     batch: int = 4
     slot_sequences: int | None = None
@@ -75,6 +76,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails too
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
+        if self.precision not in (None, "fp32", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}, expected 'fp32' or 'bf16'")
         if self.holdout not in ("hash", "last"):
             raise ValueError(f"holdout is {self.holdout!r}, expected 'hash' or 'last'")
         slots, rest = divmod(self.batch, self.slot_sequences or self.batch)
@@ -90,7 +93,8 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict) -> Settings:
-        return cls(**{**values, "text": tuple(values["text"])})
+        """Of a checkpoint; one without a precision is from before there was a choice."""
+        return cls(**{"precision": "fp32", **values, "text": tuple(values["text"])})
 
     def with_width(self, n_embd: int) -> Settings:
         """The sizes that are not given, filled in from a width."""

@@ -26,7 +26,7 @@ from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
 from .model import Transformer, init_params, training_bytes
-from .ops_c import OpsC
+from .ops_c import OpsC, best_precision
 from .optim import AdamW, clip_scale, warmup_cosine
 from .parameter_file import (
     Provenance,
@@ -306,7 +306,9 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
     tokens = token_stream(tokenizer, training, eot)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
     examples = Examples(tokens, settings.n_ctx, settings.seed, *slots)
-    ops = OpsC(settings.threads or len(os.sched_getaffinity(0)))
+    settings = replace(settings, precision=settings.precision or best_precision())
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    ops = OpsC(threads, precision=settings.precision)
 
     check_prompt(settings, tokenizer)
 
@@ -418,6 +420,7 @@ def provenance(run: Run) -> Provenance:
             "tokens_per_second": run.n_tokens / max(run.seconds, 1e-9),
             "threads": run.model.ops.n_threads,
             "kernels": run.model.ops.kernels,
+            "precision": run.model.ops.precision,
         },
     )
 

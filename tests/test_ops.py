@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from llm import ops_c
-from llm.ops_numpy import OpsNumpy
+from llm.ops_numpy import OpsNumpy, round_bf16
 
-OPS = OpsNumpy(np.float64)
+OPS, OPS_BF16 = OpsNumpy(np.float64), OpsNumpy(np.float64, "bf16")
 RNG = np.random.default_rng(7)
 
 
@@ -199,27 +199,38 @@ def kernel_sets():
     return found
 
 
+PRECISIONS = ["fp32", "bf16"] if ops_c.best_precision() == "bf16" else ["fp32"]
+
+
 @pytest.fixture(scope="module", params=kernel_sets())
 def ops(request):
     return ops_c.OpsC(2, request.param)
+
+
+@pytest.fixture(scope="module")
+def rounding():
+    """Back ends whose products round: C on 1 and on 3 threads."""
+    if "bf16" not in PRECISIONS:
+        pytest.skip("this processor has no bfloat16 products")
+    return ops_c.OpsC(1, precision="bf16"), ops_c.OpsC(3, precision="bf16")
 
 
 def single(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def assert_same(ops, method, *arrays, **options):
+def assert_same(ops, method, *arrays, reference=OPS, tolerance=2e-5, **options):
     """Runs a method of both back ends on copies and compares every float array afterwards."""
     mine = [a.copy() if isinstance(a, np.ndarray) else a for a in arrays]
     theirs = [
         a.astype(np.float64) if getattr(a, "dtype", None) == np.float32 else a for a in arrays
     ]
     getattr(ops, method)(*mine, **options)
-    getattr(OPS, method)(*theirs, **options)
+    getattr(reference, method)(*theirs, **options)
     for got, expected in zip(mine, theirs, strict=True):
         if isinstance(got, np.ndarray) and got.dtype == np.float32:
             largest = max(np.abs(expected).max(), 1.0)
-            np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * largest)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * largest)
 
 
 GEMM_SHAPES = [(1, 1, 1), (6, 16, 3), (5, 17, 2), (7, 33, 40), (97, 48, 385), (31, 100, 801)]
@@ -235,6 +246,24 @@ def test_gemm(ops, m, n, k, trans_a, trans_b):
     expected = c + (a.T if trans_a else a) @ (b.T if trans_b else b)
     ops.gemm(c, a, b, trans_a, trans_b, add=c)
     np.testing.assert_allclose(c, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_round_bf16():
+    x = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-9])
+    np.testing.assert_array_equal(round_bf16(x), [1.0, 1.0, 1 + 2**-6, 1 + 2**-7, -1.0])
+
+
+@pytest.mark.parametrize("m, n, k", [*GEMM_SHAPES, (145, 49, 64), (17, 130, 1100)])
+@pytest.mark.parametrize("trans_a, trans_b", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_gemm_of_rounded_operands(rounding, m, n, k, trans_a, trans_b):
+    a, b = single(*((k, m) if trans_a else (m, k))), single(*((n, k) if trans_b else (k, n)))
+    c, added = single(m, n), single(m, n)
+    one, three = rounding
+    assert_same(one, "gemm", c, a, b, trans_a, trans_b, added, reference=OPS_BF16)
+    one.gemm(c, a, b, trans_a, trans_b, added)
+    again = c.copy()
+    three.gemm(again, a, b, trans_a, trans_b, added)
+    np.testing.assert_array_equal(c, again)
 
 
 @pytest.mark.parametrize("n", [1, 16, 24, 50])

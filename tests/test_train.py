@@ -104,6 +104,16 @@ def test_the_number_of_threads_changes_nothing(text, unbroken, tmp_path):
     assert compare_files(unbroken.out, tmp_path / "out.bin") == []
 
 
+def test_the_precision_is_kept(text, begun_fp32, capfd):
+    """A run goes on as it was begun, whatever this machine has; another precision is refused."""
+    state, _ = load_checkpoint(begun_fp32 / "run" / "checkpoint.npz")
+    assert state["settings"]["precision"] == "fp32"
+    line = refused(capfd, *arguments(text, begun_fp32, "--resume", "--precision", "bf16"))
+    assert "--precision is bf16, but the run to resume was begun with fp32" in line
+    run = train.resume_run(begun_fp32 / "run" / "checkpoint.npz", {}, train.Report())
+    assert run.model.ops.precision == "fp32"
+
+
 def test_another_seed_gives_another_file(text, unbroken, tmp_path):
     finish(text, tmp_path, *STEPS, "--seed", 2)
     assert compare_files(unbroken.out, tmp_path / "out.bin") != []
@@ -186,6 +196,12 @@ def begun(text, unbroken, tmp_path):
     (tmp_path / "run").mkdir()
     saved = unbroken.out.parent / "run" / "checkpoint.npz"
     (tmp_path / "run" / "checkpoint.npz").write_bytes(saved.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def begun_fp32(text, tmp_path):
+    assert cli.main(arguments(text, tmp_path, "--steps", 2, "--precision", "fp32")) == 0
     return tmp_path
 
 
