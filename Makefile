@@ -11,7 +11,7 @@ CFLAGS := -std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -pthread
 LDLIBS := -lm
 
 comma := ,
-SANFLAGS := $(if $(SAN),-g -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
+SANFLAGS := $(if $(SAN),-g -O1 -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 # Objects of another compiler or sanitizer have a folder of their own.
 B := build/$(notdir $(firstword $(CC)))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 VENV := .venv/bin/python

@@ -16,7 +16,14 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* Before a loop of constant length over an array that must end up in registers. */
-#if defined(LLM_EMULATE_AVX512)
+#if defined(__clang__)
+#define WITH_SANITIZER __has_feature(address_sanitizer)
+#elif defined(__SANITIZE_ADDRESS__)
+#define WITH_SANITIZER 1
+#else
+#define WITH_SANITIZER 0
+#endif
+#if defined(LLM_EMULATE_AVX512) || WITH_SANITIZER
 #define UNROLL /* nothing to gain, minutes to compile */
 #elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
