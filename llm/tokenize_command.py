@@ -48,7 +48,7 @@ def run(options: Namespace) -> int:
     if options.text is not None and options.file is not None:
         raise ValueError("give a text or --file, not both")
     text = read_text(options)
-    tokenizer = open_vocabulary(options.vocab)
+    tokenizer = open_vocabulary(options.vocab, say=lambda line: print(line, file=sys.stderr))
     ids = tokenizer.encode(text, parse_special=options.special)
     if options.count:
         print(len(ids))

