@@ -1,7 +1,8 @@
 /* train_attention.c: causal attention, forward and backward, by blocks of queries. Layer T.
  *
  * One unit of work is one batch entry and one key/value head with the heads that share it. Keys and
- * values are packed once per unit, as B of the product in train_gemm.c; scores exist for one block
+ * values are packed once per unit, as B of the product in train_gemm.c, and rounded where that
+ * rounds; scores exist for one block
  * of queries at a time, (Q_BLOCK, T) per thread. The log-sum-exp is kept and lets the backward make
  * the probabilities again (Dao et al. 2022). Work above the diagonal is left out by tiles. Sums run
  * in an order that the shape decides; a unit belongs to one thread. */
@@ -83,16 +84,17 @@ typedef struct attention_unit {
   size_t ld_s;         /* of a row of scores: an odd number of cache lines, against conflicts */
   size_t t_pad, d_pad; /* T and D in whole panels */
   float scale;
-  /* The thread's scratch. "by_time": transposed, panels over positions, (t_pad, D); "by_dim":
-   * panels over head_dim, (rows, d_pad). */
+  /* The thread's scratch, packed as steps. "by_time": transposed, panels over positions, (t_pad,
+   * D); "by_dim": panels over head_dim, (rows, d_pad). */
   float *k_by_time, *v_by_time, *kv_by_dim; /* of the key/value head */
   float *q_by_dim, *do_by_dim;              /* of a block of queries */
   float *scores, *gradient;                 /* (Q_BLOCK, ld_s) */
+  float *rows;                              /* what gemm_pack_rows may take */
   float *inverse;                           /* (Q_BLOCK) */
 } attention_unit;
 
 static attention_unit unit_of(const llm_ops *ops, const llm_attention_args *x) {
-  const size_t nr = ops->gemm->nr;
+  const size_t nr = ops->product->nr;
   attention_unit u = {.ops = ops, .x = x, .T = (size_t)x->n_time, .D = (size_t)x->head_dim};
   u.ld_q = (size_t)x->n_head * u.D;
   u.ld_kv = (size_t)x->n_kv_head * u.D;
@@ -112,15 +114,19 @@ static float *take(float *memory, size_t *used, size_t n) {
 
 /* Lays the scratch out in `memory` (NULL: nowhere) and returns how many floats it takes. */
 static size_t unit_place(attention_unit *u, int backward, float *memory) {
+  const gemm_kernel *g = u->ops->product;
+  const size_t by_time = u->t_pad * gemm_steps(g, u->D);
+  const size_t by_dim = gemm_steps(g, Q_BLOCK) * u->d_pad;
   size_t used = 0;
-  u->k_by_time = take(memory, &used, u->t_pad * u->D);
-  u->kv_by_dim = take(memory, &used, u->T * u->d_pad);
+  u->k_by_time = take(memory, &used, by_time);
+  u->kv_by_dim = take(memory, &used, gemm_steps(g, u->T) * u->d_pad);
+  u->rows = take(memory, &used, Q_BLOCK * (u->t_pad + u->d_pad));
   u->scores = take(memory, &used, Q_BLOCK * u->ld_s);
   u->inverse = take(memory, &used, Q_BLOCK);
   if (!backward) return used;
-  u->v_by_time = take(memory, &used, u->t_pad * u->D);
-  u->q_by_dim = take(memory, &used, Q_BLOCK * u->d_pad);
-  u->do_by_dim = take(memory, &used, Q_BLOCK * u->d_pad);
+  u->v_by_time = take(memory, &used, by_time);
+  u->q_by_dim = take(memory, &used, by_dim);
+  u->do_by_dim = take(memory, &used, by_dim);
   u->gradient = take(memory, &used, Q_BLOCK * u->ld_s);
   return used;
 }
@@ -131,10 +137,12 @@ static size_t unit_place(attention_unit *u, int backward, float *memory) {
  */
 static void block_scores(const attention_unit *u, size_t first, size_t m, const float *x,
                          const float *by_time, float *s) {
-  const gemm_kernel *g = u->ops->gemm;
+  const gemm_kernel *g = u->ops->product;
+  const size_t steps = gemm_steps(g, u->D);
+  const gemm_rows a = gemm_pack_rows(g, u->rows, m, u->D, x, u->ld_q, 0);
   for (size_t col = 0; col < first + m; col += g->nr) {
     const size_t r = col > first ? (col - first) / g->mr * g->mr : 0;
-    gemm_panel(g, m - r, g->nr, u->D, x + r * u->ld_q, u->ld_q, 1, by_time + col * u->D,
+    gemm_panel(g, m - r, g->nr, steps, a.a + r * a.tile, a.row, a.step, by_time + col * steps,
                s + r * u->ld_s + col, u->ld_s, NULL, 0);
   }
 }
@@ -142,13 +150,15 @@ static void block_scores(const attention_unit *u, size_t first, size_t m, const 
 /* y (m, D) = s (m, first + m) times the packed values or keys; the sum stops at the diagonal. */
 static void block_times_rows(const attention_unit *u, size_t first, size_t m, const float *s,
                              float *y) {
-  const gemm_kernel *g = u->ops->gemm;
+  const gemm_kernel *g = u->ops->product;
+  const gemm_rows a = gemm_pack_rows(g, u->rows, m, first + m, s, u->ld_s, 0);
   for (size_t r = 0; r < m; r += g->mr) {
     if (r + g->mr > m && m >= g->mr) r = m - g->mr; /* a whole tile again: nothing accumulates */
     const size_t rows = min_size(g->mr, m - r);
     for (size_t d = 0; d < u->D; d += g->nr)
-      gemm_panel(g, rows, min_size(g->nr, u->D - d), first + r + rows, s + r * u->ld_s, u->ld_s, 1,
-                 u->kv_by_dim + d * u->T, y + r * u->ld_q + d, u->ld_q, NULL, 0);
+      gemm_panel(g, rows, min_size(g->nr, u->D - d), gemm_steps(g, first + r + rows),
+                 a.a + r * a.tile, a.row, a.step, u->kv_by_dim + d * gemm_steps(g, u->T),
+                 y + r * u->ld_q + d, u->ld_q, NULL, 0);
   }
 }
 
@@ -156,13 +166,16 @@ static void block_times_rows(const attention_unit *u, size_t first, size_t m, co
  * before a tile's first key have nothing to say to it. */
 static void add_transposed(const attention_unit *u, size_t first, size_t m, const float *s,
                            const float *by_dim, float *y) {
-  const gemm_kernel *g = u->ops->gemm;
+  const gemm_kernel *g = u->ops->product;
+  const size_t steps = gemm_steps(g, m);
+  const gemm_rows a = gemm_pack_rows(g, u->rows, first + m, m, s, u->ld_s, 1);
   for (size_t r = 0; r < first + m; r += g->mr) {
-    const size_t rows = min_size(g->mr, first + m - r), skip = r > first ? r - first : 0;
+    const size_t rows = min_size(g->mr, first + m - r);
+    const size_t skip = r > first ? (r - first) / g->pair : 0; /* steps */
     for (size_t d = 0; d < u->D; d += g->nr) {
       float *c = y + r * u->ld_kv + d;
-      gemm_panel(g, rows, min_size(g->nr, u->D - d), m - skip, s + skip * u->ld_s + r, 1, u->ld_s,
-                 by_dim + d * m + skip * g->nr, c, u->ld_kv, c, u->ld_kv);
+      gemm_panel(g, rows, min_size(g->nr, u->D - d), steps - skip, a.a + r * a.tile + skip * a.step,
+                 a.row, a.step, by_dim + d * steps + skip * g->nr, c, u->ld_kv, c, u->ld_kv);
     }
   }
 }
@@ -187,7 +200,7 @@ static void head_forward(const attention_unit *u, size_t q_at, float *lse) {
 
 static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, const float *lse) {
   const llm_attention_args *x = u->x;
-  const gemm_kernel *g = u->ops->gemm;
+  const gemm_kernel *g = u->ops->product;
   for (size_t first = 0; first < u->T; first += Q_BLOCK) {
     const size_t m = min_size(Q_BLOCK, u->T - first), at = q_at + first * u->ld_q;
     block_scores(u, first, m, x->q + at, u->k_by_time, u->scores);
@@ -215,7 +228,7 @@ typedef struct attention_job {
 
 static void unit_run(const attention_unit *u, size_t batch, size_t kv_head, int backward) {
   const llm_attention_args *x = u->x;
-  const gemm_kernel *g = u->ops->gemm;
+  const gemm_kernel *g = u->ops->product;
   const size_t T = u->T, D = u->D, n_head = (size_t)x->n_head;
   const size_t group = n_head / (size_t)x->n_kv_head;
   const size_t kv_at = batch * T * u->ld_kv + kv_head * D;

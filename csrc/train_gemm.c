@@ -157,7 +157,15 @@ const gemm_kernel gemm_kernels[] = {
 void gemm_pack_all(const gemm_kernel *g, float *dst, size_t k, size_t n, const float *b, size_t row,
                    size_t step) {
   for (size_t j = 0; j < n; j += g->nr)
-    g->pack_b(dst + j * k, k, min_size(g->nr, n - j), b + j * step, row, step);
+    g->pack_b(dst + j * gemm_steps(g, k), k, min_size(g->nr, n - j), b + j * step, row, step);
+}
+
+gemm_rows gemm_pack_rows(const gemm_kernel *g, float *packed, size_t m, size_t k, const float *a,
+                         size_t lda, int trans) {
+  const size_t steps = gemm_steps(g, k);
+  if (!trans && g->pair == 1) return (gemm_rows){a, lda, lda, 1};
+  g->pack_a(packed, k, m, a, trans ? lda : 1, trans ? 1 : lda);
+  return trans ? (gemm_rows){packed, steps, 1, g->mr} : (gemm_rows){packed, steps, steps, 1};
 }
 
 /* Rows [skip, rows) and columns [0, n) of a whole tile computed aside. */
@@ -226,25 +234,20 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
   const size_t i = unit * j->rows, m = min_size(j->rows, (size_t)x->m - i);
   const float *add = j->p ? x->c : x->add; /* later blocks add to the earlier ones */
   const size_t ld_add = j->p ? ldc : (size_t)x->ld_add;
-  const float *a = x->a_trans ? x->a + j->p * lda + i : x->a + i * lda + j->p;
-  size_t row = lda;
-  if (x->a_trans || g->pair > 1) {
-    float *packed = j->a_blocks + (size_t)thread * steps * j->rows;
-    g->pack_a(packed, j->kc, m, a, x->a_trans ? lda : 1, x->a_trans ? 1 : lda);
-    a = packed;
-    row = steps;
-  }
+  const gemm_rows rows =
+      gemm_pack_rows(g, j->a_blocks + (size_t)thread * steps * j->rows, m, j->kc,
+                     x->a_trans ? x->a + j->p * lda + i : x->a + i * lda + j->p, lda, x->a_trans);
   for (size_t col = 0; col < n; col += g->nr) {
     const float *b = j->b_panels + col * steps, *add_i = add ? add + i * ld_add + col : NULL;
     const size_t width = min_size(g->nr, n - col);
     float *c = x->c + i * ldc + col;
     if (!x->a_trans) {
-      gemm_panel(g, m, width, steps, a, row, 1, b, c, ldc, add_i, ld_add);
+      gemm_panel(g, m, width, steps, rows.a, rows.row, 1, b, c, ldc, add_i, ld_add);
       continue;
     }
     for (size_t r = 0; r < m; r += g->mr)
-      gemm_panel(g, min_size(g->mr, m - r), width, steps, a + r * steps, 1, g->mr, b, c + r * ldc,
-                 ldc, add_i ? add_i + r * ld_add : NULL, ld_add);
+      gemm_panel(g, min_size(g->mr, m - r), width, steps, rows.a + r * rows.tile, rows.row,
+                 rows.step, b, c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add);
   }
 }
 
@@ -261,7 +264,7 @@ llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err)
   j.a_blocks = ops->scratch + max_steps * n_pad;
   for (j.p = 0; j.p < k; j.p += kc) {
     j.kc = min_size(kc, k - j.p);
-    j.steps = (j.kc + g->pair - 1) / g->pair;
+    j.steps = gemm_steps(g, j.kc);
     ops_run(ops, n_pad / g->nr, pack_b, &j);
     ops_run(ops, (m + j.rows - 1) / j.rows, multiply_rows, &j);
   }

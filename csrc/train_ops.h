@@ -47,7 +47,23 @@ extern const gemm_kernel gemm_bf16;      /* where the processor has CPU_AVX512_B
 static inline size_t min_size(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* Packs all panels of an n-wide B; panel q lies at dst + q * k * nr. */
+static inline size_t gemm_steps(const gemm_kernel *g, size_t k) {
+  return (k + g->pair - 1) / g->pair;
+}
+
+/* An A as tiles read it: element (i, p) of the tile whose first row is r, a multiple of mr, is
+ * a[r * tile + i * row + p * step]. */
+typedef struct gemm_rows {
+  const float *a;
+  size_t tile, row, step;
+} gemm_rows;
+
+/* A (m, k), or stored (k, m) when trans. Rows that need no rounding are read where they lie, all
+ * else is packed into packed[round_up(m, 2 * mr) * gemm_steps(k)]. */
+gemm_rows gemm_pack_rows(const gemm_kernel *g, float *packed, size_t m, size_t k, const float *a,
+                         size_t lda, int trans);
+
+/* Packs all panels of an n-wide B; panel q lies at dst + q * gemm_steps(k) * nr. */
 void gemm_pack_all(const gemm_kernel *g, float *dst, size_t k, size_t n, const float *b, size_t row,
                    size_t step);
 

@@ -107,7 +107,8 @@ class OpsNumpy:
             p = np.exp(scores - top[:, None])
             total = p.sum(axis=1)
             lse[batch, head] = top + np.log(total)
-            o[batch, :, head] = (p / total[:, None]) @ v[batch, :, kv_head]
+            o[batch, :, head] = self._round(p) @ self._round(v[batch, :, kv_head])
+            o[batch, :, head] /= total[:, None]
 
     def attention_backward(self, dq, dk, dv, do, o, q, k, v, lse):
         """p = exp(s - lse); ds = p * (do v^T - rowsum(do * o)) / sqrt(D);
@@ -117,22 +118,25 @@ class OpsNumpy:
         scale = 1 / math.sqrt(q.shape[3])
         for batch, head, kv_head, scores in self._scores(q, k):
             do_h = do[batch, :, head]
+            q_h, k_h, v_h, do_r = map(
+                self._round, (q[batch, :, head], k[batch, :, kv_head], v[batch, :, kv_head], do_h)
+            )
             p = np.exp(scores - lse[batch, head][:, None])
             delta = np.sum(do_h * o[batch, :, head], axis=1)
-            ds = p * (do_h @ v[batch, :, kv_head].T - delta[:, None]) * scale
-            dq[batch, :, head] = ds @ k[batch, :, kv_head]
-            dk[batch, :, kv_head] += ds.T @ q[batch, :, head]
-            dv[batch, :, kv_head] += p.T @ do_h
+            ds = self._round(p * (do_r @ v_h.T - delta[:, None]) * scale)
+            dq[batch, :, head] = ds @ k_h
+            dk[batch, :, kv_head] += ds.T @ q_h
+            dv[batch, :, kv_head] += self._round(p).T @ do_r
 
-    @staticmethod
-    def _scores(q, k):
+    def _scores(self, q, k):
         """(batch, head, its key/value head, masked scores (T, T)) of every head."""
         B, T, H, D = q.shape
         group = H // k.shape[2]
         future = np.triu(np.ones((T, T), bool), 1)
         for batch in range(B):
             for head in range(H):
-                scores = q[batch, :, head] @ k[batch, :, head // group].T / math.sqrt(D)
+                q_h, k_h = self._round(q[batch, :, head]), self._round(k[batch, :, head // group])
+                scores = q_h @ k_h.T / math.sqrt(D)
                 scores[future] = -np.inf
                 yield batch, head, head // group, scores
 
