@@ -72,6 +72,18 @@ llm_type_info llm_type_describe(llm_type type);
 /* Expands n elements (a whole number of blocks, else LLM_ERR_ARG) of `src` to float32. */
 llm_status llm_dequantize(llm_type type, const void *src, size_t n, float *dst, llm_error *err);
 
+/* Rounds rows of n_per_row elements (whole blocks, else LLM_ERR_ARG) to the type's blocks. Without
+ * importance and feedback: F16 and BF16 to nearest even, types of 32 elements by the rules of the
+ * public gguf package, bit for bit, super-blocks by a search for the least squared error. With
+ * importance (n_per_row), above 0: all quantized types by a search for the least sum of importance
+ * * error^2. With feedback (n_per_row, n_per_row): columns in order, and the error e of column j
+ * goes on to the columns behind it, row[k] -= e * feedback[j][k], k > j (Frantar et al. 2022,
+ * "GPTQ"). Values that the type cannot hold, infinity and NaN, are LLM_ERR_ARG for quantized types.
+ * The result does not depend on n_threads; 0: all cores. */
+llm_status llm_quantize(llm_type type, const float *src, size_t n_rows, size_t n_per_row,
+                        const float *importance, const float *feedback, int32_t n_threads,
+                        void *dst, llm_error *err);
+
 /* ---- model: one parameter file, memory-mapped and never written ---- */
 
 typedef struct llm_model llm_model;

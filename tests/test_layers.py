@@ -18,6 +18,7 @@ C_LAYERS = (
     ("numeric", "cpu", "hash", "unicode unicode_tables"),
     ("error",),
     ("mapfile", "threads", "quant", "sha256"),
+    ("quantize quantize_fit",),
     ("gguf gguf_get gguf_reader", "sampler logprobs"),
     ("emulate_avx512",),  # tests/c: stands for immintrin.h in an emulated build
     ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
@@ -37,6 +38,7 @@ PYTHON_LAYERS = (
     ("chat", "ops ops_*", "settings", "corpus", "data", "distributed", "vocabularies"),
     ("model", "optim"),
     ("parameter_file", "checkpoint", "evaluate"),
+    ("quantize calibrate",),
     ("vocabulary", "convert"),
     ("report",),
     ("train",),

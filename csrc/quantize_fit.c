@@ -1,0 +1,315 @@
+/* quantize_fit.c: scales found by search, so that the sum of importance * error^2 is small. Layer
+ * 0.
+ *
+ * Of each group of 16 or 32 elements some scales are tried; what they round to gives a
+ * least-squares fit of the scale (and minimum), and the fit with the least error wins. A
+ * super-block rounds the scales of its groups to 6 or 8 bits of a common one: neighbouring levels
+ * are tried, then the common scale is fitted to what was chosen. After J. Kawrakow's k-quants in
+ * llama.cpp, whose search weighs by magnitude and stops at the groups.
+ *
+ * Sums run in 8 lanes of fixed order: the same bits from any compiler. */
+#include <assert.h>
+
+#include "quantize.h"
+
+enum { FIT_LANES = 8, MAX_GROUPS = QK_SUPER / 16 };
+
+/* ---- a group and its levels ---- */
+
+/* How a type's elements are spread: x = step * q + origin, low <= q <= high. */
+typedef struct levels {
+  size_t n_groups, n_group; /* groups of a block, elements of a group */
+  float low, high;
+  int has_origin;
+} levels;
+
+static levels levels_of(llm_type type) {
+  switch (type) {
+  case LLM_TYPE_Q8_0: return (levels){1, QK, -127, 127, 0};
+  case LLM_TYPE_Q4_0: return (levels){1, QK, -8, 7, 0};
+  case LLM_TYPE_Q5_0: return (levels){1, QK, -16, 15, 0};
+  case LLM_TYPE_Q4_1: return (levels){1, QK, 0, 15, 1};
+  case LLM_TYPE_Q5_1: return (levels){1, QK, 0, 31, 1};
+  case LLM_TYPE_Q4_K: return (levels){8, QK, 0, 15, 1};
+  case LLM_TYPE_Q5_K: return (levels){8, QK, 0, 31, 1};
+  case LLM_TYPE_Q6_K: return (levels){16, 16, -32, 31, 0};
+  default: assert(!"a quantized type"); return (levels){0, 0, 0, 0, 0};
+  }
+}
+
+typedef struct group {
+  const float *x, *w; /* elements and their importance */
+  size_t n;
+  float low, high; /* of the levels */
+  float sum_w, sum_x, sum_xx;
+} group;
+
+/* Weighted sums over the levels that a group's elements go to. */
+typedef struct level_sums {
+  float q, qq, xq;
+} level_sums;
+
+static float lane_sum(const float *lane) {
+  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+static float level_of(float x, float inverse, float origin, float low, float high) {
+  float level = (x - origin) * inverse;
+  level = level < low ? low : level;
+  level = level > high ? high : level;
+  return round_to_even(level);
+}
+
+static level_sums sums_at(const group *g, float inverse, float origin) {
+  float q[FIT_LANES] = {0}, qq[FIT_LANES] = {0}, xq[FIT_LANES] = {0};
+  float low = g->low, high = g->high;
+  for (size_t i = 0; i < g->n; i += FIT_LANES)
+    for (size_t k = 0; k < FIT_LANES; k++) {
+      float level = level_of(g->x[i + k], inverse, origin, low, high);
+      float weighted = g->w[i + k] * level;
+      q[k] += weighted;
+      qq[k] += weighted * level;
+      xq[k] += weighted * g->x[i + k];
+    }
+  return (level_sums){lane_sum(q), lane_sum(qq), lane_sum(xq)};
+}
+
+static float error_at(const group *g, float step, float origin) {
+  float lane[FIT_LANES] = {0}, inverse = inverse_or_0(step), low = g->low, high = g->high;
+  for (size_t i = 0; i < g->n; i += FIT_LANES)
+    for (size_t k = 0; k < FIT_LANES; k++) {
+      float level = level_of(g->x[i + k], inverse, origin, low, high);
+      float e = g->x[i + k] - (step * level + origin);
+      lane[k] += g->w[i + k] * e * e;
+    }
+  return lane_sum(lane);
+}
+
+static group group_of(const float *x, const float *w, const levels *l) {
+  float sw[FIT_LANES] = {0}, sx[FIT_LANES] = {0}, sxx[FIT_LANES] = {0};
+  for (size_t i = 0; i < l->n_group; i += FIT_LANES)
+    for (size_t k = 0; k < FIT_LANES; k++) {
+      sw[k] += w[i + k];
+      sx[k] += w[i + k] * x[i + k];
+      sxx[k] += w[i + k] * x[i + k] * x[i + k];
+    }
+  return (group){x, w, l->n_group, l->low, l->high, lane_sum(sw), lane_sum(sx), lane_sum(sxx)};
+}
+
+static void group_range(const group *g, float *least, float *most) {
+  *least = *most = g->x[0];
+  for (size_t i = 1; i < g->n; i++) {
+    if (g->x[i] < *least) *least = g->x[i];
+    if (g->x[i] > *most) *most = g->x[i];
+  }
+}
+
+/* ---- the search for a group's scale ---- */
+
+typedef struct fit {
+  float step, origin, error;
+} fit;
+
+/* Keeps the least-squares step for the levels that step `tried` gives, if it beats the best. The
+ * error by sums is a difference of two that may be almost equal: it sorts out the hopeless. */
+static void try_step(const group *g, float tried, fit *best) {
+  level_sums s = sums_at(g, inverse_or_0(tried), 0);
+  if (!(s.qq > 0)) return;
+  float step = s.xq / s.qq;
+  if (g->sum_xx - step * s.xq > best->error + 1e-5f * g->sum_xx) return;
+  float error = error_at(g, step, 0);
+  if (error < best->error) *best = (fit){step, 0, error};
+}
+
+/* The extreme at the lowest level or near it, and at the highest. */
+static fit fit_step(const group *g) {
+  float least, most;
+  group_range(g, &least, &most);
+  float extreme = most > -least ? most : least;
+  fit best = {0, 0, g->sum_xx};
+  for (int i = -4; i <= 12; i++) {
+    float shift = 0.2f * (float)i * (g->high < 16 ? 1 : 0.5f);
+    try_step(g, extreme / (g->low - shift), &best);
+    try_step(g, extreme / (g->high + shift), &best);
+  }
+  for (int i = 0; i < 2; i++) try_step(g, best.step, &best);
+  return best;
+}
+
+/* The same with an origin, which may be held at 0 or below it. */
+static void try_line(const group *g, float tried, float from, int not_above_0, fit *best) {
+  level_sums s = sums_at(g, inverse_or_0(tried), from);
+  float determinant = g->sum_w * s.qq - s.q * s.q, step, origin;
+  if (!(s.qq > 0)) return;
+  if (determinant > 0) {
+    step = (g->sum_w * s.xq - g->sum_x * s.q) / determinant;
+    origin = (s.qq * g->sum_x - s.q * s.xq) / determinant;
+  } else {
+    step = s.xq / s.qq, origin = 0;
+  }
+  if (not_above_0 && origin > 0) step = s.xq / s.qq, origin = 0;
+  float error = error_at(g, step, origin);
+  if (error < best->error) *best = (fit){step, origin, error};
+}
+
+static fit fit_line(const group *g, int not_above_0) {
+  float least, most;
+  group_range(g, &least, &most);
+  if (not_above_0 && least > 0) least = 0;
+  fit best = {0, least, error_at(g, 0, least)};
+  if (most == least) return best;
+  for (int i = -5; i <= 10; i++) {
+    float shift = 0.2f * (float)i;
+    float tried = (most - least) / (g->high + shift), cut = 0.5f * shift * tried;
+    try_line(g, tried, least, not_above_0, &best);
+    if (i > 0 && least + cut < 0)
+      try_line(g, tried, least + cut, not_above_0, &best); /* both ends */
+  }
+  for (int i = 0; i < 2; i++) try_line(g, best.step, best.origin, not_above_0, &best);
+  return best;
+}
+
+/* ---- blocks ---- */
+
+/* A block's scales as they are stored, and what they mean for each group. */
+typedef struct block_scales {
+  uint16_t d, m; /* m: minimum, or common minimum */
+  int scale[MAX_GROUPS], minimum[MAX_GROUPS];
+  float step[MAX_GROUPS], origin[MAX_GROUPS];
+  float error;
+} block_scales;
+
+static void fit_single(llm_type type, const group *g, block_scales *out) {
+  if (type_has_minimum(type)) {
+    fit f = fit_line(g, 0);
+    out->d = f32_to_f16(f.step), out->m = f32_to_f16(f.origin);
+    out->origin[0] = f16_to_f32(out->m);
+  } else {
+    out->d = f32_to_f16(fit_step(g).step);
+  }
+  out->step[0] = f16_to_f32(out->d);
+}
+
+static int clamp(float x, int low, int high) {
+  return x <= (float)low ? low : x >= (float)high ? high : (int)round_to_even(x);
+}
+
+/* The best levels of a group's scale and minimum near the wished ones, under common scales. */
+static void choose_levels(const group *g, size_t i, int low, int high, float d, float dmin,
+                          const fit *wish, block_scales *s) {
+  int scale0 = clamp(wish->step * inverse_or_0(d), low, high);
+  int minimum0 = clamp(-wish->origin * inverse_or_0(dmin), 0, 63);
+  float best = -1;
+  for (int a = scale0 - 1; a <= scale0 + 1; a++)
+    for (int b = minimum0 - (dmin != 0); b <= minimum0 + (dmin != 0); b++) {
+      if (a < low || a > high || b < 0 || b > 63) continue;
+      float step = d * (float)a, origin = -(dmin * (float)b), error = error_at(g, step, origin);
+      if (best >= 0 && !(error < best)) continue;
+      best = error;
+      s->scale[i] = a, s->minimum[i] = b;
+      s->step[i] = step, s->origin[i] = origin;
+    }
+  s->error += best;
+}
+
+/* Common scales that fit the levels chosen best: sums over the groups of what multiplies d (scale *
+ * q) and dmin (-minimum). */
+static void refit_common(const group *g, size_t n_groups, const block_scales *s, float *d,
+                         float *dmin) {
+  float aa = 0, ab = 0, bb = 0, xa = 0, xb = 0;
+  for (size_t i = 0; i < n_groups; i++) {
+    level_sums q = sums_at(&g[i], inverse_or_0(s->step[i]), s->origin[i]);
+    float a = (float)s->scale[i], b = -(float)s->minimum[i];
+    aa += a * a * q.qq, ab += a * b * q.q, bb += b * b * g[i].sum_w;
+    xa += a * q.xq, xb += b * g[i].sum_x;
+  }
+  float determinant = aa * bb - ab * ab;
+  if (bb > 0 && determinant > 0) {
+    *d = (xa * bb - xb * ab) / determinant;
+    *dmin = (xb * aa - xa * ab) / determinant;
+  } else if (aa > 0) {
+    *d = xa / aa;
+  }
+}
+
+static void try_common(const group *g, const levels *l, float d, float dmin, const fit *wishes,
+                       block_scales *best) {
+  block_scales s = {.d = f32_to_f16(d), .m = f32_to_f16(dmin > 0 ? dmin : 0)};
+  int low = l->has_origin ? 0 : -128, high = l->has_origin ? 63 : 127;
+  for (size_t i = 0; i < l->n_groups; i++)
+    choose_levels(&g[i], i, low, high, f16_to_f32(s.d), f16_to_f32(s.m), &wishes[i], &s);
+  if (best->error < 0 || s.error < best->error) *best = s;
+}
+
+static void fit_super(const group *g, const levels *l, block_scales *best) {
+  enum { ROUNDS = 3 };
+  fit wishes[MAX_GROUPS];
+  float most_step = 0, most_origin = 0;
+  for (size_t i = 0; i < l->n_groups; i++) {
+    wishes[i] = l->has_origin ? fit_line(&g[i], 1) : fit_step(&g[i]);
+    float step = wishes[i].step;
+    if (step * step > most_step * most_step) most_step = step;
+    if (-wishes[i].origin > most_origin) most_origin = -wishes[i].origin;
+  }
+  float d = most_step / (l->has_origin ? 63 : -128), dmin = most_origin / 63;
+  best->error = -1;
+  for (int i = 0; i < ROUNDS; i++) {
+    try_common(g, l, d, dmin, wishes, best);
+    refit_common(g, l->n_groups, best, &d, &dmin);
+  }
+}
+
+static void store_scales(llm_type type, const block_scales *s, void *block) {
+  uint8_t scale[8], minimum[8], packed[12];
+  if (type == LLM_TYPE_Q6_K) {
+    block_q6_k *b = block;
+    b->d = s->d;
+    for (int i = 0; i < MAX_GROUPS; i++) b->scales[i] = (int8_t)s->scale[i];
+    return;
+  }
+  memcpy(block, &s->d, sizeof s->d); /* all others begin with it */
+  if (!type_has_minimum(type)) return;
+  memcpy((char *)block + sizeof s->d, &s->m, sizeof s->m);
+  if (llm_type_describe(type).n_per_block != QK_SUPER) return;
+  for (int i = 0; i < 8; i++) scale[i] = (uint8_t)s->scale[i], minimum[i] = (uint8_t)s->minimum[i];
+  pack_k_scales(scale, minimum, packed);
+  memcpy((char *)block + 2 * sizeof s->d, packed, sizeof packed);
+}
+
+/* ---- rows ---- */
+
+/* x[1..n) -= e * feedback[1..n) */
+static void pass_on(float *x, const float *feedback, size_t n, float e) {
+  for (size_t k = 1; k < n; k++) x[k] -= e * feedback[k];
+}
+
+void quantize_fit(llm_type type, float *row, size_t n, const float *importance,
+                  const float *feedback, void *dst) {
+  levels l = levels_of(type);
+  llm_type_info info = llm_type_describe(type);
+  uint8_t quants[QK_SUPER];
+  float equal[QK];
+  for (size_t i = 0; i < QK; i++) equal[i] = 1;
+  for (size_t at = 0; at < n; at += info.n_per_block) {
+    group g[MAX_GROUPS];
+    block_scales s = {0};
+    char *block = (char *)dst + at / info.n_per_block * info.bytes_per_block;
+    for (size_t i = 0; i < l.n_groups; i++) {
+      size_t from = at + i * l.n_group;
+      g[i] = group_of(row + from, importance ? importance + from : equal, &l);
+    }
+    if (l.n_groups == 1)
+      fit_single(type, &g[0], &s);
+    else
+      fit_super(g, &l, &s);
+    for (size_t j = 0; j < info.n_per_block; j++) {
+      float step = s.step[j / l.n_group], origin = s.origin[j / l.n_group], *x = row + at + j;
+      float level = level_of(*x, inverse_or_0(step), origin, l.low, l.high);
+      quants[j] = (uint8_t)(level - (type == LLM_TYPE_Q8_0 ? -128 : l.low));
+      if (feedback)
+        pass_on(x, feedback + (at + j) * n + at + j, n - at - j, *x - (step * level + origin));
+    }
+    store_scales(type, &s, block);
+    pack_quants(type, quants, block);
+  }
+}
