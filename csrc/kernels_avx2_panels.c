@@ -116,7 +116,8 @@ AVX2_INLINE void panel_tile(const llm_type type, const int n_panel, const int n_
   for (int i = 0; i < n_panel * n_tok; i++) y[i] = _mm256_setzero_ps();
   for (size_t b = 0; b < n_blocks; b++) {
     UNROLL
-    for (size_t h = 0; h < sums; h++) {
+    for (size_t h = 0; h < 2; h++) {
+      if (h == sums) break;
       __m256i dot[2 * TILE_TOK];
       UNROLL
       for (int i = 0; i < n_panel * n_tok; i++) dot[i] = _mm256_setzero_si256();

@@ -109,7 +109,8 @@ AVX512_INLINE void panel_tile(const llm_type type, const int n_panel, const int 
   for (int i = 0; i < n_panel * n_tok; i++) y[i] = _mm512_setzero_ps();
   for (size_t b = 0; b < n_blocks; b++) {
     UNROLL
-    for (size_t half = 0; half < halves; half++) {
+    for (size_t half = 0; half < 2; half++) {
+      if (half == halves) break;
       __m512i dot[TILE];
       UNROLL
       for (int j = 0; j < n_tok; j++) {
