@@ -29,21 +29,21 @@ const char *llm_finish_name(llm_finish finish) {
 /* ---- making room ---- */
 
 /* Of n ids those that stay when a context forgets: BOS where the text begins with it, and the
- * newest, a quarter of the window less than it holds. Moved together; returns how many. */
+ * newest, a quarter of the window less than it holds, 1 at least. Moved together; returns how
+ * many. */
 static size_t keep_newest(const llm_context *c, int32_t *ids, size_t n) {
   const llm_tokenizer *t = c->model->tokenizer;
   size_t n_free = c->n_ctx / 4 ? c->n_ctx / 4 : 1, n_first = n && ids[0] == llm_tokenizer_bos(t);
-  size_t n_keep = c->n_ctx - n_free;
+  size_t n_keep = c->n_ctx > 1 ? c->n_ctx - n_free : 1;
   if (n <= n_keep) return n;
-  if (n_first > n_keep) n_first = n_keep;
   memmove(ids + n_first, ids + n - (n_keep - n_first), (n_keep - n_first) * sizeof *ids);
   return n_keep;
 }
 
-/* Replaces what the context holds by ids. */
+/* Replaces what the context holds by ids, n >= 1. */
 static llm_status read_again(llm_generator *g, const int32_t *ids, size_t n, llm_error *err) {
   llm_status status = llm_context_truncate(g->context, 0, err);
-  return status || n == 0 ? status : llm_context_eval(g->context, ids, n, g->logits, 1, err);
+  return status ? status : llm_context_eval(g->context, ids, n, g->logits, 1, err);
 }
 
 static llm_status drop_oldest(llm_generator *g, size_t *n_tokens, size_t *n_turns, llm_error *err) {
@@ -280,7 +280,11 @@ llm_status llm_generator_next(llm_generator *g, llm_step *out, llm_error *err) {
     status = llm_logprobs(g->logits, g->context->model->config.n_vocab, id, (size_t)g->n_top,
                           g->top_ids, g->top_logprobs, &g->logprob, err);
   if (!status) status = append_piece(g, id, err);
-  if (status) return status;
+  if (status) {
+    g->finish = LLM_FINISH_CANCELLED;
+    emit(g, -1, out);
+    return status;
+  }
   g->pending = id;
   if (g->n_left > 0) g->n_left--;
   look_for_stops(g, n_old);

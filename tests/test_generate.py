@@ -83,6 +83,13 @@ def kept(model, ids: list[int], n_ctx: int) -> list[int]:
     return first + ids[len(ids) - n + len(first) :]
 
 
+def test_a_window_of_one_token_has_nothing_to_forget(model):
+    context = Context(model, n_ctx=1, on_full="forget")
+    steps = list(context.stream([1, 2, 3], sampler()))
+    assert [(step.forgot_tokens, step.finish) for step in steps] == [(2, None), (0, "context")]
+    assert context.ids == [3]
+
+
 @pytest.mark.parametrize("n_prompt", [1, 5, N_CTX - 1, N_CTX, N_CTX + 1, 50])
 @pytest.mark.parametrize("n_ctx", [4, N_CTX])
 def test_forgetting_equals_a_fresh_run_on_what_is_kept(model, n_prompt, n_ctx):
@@ -106,24 +113,6 @@ def test_forgetting_equals_a_fresh_run_on_what_is_kept(model, n_prompt, n_ctx):
     assert context.ids == held
     assert len(steps) == 45 and steps[-1].finish == "length"
     assert sum(n > 0 for n in expected) >= 2
-
-
-# ---- log-probabilities ----
-
-
-def test_steps_carry_log_probabilities_of_the_raw_distribution(model):
-    context, ids = Context(model), [65]
-    for step in context.stream(ids, sampler(), max_tokens=8, logprobs=3):
-        row = model.logits(ids)[-1].astype(np.float64)
-        row -= row.max()
-        row -= np.log(np.exp(row).sum())
-        best = np.argsort(-row, kind="stable")[:3]
-        assert [id for id, _ in step.top] == best.tolist()
-        assert np.allclose([p for _, p in step.top], row[best], atol=1e-6)
-        assert step.logprob == pytest.approx(row[step.id], abs=1e-6)
-        ids.append(step.id)
-    with pytest.raises(ValueError, match="alternatives"):
-        next(context.stream([65], sampler(), logprobs=TINY.n_vocab + 1))
 
 
 # ---- large windows ----
@@ -189,6 +178,8 @@ def test_steps_carry_logprobs_of_the_raw_distribution(model):
         assert [value for _, value in step.top] == pytest.approx(logp[order], abs=1e-5)
         ids.append(step.id)
     assert all(step.logprob is None and not step.top for step in model.steps("the", 3))
+    with pytest.raises(ValueError, match="alternatives"):
+        next(model.steps("the", logprobs=TINY.n_vocab + 1))
 
 
 def test_penalties_see_the_prompt_and_what_was_drawn(model):
