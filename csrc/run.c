@@ -210,7 +210,7 @@ static int run_with_context(const llm_model *model, const options *o,
 }
 
 static int run(options *o) {
-  bytes prompt = {NULL, 0};
+  bytes prompt = {0};
   llm_model *model;
   llm_error err;
   double start = now();
@@ -241,7 +241,7 @@ static int run(options *o) {
       return failed_errno("standard input");
     }
   } else if (o->prompt)
-    prompt = (bytes){(char *)o->prompt, strlen(o->prompt)};
+    prompt = (bytes){.data = (char *)o->prompt, .n = strlen(o->prompt)};
 
   int status;
   if (o->info)

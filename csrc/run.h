@@ -31,6 +31,7 @@ typedef struct options {
 
 /* Ends the program on wrong usage, --help and --version. */
 options parse_arguments(int argc, char **argv);
+extern const char *const on_full_names[3]; /* by llm_on_full */
 llm_on_full context_mode(const options *o);
 llm_generator_options generator_options(const options *o);
 
@@ -46,11 +47,16 @@ int failed(const llm_error *err);   /* EXIT_FAILED, */
 int failed_errno(const char *what); /*   with errno's text */
 int finish_stdout(int status);      /* status, or EXIT_FAILED when not all could be written */
 
+/* Room for `needed` elements of `size` bytes; 0: no memory, all is as it was. */
+int grow(void **data, size_t *capacity, size_t needed, size_t size);
+
 typedef struct bytes {
   char *data;
-  size_t n;
+  size_t n, capacity;
 } bytes;
 
+/* Adds bytes, and a NUL behind them that does not count; 0: no memory, all is as it was. */
+int append(bytes *b, const char *data, size_t n);
 /* All of a stream; NULL data and errno on failure. */
 bytes read_all(FILE *stream);
 
@@ -96,7 +102,6 @@ typedef struct scored_token {
 typedef struct choice {
   uint64_t seed;
   bytes text; /* kept for --json */
-  size_t text_capacity;
   int32_t *ids;
   size_t n_ids, ids_capacity;
   scored_token *scored; /* with --logprobs N: N + 1 for each id, itself first */

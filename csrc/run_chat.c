@@ -41,13 +41,8 @@ static int out_of_memory(void) {
 
 /* Copies the text; 0 after a message when there is no memory. */
 static int add_message(chat *c, llm_role role, const char *text, size_t n_bytes) {
-  if (c->n == c->capacity) {
-    size_t capacity = 2 * c->capacity + 16;
-    llm_message *grown = realloc(c->messages, capacity * sizeof *grown);
-    if (!grown) return out_of_memory();
-    c->messages = grown;
-    c->capacity = capacity;
-  }
+  if (!grow((void **)&c->messages, &c->capacity, c->n + 1, sizeof *c->messages))
+    return out_of_memory();
   char *copy = malloc(n_bytes + 1);
   if (!copy) return out_of_memory();
   if (n_bytes) memcpy(copy, text, n_bytes);
@@ -74,22 +69,8 @@ static int begin_again(chat *c) {
 
 static int is_terminal(void) { return isatty(STDIN_FILENO); }
 
-static int append(bytes *text, size_t *capacity, const llm_step *step) {
-  if (text->n + step->n_bytes > *capacity) {
-    size_t wanted = 2 * (text->n + step->n_bytes) + 256;
-    char *grown = realloc(text->data, wanted);
-    if (!grown) return out_of_memory();
-    text->data = grown;
-    *capacity = wanted;
-  }
-  if (step->n_bytes) memcpy(text->data + text->n, step->text, step->n_bytes);
-  text->n += step->n_bytes;
-  return 1;
-}
-
 /* Prints and keeps the answer until its end; 0 when it could not be kept or printed. */
 static int print_answer(chat *c, llm_generator *generator, bytes *answer) {
-  size_t capacity = 0;
   llm_step step = {0};
   llm_error err;
   while (!step.finish) {
@@ -98,7 +79,7 @@ static int print_answer(chat *c, llm_generator *generator, bytes *answer) {
     print_forgotten(&step, c->context);
     if (interrupted && !step.finish) step.finish = LLM_FINISH_CANCELLED;
     c->n_tokens += step.id >= 0;
-    if (!append(answer, &capacity, &step)) return 0;
+    if (!append(answer, step.text, step.n_bytes)) return out_of_memory();
     if (step.n_bytes) fwrite(step.text, 1, step.n_bytes, stdout);
     if (fflush(stdout)) return 0;
   }
@@ -115,7 +96,7 @@ static int answer(chat *c) {
   llm_generator_options steps = generator_options(c->o);
   llm_generator *generator;
   llm_error err;
-  bytes text = {NULL, 0};
+  bytes text = {0};
   double start = now();
   interrupted = 0;
   llm_status status =
@@ -206,30 +187,28 @@ static int command(chat *c, const char *line) {
 
 /* ---- the loop ---- */
 
-/* A message, lines joined where one ends in a backslash; without its new line. 0: the end. */
+/* A message, lines joined where one ends in a backslash; without its new line. 0: the end, or
+ * Ctrl-C. */
 static int read_message(bytes *out) {
   char *line = NULL;
   size_t capacity = 0;
   ssize_t n;
+  int has_line = 0;
   out->n = 0;
   if (is_terminal()) fputs("> ", stderr);
   while ((n = getline(&line, &capacity, stdin)) > 0) {
     if (line[n - 1] == '\n') n--;
     int goes_on = n > 0 && line[n - 1] == '\\';
     if (goes_on) line[n - 1] = '\n';
-    char *grown = realloc(out->data, out->n + (size_t)n + 1);
-    if (!grown) {
+    if (!append(out, line, (size_t)n)) {
       free(line);
       return out_of_memory();
     }
-    out->data = grown;
-    memcpy(out->data + out->n, line, (size_t)n);
-    out->n += (size_t)n;
-    out->data[out->n] = 0;
-    if (!goes_on) break;
+    if ((has_line = !goes_on)) break;
+    if (is_terminal()) fputs("... ", stderr);
   }
   free(line);
-  return n > 0 || out->n > 0;
+  return has_line || (out->n > 0 && !interrupted);
 }
 
 /* Ctrl-C while a message is typed: begins the line again. */
@@ -248,13 +227,13 @@ static int take(chat *c, const char *text, size_t n) {
 }
 
 static void print_beginning(const chat *c, int recognised) {
-  static const char *const modes[] = {"stop", "forget", "slide"};
   if (!recognised)
     fprintf(stderr, "run: this program does not know the file's chat template, if it has one: "
                     "chatml stands in (--template chooses another)\n");
   if (is_terminal())
     fprintf(stderr, "[template %s, window %" PRId64 ", when full: %s; /help lists the commands]\n",
-            llm_template_name(c->which), llm_context_n_ctx(c->context), modes[context_mode(c->o)]);
+            llm_template_name(c->which), llm_context_n_ctx(c->context),
+            on_full_names[context_mode(c->o)]);
 }
 
 static llm_template choose_template(const chat *c, int32_t *recognised) {
@@ -265,7 +244,7 @@ static llm_template choose_template(const chat *c, int32_t *recognised) {
 
 int converse(llm_context *context, const llm_model *model, const options *o, bytes first) {
   chat c = {.o = o, .model = model, .context = context};
-  bytes line = {NULL, 0};
+  bytes line = {0};
   int32_t recognised;
   llm_error err;
   llm_status status =

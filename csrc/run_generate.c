@@ -28,16 +28,6 @@ void print_forgotten(const llm_step *step, const llm_context *context) {
           llm_context_n_ctx(context));
 }
 
-static int grow(void **data, size_t *capacity, size_t needed, size_t size) {
-  if (needed <= *capacity) return 1;
-  size_t wanted = 2 * needed + 64;
-  void *grown = realloc(*data, wanted * size);
-  if (!grown) return 0;
-  *data = grown;
-  *capacity = wanted;
-  return 1;
-}
-
 static int keep_logprobs(choice *out, const llm_step *step) {
   size_t n = 1 + step->n_top, at = out->n_ids * n;
   if (!grow((void **)&out->scored, &out->scored_capacity, at + n, sizeof *out->scored)) return 0;
@@ -48,11 +38,9 @@ static int keep_logprobs(choice *out, const llm_step *step) {
 }
 
 static int keep_step(choice *out, const llm_step *step, int with_logprobs) {
-  if (!grow((void **)&out->text.data, &out->text_capacity, out->text.n + step->n_bytes + 1, 1) ||
+  if (!append(&out->text, step->text, step->n_bytes) ||
       !grow((void **)&out->ids, &out->ids_capacity, out->n_ids + 1, sizeof *out->ids))
     return 0;
-  if (step->n_bytes) memcpy(out->text.data + out->text.n, step->text, step->n_bytes);
-  out->text.n += step->n_bytes;
   out->finish = step->finish;
   if (step->id < 0) return 1;
   if (with_logprobs && !keep_logprobs(out, step)) return 0;

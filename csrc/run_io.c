@@ -33,32 +33,40 @@ int finish_stdout(int status) {
   return status;
 }
 
+/* ---- memory that grows ---- */
+
+int grow(void **data, size_t *capacity, size_t needed, size_t size) {
+  if (needed <= *capacity) return 1;
+  size_t wanted = 2 * needed + 64;
+  void *grown = realloc(*data, wanted * size);
+  if (!grown) return 0;
+  *data = grown;
+  *capacity = wanted;
+  return 1;
+}
+
+int append(bytes *b, const char *data, size_t n) {
+  if (!grow((void **)&b->data, &b->capacity, b->n + n + 1, 1)) return 0;
+  if (n) memcpy(b->data + b->n, data, n);
+  b->n += n;
+  b->data[b->n] = 0;
+  return 1;
+}
+
 /* ---- reading ---- */
 
 enum { MAX_INPUT = 256 << 20 }; /* bytes of a prompt or text: an endless stream must end here */
 
 bytes read_all(FILE *stream) {
-  bytes b = {NULL, 0};
-  size_t capacity = 0;
-  do {
-    if (b.n == capacity) {
-      capacity = capacity ? 2 * capacity : 1 << 16;
-      char *grown = realloc(b.data, capacity);
-      if (!grown) {
-        free(b.data);
-        errno = ENOMEM;
-        return (bytes){NULL, 0};
-      }
-      b.data = grown;
-    }
-    b.n += fread(b.data + b.n, 1, capacity - b.n, stream);
-  } while (!feof(stream) && !ferror(stream) && b.n <= MAX_INPUT);
-  if (ferror(stream) || b.n > MAX_INPUT) {
-    if (!ferror(stream)) errno = EFBIG;
-    free(b.data);
-    return (bytes){NULL, 0};
-  }
-  return b;
+  char block[1 << 16];
+  bytes b = {0};
+  int has_memory = 1;
+  while (has_memory && !feof(stream) && !ferror(stream) && b.n <= MAX_INPUT)
+    has_memory = append(&b, block, fread(block, 1, sizeof block, stream));
+  if (has_memory && !ferror(stream) && b.n <= MAX_INPUT) return b;
+  if (!ferror(stream)) errno = has_memory ? EFBIG : ENOMEM;
+  free(b.data);
+  return (bytes){0};
 }
 
 llm_status tokenize(const llm_tokenizer *tokenizer, bytes text, int parse_special, id_list *out,

@@ -137,10 +137,11 @@ static llm_type parse_kv_type(const char *text) {
   usage_error("--kv takes f16, f32 or q8_0, not %s", text);
 }
 
+const char *const on_full_names[3] = {"stop", "forget", "slide"};
+
 static int parse_on_full(const char *text) {
-  static const char *const names[] = {"stop", "forget", "slide"}; /* by llm_on_full */
   for (int i = 0; i < 3; i++)
-    if (!strcmp(text, names[i])) return i;
+    if (!strcmp(text, on_full_names[i])) return i;
   usage_error("--on-full takes stop, forget or slide, not %s", text);
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from llm._llm import ffi, lib
 from llm.binding import call, file_name, new
-from llm.chat_template import family, message_array, names
+from llm.chat_template import ROLES, family, message_array, names
 from llm.context import Context, Step
 from llm.engine import Model
 from llm.sampler import Sampler
@@ -48,7 +48,7 @@ class Chat:
         """The answer, piece by piece; options as for Context.chat. An answer that is not read to
         its end stays as far as it was read."""
         self.messages.append({"role": "user", "content": text})
-        answer = b""
+        answer, n_forgotten = b"", 0
         steps = self.context.chat(self.messages, self.sampler, template=self.template, **options)
         try:
             step = next(steps)
@@ -58,14 +58,15 @@ class Chat:
         try:
             while step is not None:
                 answer += step.text
+                n_forgotten = step.forgot_messages
                 if step.forgot_turns and self._on_forget:
                     self._on_forget(step)
                 if step.text:
                     yield step.text.decode("utf-8", "replace")
-                last, step = step, next(steps, None)
+                step = next(steps, None)
         finally:
             system = int(self.messages[0]["role"] == "system")
-            del self.messages[system : system + last.forgot_messages]
+            del self.messages[system : system + n_forgotten]
             self.messages.append(
                 {"role": "assistant", "content": answer.decode("utf-8", "surrogateescape")}
             )
@@ -117,9 +118,7 @@ class Chat:
         self.messages = loaded
 
 
-ROLES = ("system", "user", "assistant")  # by llm_role
-
-
 def _message(message) -> dict:
+    role = next(name for name, number in ROLES.items() if number == message.role)
     text = ffi.buffer(message.text, message.n_bytes)[:] if message.n_bytes else b""
-    return {"role": ROLES[message.role], "content": text.decode("utf-8", "surrogateescape")}
+    return {"role": role, "content": text.decode("utf-8", "surrogateescape")}

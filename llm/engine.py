@@ -124,7 +124,7 @@ class Model:
         with self._context(empty=False) as context:
             for step in context.chat(messages, sampler, max_tokens, stop, template=template):
                 if step.text:
-                    yield step.text.decode("utf-8", "replace")
+                    yield _text(step)
 
     def chat(self, messages: Sequence[Mapping[str, str]], **options) -> str:
         """The answer as one str; options as for chat_stream()."""

@@ -199,6 +199,17 @@ def test_a_failed_message_is_taken_back(model):
     assert len(chat.messages) == 2
 
 
+def test_an_answer_that_is_not_read_to_its_end_stays_as_far_as_it_was_read(model):
+    chat = llm.Chat(model, context={"n_ctx": 256, "allow_long_context": True}, seed=1)
+    for question in "one", "two":
+        pieces = chat.stream(question, max_tokens=9)
+        first = next(pieces)
+        pieces.close()
+        answer = chat.messages[-1]["content"].encode("utf-8", "surrogateescape")
+        assert chat.messages[-2] == user(question) and answer.decode("utf-8", "replace") == first
+    assert len(chat.messages) == 4
+
+
 def test_sessions_come_back(model, tmp_path):
     options = {"n_ctx": 256, "allow_long_context": True}
     chat = llm.Chat(model, "Kurz.", context=options, seed=1)
@@ -278,8 +289,10 @@ def test_run_converses(path, tmp_path):
     again = run_chat(path, b"zzz\n/load %b\n/reset\none\n" % os.fsencode(talk), "--temp", "0")
     assert again.returncode == 0 and b"[loaded 2 messages" in again.stderr
     assert run_chat(path, b"one\ntwo\n").stdout == done.stdout
-    lines = run_chat(path, b"/nonsense\n/save\n\n /not a command\n").stderr
+    lines = run_chat(path, b"/nonsense\n\n/save\n /not a command\n").stderr
     assert lines.count(b"no command") == 2
+    joined = run_chat(path, b"one\\\ntwo\n/save %b\n" % os.fsencode(talk))
+    assert b"[saved 2 messages" in joined.stderr and b"user 7\none\ntwo\n" in talk.read_bytes()
 
 
 def test_run_forgets_aloud(path):
@@ -308,7 +321,8 @@ def read_until(fd: int, marker: bytes, seconds: float = 30) -> bytes:
 def test_ctrl_c_stops_the_answer_and_not_the_program(path):
     """In a terminal: during an answer, at the prompt, and then a message still gets its answer."""
     parent, child = pty.openpty()
-    command = [ROOT / "run", path, "--chat", "--seed", "1", "--temp", "2", "--logit-bias"]
+    command = [ROOT / "run", path, "--chat", "--seed", "1", "--temp", "2"]
+    command += ["--ctx", "100000", "--allow-long-context", "--logit-bias"]
     with llm.Model(path) as model:  # never ends by itself
         eog = [i for i in range(model.config.n_vocab) if model.tokenizer.is_eog(i)]
     command += " --logit-bias ".join(f"{i}=-inf" for i in eog).split()
@@ -320,10 +334,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(path):
         os.write(parent, b"go on\n")
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        read_until(parent, b"> ")
+        read_until(parent, b"[stopped]")
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         read_until(parent, b"ends)")
+        os.write(parent, b"half of a message\\\n")
+        read_until(parent, b"... ")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        read_until(parent, b"ends)")  # it is not sent
         os.write(parent, b"/quit\n")
         assert process.wait(30) == 0
     finally:
