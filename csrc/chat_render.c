@@ -11,8 +11,6 @@
 #include "model.h"
 #include "unicode.h"
 
-static const char *const role_names[CHAT_N_ROLES] = {"system", "user", "assistant"};
-
 /* Control tokens that literals name; one that the vocabulary lacks stays text. */
 static const char *const control_texts[] = {
     "<|im_start|>",      "<|im_end|>",       "<|start_header_id|>",
@@ -216,7 +214,6 @@ static void put_user_turn(renderer *r, gguf_string text, const llm_message *syst
 
 static void put_answer(renderer *r, const llm_message *m, int behind_question, int is_last) {
   const chat_format *f = r->format;
-  const char *close = f->close[LLM_ROLE_ASSISTANT];
   gguf_string text = text_of(m);
   if (f->trims[LLM_ROLE_ASSISTANT]) text = trimmed(text, BOTH);
   put_literal(r, f->open[LLM_ROLE_ASSISTANT]);
@@ -224,7 +221,7 @@ static void put_answer(renderer *r, const llm_message *m, int behind_question, i
     put_thinking_answer(r, text, behind_question, is_last);
   else
     put_string(r, text);
-  put_literal(r, close);
+  put_literal(r, f->close[LLM_ROLE_ASSISTANT]);
 }
 
 /* Which message's turn takes in a system message that opens the conversation; n_messages: none. */
@@ -272,7 +269,7 @@ static llm_status check_turns(const chat_format *f, const llm_message *messages,
       return error_set(err, LLM_ERR_ARG,
                        "message %zu is the %s's, expected the %s's: the chat template (%s) wants "
                        "turns that alternate, the user's first",
-                       i, role_names[messages[i].role], role_names[expected],
+                       i, chat_role_names[messages[i].role], chat_role_names[expected],
                        llm_template_name(f->family));
   }
   if (has_system && n_messages == 1)

@@ -28,6 +28,8 @@ llm_template llm_template_find(const char *name) {
   return LLM_TEMPLATE_AUTO;
 }
 
+const char *const chat_role_names[CHAT_N_ROLES] = {"system", "user", "assistant"};
+
 /* ---- formats ---- */
 
 #define CHATML_OPEN(role) "<|im_start|>" role "\n"

@@ -6,14 +6,16 @@
 
 #include "gguf.h"
 
-typedef enum chat_system {                         /* where a system message goes */
-                           CHAT_SYSTEM_TURN = 0,   /* a turn of its own, as any other */
-                           CHAT_SYSTEM_FIRST_USER, /* into the first user's turn */
-                           CHAT_SYSTEM_LAST_USER,  /* into the last message, if a user's */
-                           CHAT_SYSTEM_REFUSED
+/* Where a system message goes. */
+typedef enum chat_system {
+  CHAT_SYSTEM_TURN = 0,   /* a turn of its own, as any other */
+  CHAT_SYSTEM_FIRST_USER, /* into the first user's turn */
+  CHAT_SYSTEM_LAST_USER,  /* into the last message, if a user's */
+  CHAT_SYSTEM_REFUSED
 } chat_system;
 
 enum { CHAT_N_ROLES = LLM_ROLE_ASSISTANT + 1 };
+extern const char *const chat_role_names[CHAT_N_ROLES];
 
 /* Literals hold control tokens by their text, and these bytes. */
 #define CHAT_BOS  "\1"

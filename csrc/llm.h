@@ -133,13 +133,14 @@ llm_status llm_model_meta(const llm_model *model, size_t index, llm_meta *out, l
 
 typedef struct llm_tokenizer llm_tokenizer;
 
-typedef enum llm_token_type { /* GGUF's tokenizer.ggml.token_type */
-                              LLM_TOKEN_NORMAL = 1,
-                              LLM_TOKEN_UNKNOWN = 2,
-                              LLM_TOKEN_CONTROL = 3,
-                              LLM_TOKEN_USER_DEFINED = 4,
-                              LLM_TOKEN_UNUSED = 5,
-                              LLM_TOKEN_BYTE = 6
+/* GGUF's tokenizer.ggml.token_type */
+typedef enum llm_token_type {
+  LLM_TOKEN_NORMAL = 1,
+  LLM_TOKEN_UNKNOWN = 2,
+  LLM_TOKEN_CONTROL = 3,
+  LLM_TOKEN_USER_DEFINED = 4,
+  LLM_TOKEN_UNUSED = 5,
+  LLM_TOKEN_BYTE = 6
 } llm_token_type;
 
 /* What a byte-level BPE is made of. Token i is the raw bytes text[offsets[i] .. offsets[i+1]);
@@ -187,8 +188,8 @@ int32_t llm_tokenizer_find(const llm_tokenizer *tokenizer, const char *text, siz
  * control tokens into those tokens; 0 treats it as plain text. User-defined tokens are found either
  * way. No BOS or EOS is added here. Bytes that a byte-level vocabulary cannot spell are dropped, as
  * Hugging Face's tokenizers does; SentencePiece gives its unknown token where it has no byte
- * tokens. The result is at most n_bytes ids where llm_tokenizer_adds_space is 0, else 2 n_bytes
- * + 1. */
+ * tokens. The result is at most n_bytes ids; where llm_tokenizer_adds_space is 1, n_bytes + 1, with
+ * parse_special 2 n_bytes + 1. */
 llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer, const char *text, size_t n_bytes,
                                 int32_t parse_special, int32_t *dst, size_t capacity,
                                 size_t *n_needed, llm_error *err);
@@ -213,24 +214,23 @@ size_t llm_utf8_length(const char *text, size_t n);
 
 typedef struct llm_context llm_context;
 
-/* Asked between layers of a long prefill; a non-zero answer ends the call with LLM_ERR_CANCELLED
- * and leaves the context as it was before the call. */
+/* Asked before every layer of every pass; a non-zero answer ends the call with LLM_ERR_CANCELLED.
+ */
 typedef int (*llm_cancel_check)(void *user);
 
-typedef enum llm_on_full { /* what makes room in a full window */
-                           /* Nothing: an evaluation that does not fit fails, a generator finishes.
-                            */
-                           LLM_ON_FULL_STOP = 0,
-                           /* A generator drops the oldest text (of a chat: the oldest whole turns,
-                            * never the system message) until a quarter of the window is free, and
-                            * reads what is kept again: the result equals a fresh run on that text.
-                            * llm_context_eval alone still fails. */
-                           LLM_ON_FULL_FORGET = 1,
-                           /* Each new token takes the place of the oldest but for the first n_sink
-                            * (Xiao et al. 2023, "Efficient Streaming Language Models with Attention
-                            * Sinks"): endless text. Keys are kept unrotated and are rotated by
-                            * their place in the window when they are read, so nothing drifts. */
-                           LLM_ON_FULL_SLIDE = 2
+/* What makes room in a full window.
+ * STOP    nothing: an evaluation that does not fit fails, a generator finishes.
+ * FORGET  a generator drops the oldest text (of a chat: the oldest whole turns, never the system
+ *         message) until a quarter of the window is free, and reads what is kept again: the result
+ *         equals a fresh run on that text. llm_context_eval alone still fails.
+ * SLIDE   each new token takes the place of the oldest but for the first n_sink (Xiao et al. 2023,
+ *         "Efficient Streaming Language Models with Attention Sinks"): endless text. Keys are kept
+ *         unrotated and are rotated by their place in the window when they are read, so nothing
+ *         drifts. */
+typedef enum llm_on_full {
+  LLM_ON_FULL_STOP = 0,
+  LLM_ON_FULL_FORGET = 1,
+  LLM_ON_FULL_SLIDE = 2
 } llm_on_full;
 
 typedef struct llm_context_options {
@@ -259,8 +259,8 @@ uint64_t llm_context_kv_bytes(const llm_context *context);
 
 /* Appends n_ids >= 1 tokens and writes the logits of the last n_rows of them, (n_rows, n_vocab)
  * float32 row-major, 0 <= n_rows <= n_ids (logits may be NULL when n_rows is 0). On any failure
- * the context holds what it held before, but for what slid out of the window. LLM_ERR_CONTEXT_FULL
- * when they do not all fit. */
+ * the context holds what it held before; where text slid out of the window by then, what was read
+ * so far. LLM_ERR_CONTEXT_FULL when they do not all fit. */
 llm_status llm_context_eval(llm_context *context, const int32_t *ids, size_t n_ids, float *logits,
                             size_t n_rows, llm_error *err);
 
@@ -326,8 +326,8 @@ typedef enum llm_finish {
   LLM_FINISH_NONE = 0, /* not finished */
   LLM_FINISH_STOP = 1, /* an end-of-generation token or a stop string */
   LLM_FINISH_LENGTH = 2,
-  LLM_FINISH_CONTEXT = 3, /* the context is full */
-  LLM_FINISH_CANCELLED = 4
+  LLM_FINISH_CONTEXT = 3,  /* the context is full */
+  LLM_FINISH_CANCELLED = 4 /* a step failed, for one because the cancel check asked to stop */
 } llm_finish;
 
 const char *llm_finish_name(llm_finish finish); /* "stop"; NULL outside the enum */
@@ -337,8 +337,7 @@ typedef struct llm_step {
   llm_finish finish; /* NONE until the last step */
   const char *text;  /* bytes that became complete, valid UTF-8 where the model wrote any; */
   size_t n_bytes;    /*   valid until the next call. At the end whatever was held back. */
-  /* What was forgotten before this token (LLM_ON_FULL_FORGET): tokens, and whole turns of a chat.
-   */
+  /* What was forgotten before this token (LLM_ON_FULL_FORGET): tokens, whole turns of a chat. */
   size_t forgot_tokens, forgot_turns;
   /* Of the raw distribution, where asked for: the token's log-probability (else NaN) and the n_top
    * likeliest tokens; until the next call. */
@@ -368,7 +367,8 @@ llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_samp
                              const int32_t *prompt, size_t n_ids,
                              const llm_generator_options *options, llm_error *err);
 void llm_generator_free(llm_generator *generator);
-/* One step; after a finish it repeats the finish with id -1 and no text. */
+/* One step; after a finish it repeats the finish with id -1 and no text. A failure is a finish;
+ * *out is filled in any case. */
 llm_status llm_generator_next(llm_generator *generator, llm_step *out, llm_error *err);
 
 /* ---- chat templates ---- */

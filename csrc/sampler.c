@@ -1,7 +1,7 @@
-/* sampler.c: from logits to one token. Layer 1. Order: penalties, logit
- * bias, top-k, top-p on the distribution that is left, min-p, temperature last (llm.h has the
- * formulas). The generator is our own (xoshiro256++, Blackman and Vigna 2019, seeded by
- * splitmix64), so that a seed means the same text everywhere. */
+/* sampler.c: from logits to one token. Layer 1. Order: penalties, logit bias, top-k, top-p on
+ * the distribution that is left, min-p, temperature last (llm.h has the formulas). The generator is
+ * our own (xoshiro256++, Blackman and Vigna 2019, seeded by splitmix64), so that a seed means the
+ * same text everywhere. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>

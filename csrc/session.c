@@ -19,6 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "chat_template.h"
 #include "error.h"
 #include "mapfile.h"
 #include "model.h"
@@ -31,9 +32,6 @@ struct llm_session {
   int32_t *ids; /* (n_ids) */
   char *text;
 };
-
-static const char *const role_names[] = {"system", "user", "assistant"};
-enum { N_ROLES = sizeof role_names / sizeof *role_names };
 
 /* ---- the fingerprint ---- */
 
@@ -65,7 +63,7 @@ static void write_all(FILE *f, const char *hex, llm_template which, const llm_me
   fprintf(f, "two-file session 1\nmodel %s\ntemplate %s\nmessages %zu\n", hex,
           llm_template_name(which), n_messages);
   for (size_t i = 0; i < n_messages; i++) {
-    fprintf(f, "%s %zu\n", role_names[messages[i].role], messages[i].n_bytes);
+    fprintf(f, "%s %zu\n", chat_role_names[messages[i].role], messages[i].n_bytes);
     if (messages[i].n_bytes) fwrite(messages[i].text, 1, messages[i].n_bytes, f);
     fputc('\n', f);
   }
@@ -99,7 +97,7 @@ llm_status llm_session_save(const char *path, const llm_model *model, llm_templa
   if (!llm_template_name(which))
     return error_set(err, LLM_ERR_ARG, "llm_session_save: template %d is unknown", (int)which);
   for (size_t i = 0; i < n_messages; i++)
-    if ((unsigned)messages[i].role >= N_ROLES)
+    if ((unsigned)messages[i].role >= CHAT_N_ROLES)
       return error_set(err, LLM_ERR_ARG, "message %zu has role %d, which is none", i,
                        (int)messages[i].role);
   llm_status status = llm_model_fingerprint(model, hex, err);
@@ -169,12 +167,11 @@ static llm_status read_count(reader *r, const char *word, size_t min_bytes, size
 }
 
 static llm_status read_message(reader *r, llm_message *out) {
-  llm_status status = LLM_ERR_FORMAT;
-  for (int role = 0; role < N_ROLES; role++) {
-    size_t n = strlen(role_names[role]);
-    if (r->n - r->at <= n || memcmp(r->text + r->at, role_names[role], n)) continue;
+  for (int role = 0; role < CHAT_N_ROLES; role++) {
+    size_t n = strlen(chat_role_names[role]);
+    if (r->n - r->at <= n || memcmp(r->text + r->at, chat_role_names[role], n)) continue;
     out->role = (llm_role)role;
-    status = read_count(r, role_names[role], 1, &out->n_bytes);
+    llm_status status = read_count(r, chat_role_names[role], 1, &out->n_bytes);
     if (status) return status;
     out->text = r->text + r->at;
     if (r->n - r->at <= out->n_bytes || out->text[out->n_bytes] != '\n')
