@@ -1,5 +1,6 @@
 """The program ./run: every mode, exit codes, pipes, signals and wrong use, as a user meets them."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -131,6 +132,49 @@ def test_sampling_options(file):
     ban = [argument for id in range(65, 259) for argument in ("--logit-bias", f"{id}=-inf")]
     out = json.loads(run(file, "the", "--json", "-n", 30, *ban, "--logit-bias", "64=1e3").stdout)
     assert out["ids"] == [64] * 30
+
+
+def test_stop_strings(file):
+    arguments = [file, "the", "-n", 30, "--seed", 2, "--temp", 2, "--top-k", 0, "--json"]
+    raw = json.loads(run(*arguments, "--logit-bias", "258=-inf").stdout)["text"]
+    stop = next(c for c in raw[5:] if c.isascii() and c.isprintable())
+    out = json.loads(run(*arguments, "--logit-bias", "258=-inf", "--stop", stop).stdout)
+    assert (out["text"], out["finish_reason"]) == (raw[: raw.index(stop)], "stop")
+    both = ["--stop", "no such text", "--stop", stop]
+    assert (
+        json.loads(run(*arguments, "--logit-bias", "258=-inf", *both).stdout)["text"] == out["text"]
+    )
+    fails(2, "--stop takes a text", *arguments, "--stop", "")
+
+
+@pytest.mark.parametrize("on_full", ["stop", "forget", "slide"])
+def test_a_full_window(file, on_full):
+    """As the same option in Python; what is forgotten is said."""
+    done = run(
+        *(file, "the", "--json", "-n", 40, "--seed", 1, "--temp", 2, "--ctx", 16),
+        *("--on-full", on_full, "--logit-bias", "258=-inf"),
+    )
+    out = json.loads(done.stdout)
+    with llm.Model(file, n_ctx=16, on_full=on_full) as model:
+        bias = {258: float("-inf")}
+        steps = list(model.steps("the", 40, seed=1, temperature=2, logit_bias=bias))
+    assert out["ids"] == [step.id for step in steps if step.id is not None]
+    assert (
+        out["finish_reason"] == steps[-1].finish == ("context" if on_full == "stop" else "length")
+    )
+    assert out.get("forgot_tokens", 0) == sum(step.forgot_tokens for step in steps)
+    assert done.stderr.count(b"[forgot 4 tokens; window 16]\n") == (6 if on_full == "forget" else 0)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+def test_types_of_keys_and_values(tmp_path, kv_type):
+    path = tmp_path / "wide.bin"  # whole blocks in a head
+    write_trained(path, dataclasses.replace(TINY, n_head=2, n_kv_head=1))
+    out = json.loads(run(path, "the", "--json", "-n", 20, "--temp", 0, "--kv", kv_type).stdout)
+    with llm.Model(path, kv_type=kv_type) as model:
+        steps = list(model.steps("the", 20, temperature=0))
+    assert out["ids"] == [step.id for step in steps if step.id is not None]
+    assert f"({kv_type.upper()})" in run(path, "--info", "--kv", kv_type).stdout.decode()
 
 
 def test_embed(file):
