@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from llama_server import log_softmax
 from models import EOT, NO_BOS_EOS, TINY, WIDE, write_trained, write_typed
 
 import llm
@@ -32,12 +33,6 @@ def path(tmp_path_factory):
 def model(path):
     with llm.Model(path, n_threads=2) as model:
         yield model
-
-
-def log_softmax(x):
-    x = x.astype(np.float64)
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 # ---- agreement ----

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from llama_server import log_softmax
 from models import TINY, write_trained
 
 import llm
@@ -15,12 +16,6 @@ def model(tmp_path_factory):
     write_trained(path)
     with llm.Model(path, n_threads=2) as model:
         yield model
-
-
-def log_softmax(x):
-    x = x.astype(np.float64)
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def test_score_agrees_with_logits_and_windows(model):

@@ -4,6 +4,7 @@ kept unrotated in a list from which the oldest behind the sinks is taken."""
 import numpy as np
 import pytest
 from gguf_models import N_VOCAB, write_model
+from llama_server import log_softmax
 from models import write_trained
 from reference_forward import Decoder, read_gguf, softmax
 
@@ -42,11 +43,6 @@ class SlidingDecoder(Decoder):
         out = np.einsum("hp,phd->hd", softmax(scores), v[first:, shared])
         out = self.linear(out.reshape(1, -1), name + "attn_output")
         return self.post_norm(out, name + "post_attention_norm")
-
-
-def log_softmax(x):
-    x = np.asarray(x, np.float64)
-    return x - x.max(axis=-1, keepdims=True) - np.log(np.exp(x - x.max()).sum())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
