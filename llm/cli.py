@@ -1,4 +1,5 @@
-"""`python -m llm COMMAND`: train, inspect, generate, tokenize. Each imports what it needs. Layer 5.
+"""`python -m llm COMMAND`: train, inspect, generate, tokenize, convert. Layer 5.
+Each imports what it needs.
 
 Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 128 + the signal
 for a run that was stopped.
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add_inspect(command("inspect", "what a parameter file is; compare two"))
     add_generate(command("generate", "continue a prompt"))
     add_tokenize(command("tokenize", "how a text falls into tokens"))
+    add_convert(command("convert", "published weights to a parameter file"))
     return top
 
 
@@ -191,3 +193,28 @@ def add_tokenize(command: argparse.ArgumentParser) -> None:
 
     tokenize_command.add_arguments(command)
     command.set_defaults(command=tokenize_command.run)
+
+
+# ---- convert ----
+
+
+def add_convert(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_convert)
+    command.add_argument("source", help="a Hugging Face folder, or a llama2.c checkpoint")
+    command.add_argument("out", help="the parameter file")
+    command.add_argument("--type", help="of matrices: F32, F16, BF16, Q8_0, Q4_K ... (as stored)")
+    command.add_argument("--tokenizer", help="llama2.c's tokenizer.bin (beside the checkpoint)")
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    from .convert import convert
+
+    return _print_notes(convert(options.source, options.out, options.type, options.tokenizer))
+
+
+def _print_notes(notes: Sequence[str]) -> int:
+    from .report import escape
+
+    for note in notes:
+        print(f"note: {escape(note)}", file=sys.stderr)
+    return 0

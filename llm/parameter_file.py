@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -78,7 +78,8 @@ class Entry(NamedTuple):
 
 class TensorData(NamedTuple):
     """One tensor. `data` holds exactly its bytes in the file: bytes-like, a C-ordered array, or a
-    function that returns one when its turn comes."""
+    function that returns one when its turn comes, or an iterator of several that follow each other.
+    """
 
     name: str  # GGUF's
     shape: tuple[int, ...]  # row-major: (n_out, n_in)
@@ -216,8 +217,7 @@ def write_parameter_file(
         file.write(_header(entries, infos, alignment, unknown))
         digest = hashlib.sha256()
         for tensor in infos:
-            raw = _tensor_buffer(tensor)
-            for part in (raw, bytes(_padding(raw.nbytes, alignment))):
+            for part in _tensor_parts(tensor, alignment):
                 digest.update(part)
                 file.write(part)
         if any(entry.value is DATA_SHA256 for entry in entries):
@@ -225,13 +225,18 @@ def write_parameter_file(
             file.write(_header(entries, infos, alignment, digest.hexdigest()))
 
 
-def _tensor_buffer(tensor: TensorData) -> memoryview:
+def _tensor_parts(tensor: TensorData, alignment: int) -> Iterator[memoryview | bytes]:
+    """The tensor's bytes, then its padding."""
     data = tensor.data() if callable(tensor.data) else tensor.data
-    expected = _tensor_bytes(tensor)
-    raw = memoryview(data).cast("B")
-    if raw.nbytes != expected:
-        raise ValueError(f"tensor {tensor.name}: {raw.nbytes} bytes, expected {expected}")
-    return raw
+    expected, n_bytes = _tensor_bytes(tensor), 0
+    for part in data if isinstance(data, Iterator) else (data,):
+        raw = memoryview(part).cast("B")
+        n_bytes += raw.nbytes
+        if n_bytes <= expected:
+            yield raw
+    if n_bytes != expected:
+        raise ValueError(f"tensor {tensor.name}: {n_bytes} bytes, expected {expected}")
+    yield bytes(_padding(n_bytes, alignment))
 
 
 # ---- what a trained model's file says ----

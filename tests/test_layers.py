@@ -34,12 +34,18 @@ C_TRAINER_MAY_USE = "llm error numeric cpu hash threads pretokenize"
 
 PYTHON_LAYERS = (
     ("errors", "atomic", "_llm", "_train", "_build"),
-    ("config", "packages", "binding tokenizer sampler context engine chat_template"),
+    (
+        "config",
+        "packages",
+        "safetensors_file",
+        "sentencepiece_file",
+        "binding tokenizer sampler context engine chat_template",
+    ),
     ("chat", "ops ops_*", "settings", "corpus", "data", "distributed", "vocabularies"),
     ("model", "optim"),
     ("parameter_file", "checkpoint", "evaluate"),
     ("quantize calibrate",),
-    ("vocabulary", "convert"),
+    ("vocabulary", "convert convert_* export export_*"),
     ("report",),
     ("train",),
     ("tokenize_command",),
