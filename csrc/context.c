@@ -66,8 +66,9 @@ static llm_status resolve_options(llm_context *c, llm_error *err) {
   if (status || o->on_full != LLM_ON_FULL_SLIDE) return status;
   if (o->n_sink < 0 || (size_t)o->n_sink >= c->n_ctx)
     return error_set(err, LLM_ERR_ARG,
-                     "n_sink is %" PRId64 ", expected 0 to %zu, less than the window", o->n_sink,
-                     c->n_ctx - 1);
+                     "a window of %zu tokens cannot slide behind %" PRId64
+                     " first tokens: n_sink must be 0 to %zu",
+                     c->n_ctx, o->n_sink, c->n_ctx - 1);
   c->n_sink = (size_t)o->n_sink;
   return LLM_OK;
 }

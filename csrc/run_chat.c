@@ -155,6 +155,7 @@ static void load(chat *c, const char *path) {
     c->which = llm_session_template(session);
     fprintf(stderr, "[loaded %zu messages, %zu tokens]\n", c->n, n_ids);
   }
+  interrupted = 0;
   llm_session_free(session);
 }
 

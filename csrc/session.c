@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "chat_template.h"
@@ -100,6 +101,9 @@ llm_status llm_session_save(const char *path, const llm_model *model, llm_templa
     if ((unsigned)messages[i].role >= CHAT_N_ROLES)
       return error_set(err, LLM_ERR_ARG, "message %zu has role %d, which is none", i,
                        (int)messages[i].role);
+  struct stat old; /* a device would be replaced by a file */
+  if (!stat(path, &old) && !S_ISREG(old.st_mode))
+    return error_set(err, LLM_ERR_IO, "%s is there and is no regular file", path);
   llm_status status = llm_model_fingerprint(model, hex, err);
   if (status) return status;
   size_t n = strlen(path) + sizeof ".XXXXXX";

@@ -6,8 +6,10 @@ Ctrl-C included, removes the temporary file.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -20,6 +22,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     An error of the operating system (a full disk, say) is an OSError that names `path`.
     """
     path = os.fspath(path)
+    _refuse_device(path)
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -36,6 +39,16 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _refuse_device(path: str) -> None:
+    """A file would take the place of /dev/null, or of a pipe, for all programs."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # nothing there, or what opening will report
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "is there and is no regular file", path)
 
 
 def _remove(path: str) -> None:

@@ -16,7 +16,9 @@ from .errors import LlmError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    if sys.stdout is None:  # closed by the caller
+    if sys.stdin is None:  # closed by the caller, as standard output may be
+        sys.stdin = open(os.devnull, encoding="utf-8")
+    if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if hasattr(sys.stdout, "reconfigure"):  # no alphabet of a terminal ends a run
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -309,6 +309,25 @@ def test_run_says_when_the_template_is_unknown(tmp_path):
     assert done.returncode == 0 and b"chatml stands in" in done.stderr
 
 
+def test_an_answer_that_is_left_at_its_first_piece_stays(model):
+    chat = llm.Chat(model, seed=1)
+    answer = chat.stream("hello", max_tokens=9)
+    piece = next(answer)
+    answer.close()
+    assert chat.messages == [user("hello"), assistant(piece)]
+
+
+def test_an_exception_of_on_forget_leaves_what_is_not_forgotten(model):
+    def refuse(step):
+        raise RuntimeError("no")
+
+    chat = llm.Chat(model, on_forget=refuse, context={"n_ctx": 64}, seed=1)
+    with pytest.raises(RuntimeError, match="no"):
+        for _ in range(9):
+            chat.say("hello", max_tokens=3)
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+
+
 def read_until(fd: int, marker: bytes, seconds: float = 30) -> bytes:
     out, end = b"", time.monotonic() + seconds
     while marker not in out and time.monotonic() < end:
@@ -345,6 +364,30 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(path):
         read_until(parent, b"ends)")  # it is not sent
         os.write(parent, b"/quit\n")
         assert process.wait(30) == 0
+    finally:
+        process.kill()
+        os.close(parent)
+        os.close(child)
+
+
+def test_ctrl_c_takes_back_a_message_that_goes_on(path):
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [ROOT / "run", path, "--chat", "--seed", "1", "-n", "3"],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        start_new_session=True,
+    )
+    try:
+        read_until(parent, b"> ")
+        os.write(parent, b"a line that goes on\\\n")
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        read_until(parent, b"ends)")
+        os.write(parent, b"/quit\n")
+        assert process.wait(30) == 0
+        assert b"[0 tokens of answers" in read_until(parent, b"seed 1]")
     finally:
         process.kill()
         os.close(parent)

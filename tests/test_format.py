@@ -308,6 +308,15 @@ def test_errors_of_other_files_keep_their_name(tmp_path):
     assert caught.value.filename == str(tmp_path / "missing")
 
 
+def test_a_pipe_does_not_become_a_file(tmp_path):
+    """It stands for a device: as root, /dev/null would be lost to all programs."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="no regular file"), atomic_file(pipe) as file:
+        file.write(b"x")
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
 def test_tensors_are_taken_one_at_a_time(tmp_path):
     alive = []
 

@@ -100,6 +100,11 @@ def test_standard_input(monkeypatch, capsys, arguments):
     assert tokenize(capsys, *arguments, "--ids") == "73 300 255 0\n"
 
 
+def test_standard_input_that_is_closed_is_empty(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert tokenize(capsys, "--count") == "0\n"
+
+
 def test_file(tmp_path, capsys):
     (tmp_path / "text").write_bytes(b"I love\r\n")
     assert tokenize(capsys, "--file", str(tmp_path / "text"), "--ids") == "73 300 13 10\n"

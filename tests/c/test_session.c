@@ -4,6 +4,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "tiny_model.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 static void write_file(const char *path, const char *data, size_t n) {
@@ -59,6 +60,11 @@ int main(void) {
   CHECK(llm_session_save(path, t.model, LLM_TEMPLATE_GEMMA, &bad, 1, ids, 0, &err) == LLM_ERR_ARG);
   CHECK(llm_session_save("/nowhere/talk", t.model, LLM_TEMPLATE_AUTO, talk, 1, ids, 0, &err) ==
         LLM_ERR_IO);
+  CHECK(!mkfifo(path, 0600)); /* stands for a device: it must not become a file */
+  CHECK(llm_session_save(path, t.model, LLM_TEMPLATE_GEMMA, talk, 3, ids, N_IDS, &err) ==
+        LLM_ERR_IO);
+  struct stat left;
+  CHECK(!stat(path, &left) && S_ISFIFO(left.st_mode) && !unlink(path));
   CHECK(!rmdir(folder)); /* nothing was left behind */
   tiny_close(&t);
   return check_report("test_session");
