@@ -429,7 +429,7 @@ llm_status llm_session_save(const char *path, const llm_model *model, llm_templa
                             const llm_message *messages, size_t n_messages, const int32_t *ids,
                             size_t n_ids, llm_error *err);
 /* LLM_ERR_FORMAT where it was saved with another parameter file. Evaluating the ids in an empty
- * context rebuilds it. */
+ * context rebuilds what was held, bit for bit where nothing had slid out of the window. */
 llm_status llm_session_load(llm_session **out, const char *path, const llm_model *model,
                             llm_error *err);
 void llm_session_free(llm_session *session);
