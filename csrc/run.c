@@ -34,6 +34,8 @@ static void install_signals(void) {
   sigaction(SIGINT, &action, NULL);
   action.sa_handler = on_bus_error;
   sigaction(SIGBUS, &action, NULL);
+  action.sa_handler = SIG_IGN; /* a file that may not grow is an error of write, with one line */
+  sigaction(SIGXFSZ, &action, NULL);
 }
 
 static int cancel_check(void *user) {
@@ -221,6 +223,7 @@ static int run(options *o) {
   context_options.n_threads = (int32_t)o->threads;
   context_options.kv_type = (int32_t)o->kv_type;
   context_options.on_full = (int32_t)context_mode(o);
+  if (o->n_ctx > 0 && context_options.n_sink >= o->n_ctx) context_options.n_sink = o->n_ctx - 1;
   context_options.kernels = o->kernels;
   context_options.cancel_check = cancel_check;
 

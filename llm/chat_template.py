@@ -46,6 +46,8 @@ def family(template: str | None) -> int:
 
 def message_array(messages: Sequence[Mapping[str, str]]):
     """The C array and what it points at."""
+    if isinstance(messages, str | bytes) or not all(isinstance(m, Mapping) for m in messages):
+        raise TypeError('messages is no list of {"role": ..., "content": ...}')
     array, kept = ffi.new("llm_message[]", max(len(messages), 1)), []
     for at, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
