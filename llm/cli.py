@@ -1,4 +1,4 @@
-"""`python -m llm COMMAND`: train, inspect, generate, tokenize, convert. Layer 5.
+"""`python -m llm COMMAND`: train, inspect, generate, tokenize, convert, export. Layer 5.
 Each imports what it needs.
 
 Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 128 + the signal
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add_generate(command("generate", "continue a prompt"))
     add_tokenize(command("tokenize", "how a text falls into tokens"))
     add_convert(command("convert", "published weights to a parameter file"))
+    add_export(command("export", "a parameter file to a folder of Hugging Face's"))
     return top
 
 
@@ -197,7 +198,7 @@ def add_tokenize(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=tokenize_command.run)
 
 
-# ---- convert ----
+# ---- convert, export ----
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:
@@ -220,3 +221,15 @@ def _print_notes(notes: Sequence[str]) -> int:
     for note in notes:
         print(f"note: {escape(note)}", file=sys.stderr)
     return 0
+
+
+def add_export(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=run_export)
+    command.add_argument("file", help="a parameter file")
+    command.add_argument("folder", help="the Hugging Face folder: a new one")
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from .export import export
+
+    return _print_notes(export(options.file, options.folder))

@@ -259,7 +259,7 @@ def _rope(keys: _Keys, model_type: str) -> dict:
     theta = keys.number("rope_theta", base)
     local = keys.number("rope_local_base_freq", 10000.0)
     both = [key for key in ("rope_parameters", "rope_scaling") if keys.get(key) is not None]
-    if len(both) == 2 and keys.values["rope_parameters"] != keys.values["rope_scaling"]:
+    if len(both) == 2 and not _same_scaling(*(keys.values[key] for key in both)):
         raise FormatError(f"{keys.where}: rope_parameters and rope_scaling contradict each other")
     part = keys.part(both[0]) if both else _Keys(keys.where, {})
     if model_type == "gemma3_text" and "full_attention" in part.values:
@@ -284,6 +284,15 @@ def _rope(keys: _Keys, model_type: str) -> dict:
         )
     part.refuse_others()
     return out
+
+
+def _same_scaling(new, old) -> bool:
+    """rope_parameters also names the base, or those of two kinds of layer."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        new = new.get("full_attention", new)
+        if isinstance(new, dict):
+            new = {key: value for key, value in new.items() if key != "rope_theta" or key in old}
+    return new == old
 
 
 def llama3_factors(h: Hyperparameters) -> np.ndarray:
@@ -479,7 +488,8 @@ def to_config(h: Hyperparameters) -> dict:
 
 def _scaling(h: Hyperparameters) -> dict:
     if h.rope_llama3:
-        return {"rope_type": "llama3"} | dict(zip(LLAMA3, h.rope_llama3, strict=True))
+        *bounds, context = h.rope_llama3
+        return {"rope_type": "llama3"} | dict(zip(LLAMA3, [*bounds, int(context)], strict=True))
     if h.rope_linear is not None:
         return {"rope_type": "linear", "factor": h.rope_linear}
     return {"rope_type": "default"}

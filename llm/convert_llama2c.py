@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 from .convert_config import Hyperparameters, to_gguf
-from .convert_tensors import Source, Weight
+from .convert_tensors import Source, Weight, named_tensors
 from .errors import FormatError, UnsupportedError
 from .parameter_file import Entry, ValueType
 from .safetensors_file import StoredTensor, pickle_error
@@ -50,7 +50,7 @@ def _read_header(path: Path) -> Hyperparameters:
 
 
 def _weights(path: Path, h: Hyperparameters) -> list[Weight]:
-    """In the file's order. Its q and k are in pairs already."""
+    """Its q and k are in pairs already."""
     C, F, kv, at = h.n_embd, h.n_ff, h.n_kv_head * h.head_dim, 28
 
     def take(name: str, *shape: int) -> Weight:
@@ -69,7 +69,8 @@ def _weights(path: Path, h: Hyperparameters) -> list[Weight]:
     at += 4 * h.n_ctx * h.head_dim
     if not h.tied_output:
         out.append(take("output.weight", h.n_vocab, C))
-    return out
+    found = {weight.name: weight for weight in out}
+    return [found[named.gguf] for named in named_tensors(h)]
 
 
 def _tokens(path: Path, n_vocab: int) -> list[Entry]:
@@ -96,8 +97,10 @@ def _tokens(path: Path, n_vocab: int) -> list[Entry]:
         Entry("tokenizer.ggml.tokens", pieces, *strings),
         Entry("tokenizer.ggml.scores", scores, *floats),
         Entry("tokenizer.ggml.token_type", types, ValueType.ARRAY, ValueType.INT32),
+        Entry("tokenizer.ggml.add_space_prefix", True, ValueType.BOOL),
         Entry("tokenizer.ggml.unknown_token_id", 0, ValueType.UINT32),
         Entry("tokenizer.ggml.bos_token_id", 1, ValueType.UINT32),
         Entry("tokenizer.ggml.eos_token_id", 2, ValueType.UINT32),
         Entry("tokenizer.ggml.add_bos_token", True, ValueType.BOOL),
+        Entry("tokenizer.ggml.add_eos_token", False, ValueType.BOOL),
     ]

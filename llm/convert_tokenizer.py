@@ -225,6 +225,10 @@ def _merged_sentencepiece(tokenizer: dict, where: Path) -> Pieces:
     if not model.get("byte_fallback") or model.get("ignore_merges"):
         raise UnsupportedError(f"{where}: neither a byte-level BPE nor one with byte_fallback")
     pieces = Pieces("llama", [], [], scores=[], add_space=_adds_space(tokenizer, where))
+    if pieces.add_space and tokenizer.get("pre_tokenizer"):
+        pieces.notes.append(
+            "text gets a space before it even where it begins with one, unlike there"
+        )
     for token, id in model["vocab"].items():
         kind = BYTE if len(token) == 6 and token[:3] == "<0x" and token[5] == ">" else NORMAL
         pieces.put(id, token, UNKNOWN if token == model.get("unk_token") else kind, where)
