@@ -84,10 +84,11 @@ static int print_answer(chat *c, llm_generator *generator, bytes *answer) {
     if (fflush(stdout)) return 0;
   }
   putchar('\n');
+  if (fflush(stdout)) return 0;
   if (step.finish == LLM_FINISH_CANCELLED) fprintf(stderr, "[stopped]\n");
   if (step.finish == LLM_FINISH_LENGTH) fprintf(stderr, "[cut after -n tokens]\n");
   if (step.finish == LLM_FINISH_CONTEXT) fprintf(stderr, "[the window is full: /reset]\n");
-  return !fflush(stdout);
+  return 1;
 }
 
 /* Answers the last message; where that cannot be done, says why and takes the message back. 0 when

@@ -49,6 +49,7 @@ class Model:
         self._handle = Handle(self.path)
         self._options = context_options
         self._idle: list[Context] = []
+        self._idle_chats: list[Context] = []  # not emptied: the next call may go on there
         model = self._handle.use()
         self.config = _config(lib.llm_model_config(model))
         self.n_params = lib.llm_model_n_params(model)
@@ -60,6 +61,7 @@ class Model:
         """Ends new calls at once; the file is unmapped when the last tensor view dies."""
         self._handle.close()
         self._idle.clear()
+        self._idle_chats.clear()
 
     def __enter__(self) -> Model:
         return self
@@ -72,19 +74,21 @@ class Model:
         return f"<llm.Model {self.path}: {self.n_params:,} parameters{state}>"
 
     @contextmanager
-    def _context(self, empty: bool = True) -> Iterator[Context]:
-        """A context of its own: an idle one, or a new one."""
+    def _context(self, chat: bool = False) -> Iterator[Context]:
+        """A context of the call's own: an idle one, or a new one. Empty, or a chat's."""
+        idle = self._idle_chats if chat else self._idle
         try:
-            context = self._idle.pop()
+            context = idle.pop()
         except IndexError:
-            context = Context(self, **self._options)
+            defaults = {"on_full": "forget"} if chat else {}
+            context = Context(self, **defaults | self._options)
         try:
-            if empty:
+            if not chat:
                 context.truncate(0)
             yield context
         finally:
             if not self._handle.closed:
-                self._idle.append(context)
+                idle.append(context)
 
     def tokenize(self, text: str | bytes, special: bool = False) -> list[int]:
         """Ids of a text, BOS first where the file asks for it; special: parse control tokens."""
@@ -118,10 +122,10 @@ class Model:
         **sampling,
     ) -> Iterator[str]:
         """The answer to a conversation, piece by piece; sampling: options of Sampler. One that goes
-        on where an earlier call ended evaluates its new tokens only. llm.Chat remembers the
-        messages and forgets the oldest."""
+        on where an earlier call ended evaluates its new tokens only; the oldest turns of one that
+        does not fit are forgotten. llm.Chat remembers the messages and tells what is forgotten."""
         sampler = Sampler(self.config.n_vocab, **sampling)
-        with self._context(empty=False) as context:
+        with self._context(chat=True) as context:
             for step in context.chat(messages, sampler, max_tokens, stop, template=template):
                 if step.text:
                     yield _text(step)

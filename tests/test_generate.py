@@ -118,26 +118,29 @@ def test_forgetting_equals_a_fresh_run_on_what_is_kept(model, n_prompt, n_ctx):
 # ---- large windows ----
 
 
-@pytest.mark.parametrize("n_ctx", [4096, 8192, 32768])
-def test_large_windows_fill_and_go_on(tmp_path, n_ctx):
+@pytest.mark.parametrize(
+    "n_ctx, kv_type", [(4096, "q8_0"), (4096, "f32"), (8192, "f16"), (32768, "f16")]
+)
+def test_large_windows_fill_and_go_on(tmp_path, n_ctx, kv_type):
     """Exactly full, then one more in each mode; the prompt is read in passes of 512."""
     path = tmp_path / "long.bin"
-    small = dataclasses.replace(TINY, n_layer=1, n_embd=16, n_head=1, n_kv_head=1, n_ff=16)
+    n_embd = 32 if kv_type == "q8_0" else 16
+    small = dataclasses.replace(TINY, n_layer=1, n_embd=n_embd, n_head=1, n_kv_head=1, n_ff=16)
     write_trained(path, dataclasses.replace(small, n_ctx=n_ctx))
     prompt = [(i * i + i // 7) % EOT for i in range(n_ctx)]
     with llm.Model(path, n_threads=2) as model:
-        stop = Context(model, n_ctx=n_ctx)
+        stop = Context(model, n_ctx=n_ctx, kv_type=kv_type)
         assert [step.finish for step in stop.stream(prompt, sampler())] == ["context"]
         stop.truncate(n_ctx - 1)
         id = sampler().sample(stop.eval(prompt[-1:])[0])
         with pytest.raises(llm.ContextFullError):
             stop.eval([0])
-        forget = Context(model, n_ctx=n_ctx, on_full="forget")
+        forget = Context(model, n_ctx=n_ctx, on_full="forget", kv_type=kv_type)
         steps = list(forget.stream(prompt, sampler(), 3))
         assert steps[0].id == id
         assert [step.forgot_tokens for step in steps] == [0, n_ctx // 4, 0]
         assert forget.ids == [*prompt[n_ctx // 4 :], *[step.id for step in steps[:2]]]
-        slide = Context(model, n_ctx=n_ctx, on_full="slide")
+        slide = Context(model, n_ctx=n_ctx, on_full="slide", kv_type=kv_type)
         steps = list(slide.stream(prompt, sampler(), 3))
         assert slide.ids == [*prompt[:4], *prompt[6:], *[step.id for step in steps[:2]]]
 
