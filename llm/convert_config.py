@@ -147,7 +147,7 @@ class _Keys:
 
     def refuse_others(self) -> None:
         for key, value in self.values.items():
-            if key in _PINNED and value not in _PINNED[key]:
+            if value is not None and key in _PINNED and value not in _PINNED[key]:
                 expected = " or ".join(map(repr, _PINNED[key]))
                 raise UnsupportedError(
                     f"{self.where}: {key} is {str(value)[:60]!r}; this program computes with "
@@ -163,7 +163,7 @@ def from_config(config: dict, where: str) -> tuple[Hyperparameters, list[str]]:
     """The hyperparameters, and notes for the user. where: names config.json in messages."""
     keys = _Keys(where, config)
     model_type = keys.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedError(f"{where}: model_type is {model_type!r}; this program has {known}")
     tied = keys.flag("tie_word_embeddings", model_type in _TIED_BY_DEFAULT)
@@ -325,7 +325,8 @@ def _window(keys: _Keys, model_type: str, h: Hyperparameters) -> int:
     if types is None:
         return window if used else 0
     kinds = ("full_attention", "sliding_attention")
-    if not isinstance(types, list) or len(types) != h.n_layer or not set(types) <= set(kinds):
+    whole = isinstance(types, list) and len(types) == h.n_layer
+    if not whole or not all(kind in kinds for kind in types):
         raise UnsupportedError(
             f"{keys.where}: layer_types has another length than {h.n_layer} layers, or others "
             f"than {' and '.join(kinds)}"

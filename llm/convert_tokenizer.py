@@ -111,7 +111,8 @@ def _read_pieces(folder: Path) -> Pieces:
     else:
         raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model")
     if tokenizer is not None:
-        _add_tokens(pieces, tokenizer.get("added_tokens") or [], path)
+        added = tokenizer.get("added_tokens")
+        _add_tokens(pieces, added if isinstance(added, list) else [], path)
         _read_template(pieces, tokenizer.get("post_processor"), path)
     return pieces
 
@@ -163,8 +164,8 @@ def _bpe_model(tokenizer: dict, where: Path) -> dict:
 
 def _merges(model: dict, where: Path) -> list[tuple[str, str]]:
     """Pairs of spellings, best first; older files join the two by a space."""
-    out = []
-    for merge in model.get("merges") or []:
+    out, merges = [], model.get("merges")
+    for merge in merges if isinstance(merges, list) else []:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if (
             not isinstance(pair, list)
@@ -395,6 +396,6 @@ def _chat_template(folder: Path, settings: dict) -> str | None:
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {_object(entry).get("name"): _object(entry).get("template") for entry in template}
-        template = named.get("default")
+        entries = map(_object, template)
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None

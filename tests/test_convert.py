@@ -8,7 +8,17 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hugging_face import FAMILIES, IDS, logits_of, make_folder, make_model, save_tokenizer
+from hugging_face import (
+    FAMILIES,
+    IDS,
+    N_CTX,
+    N_VOCAB,
+    logits_of,
+    make_folder,
+    make_model,
+    save_tokenizer,
+)
+from llama_server import log_softmax, next_logprobs, start_server
 from test_convert_bad import write_folder
 from test_sentencepiece import NASTY_SPM, USER
 from test_tokenizer import ENGLISH, NASTY
@@ -39,6 +49,17 @@ def test_logits_as_transformers(tmp_path, name):
     expected = logits_of(folder)
     assert np.ptp(expected) > 5  # far from uniform, so that agreement means something
     assert np.abs(engine_logits(tmp_path / "model.gguf") - expected).max() < EXACT
+
+
+# Those whose most likely next token is whole characters: the server holds others back.
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["llama 3 scaling", "llama biases", "qwen2", "qwen3"])
+def test_logits_as_llama_cpp(tmp_path, name):
+    (tmp_path / "model").mkdir()
+    convert(make_folder(name, tmp_path / "model"), tmp_path / "m.gguf")
+    server = start_server(tmp_path / "m.gguf", N_CTX)
+    ours = log_softmax(engine_logits(tmp_path / "m.gguf")[-1])
+    assert np.abs(ours - next_logprobs(server, IDS, N_VOCAB)).max() < EXACT
 
 
 @pytest.mark.peer

@@ -1,9 +1,11 @@
 """What does not convert: each fault of a folder or a checkpoint is one clear line, and nothing is
 written. The folders are made here, without peers."""
 
+import copy
 import errno
 import json
 import os
+import random
 import resource
 import shutil
 import struct
@@ -508,3 +510,66 @@ def test_written_headers_are_read_back(folder):
         np.testing.assert_array_equal(
             np.concatenate(list(stored.pieces())).reshape(tensor.shape), tensor.pieces[0]
         )
+
+
+# ---- any value anywhere ----
+
+ODD = [None, True, 0, -1, 3.5, 1e308, float("nan"), "", "x", "\ud800", [], {}, [None], [[1]]]
+ODD += [{"a": 1}, 2**40, 10**30, "default", "linear", "llama3"]
+SEQUENCES = {
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]},
+    "post_processor": {
+        "type": "Sequence",
+        "processors": [
+            {"type": "ByteLevel"},
+            {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<|endoftext|>"}}, {"Sequence": {"id": "A"}}],
+            },
+        ],
+    },
+}
+SCALING = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+SCALING["original_max_position_embeddings"] = 16
+FILES = {
+    "config.json": {
+        "rope_scaling": SCALING,
+        "layer_types": ["full_attention"],
+        "eos_token_id": [1],
+    },
+    "tokenizer.json": TOKENIZER | SEQUENCES,
+    "tokenizer_config.json": {
+        "eos_token": {"content": "<|endoftext|>"},
+        "added_tokens_decoder": {"258": {"content": "<|endoftext|>"}},
+        "chat_template": [{"name": "default", "template": "x"}],
+    },
+}
+
+
+def places(value, place=()):
+    """The way to every part of a JSON value, the first forty of an object."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in list(items)[:40]:
+        yield (*place, key)
+        if isinstance(part, dict | list):
+            yield from places(part, (*place, key))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_odd_values_convert_or_are_refused(folder, tmp_path, name):
+    base = CONFIG | FILES[name] if name == "config.json" else FILES[name]
+    write_json(folder / name, base)
+    convert(folder, tmp_path / "m.gguf")
+    rng, ways = random.Random(11), list(places(base))
+    for _ in range(80):
+        changed = copy.deepcopy(base)
+        *way, last = rng.choice(ways)
+        part = changed
+        for key in way:
+            part = part[key]
+        part[last] = rng.choice(ODD)
+        write_json(folder / name, changed)
+        try:
+            convert(folder, tmp_path / "m.gguf")
+        except (llm.LlmError, ValueError) as error:
+            assert "\n" not in str(error)
