@@ -256,6 +256,11 @@ int32_t llm_context_n_threads(const llm_context *context) { return context->opti
 const char *llm_context_kernels(const llm_context *context) { return context->kernels->name; }
 uint64_t llm_context_kv_bytes(const llm_context *context) { return context->kv_bytes; }
 
+void llm_context_observe(llm_context *context, llm_input_observer observer, void *user) {
+  context->observer = observer;
+  context->observer_user = user;
+}
+
 llm_status llm_context_truncate(llm_context *context, int64_t n_keep, llm_error *err) {
   if (n_keep < 0 || (size_t)n_keep > context->n_past)
     return error_set(err, LLM_ERR_ARG, "cannot keep %" PRId64 " of %zu tokens", n_keep,

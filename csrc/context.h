@@ -21,6 +21,8 @@ struct llm_context {
   const kernels *kernels;
   thread_pool *pool;
   llm_context_options options;
+  llm_input_observer observer; /* may be NULL */
+  void *observer_user;
   size_t n_ctx, n_past;
   int32_t *ids;       /* (n_ctx) of the tokens held, in the order of the text */
   size_t n_read;      /* tokens read since the context was empty: n_past and those that slid out */

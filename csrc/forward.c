@@ -58,6 +58,8 @@ static void matmul(llm_context *c, const product *products, size_t n_products) {
   matmul_job job = {.c = c, .n_products = n_products};
   for (size_t i = 0; i < n_products; i++) {
     job.products[i] = products[i];
+    if (c->observer)
+      c->observer(c->observer_user, products[i].w->data, c->act.x, c->act.n_tok, c->act.n_in);
     job.total_rows += products[i].w->n_out;
   }
   thread_pool_run(c->pool, matmul_thread, &job);

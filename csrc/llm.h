@@ -264,6 +264,13 @@ uint64_t llm_context_kv_bytes(const llm_context *context);
 llm_status llm_context_eval(llm_context *context, const int32_t *ids, size_t n_ids, float *logits,
                             size_t n_rows, llm_error *err);
 
+/* Shown each input of a weight matrix before the product: x (n_tok, n_in), until it returns; weight
+ * is the llm_tensor.data of the matrix, or lies inside it. Called on the evaluating thread. NULL:
+ * no observer, as in a new context. For calibration: it changes no result. */
+typedef void (*llm_input_observer)(void *user, const void *weight, const float *x, size_t n_tok,
+                                   size_t n_in);
+void llm_context_observe(llm_context *context, llm_input_observer observer, void *user);
+
 /* Forgets every token from position n_keep on. */
 llm_status llm_context_truncate(llm_context *context, int64_t n_keep, llm_error *err);
 

@@ -19,6 +19,11 @@ FLAGS = "-std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -pthread".
 # Engine files that the trainer's module takes along: threads, errors, and how text is cut.
 SHARED = ("cpu", "error", "numeric", "pretokenize", "threads", "unicode", "unicode_tables")
 
+CALLBACKS = """
+extern "Python" int llm_python_cancel_check(void *);
+extern "Python" void llm_python_input_observer(void *, const void *, const float *, size_t, size_t);
+"""
+
 
 def is_trainer(path: Path) -> bool:
     return path.name.startswith(("train_", "tokenizer_train"))
@@ -67,10 +72,10 @@ def builder(module: str, cdef: str, source: str, sources: list[str]) -> cffi.FFI
 
 
 def engine() -> cffi.FFI:
-    # The cancel check is called without the GIL and takes it; engine.py says what it answers.
+    # Called without the GIL, which they take; context.py and calibrate.py say what they do.
     return builder(
         "llm._llm",
-        declarations("llm.h") + '\nextern "Python" int llm_python_cancel_check(void *);\n',
+        declarations("llm.h") + CALLBACKS,
         '#include "llm.h"',
         engine_sources(),
     )

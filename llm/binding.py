@@ -214,6 +214,11 @@ class Tensors(Mapping):
         model = self._handle.use()
         return self._view(model, self._entry(model, self._index[name]))
 
+    def address(self, name: str) -> int:
+        """Where its bytes lie in the mapped file, while the model is open."""
+        tensor = self._entry(self._handle.use(), self._index[name])
+        return int(ffi.cast("uintptr_t", tensor.data))
+
     def type_name(self, name: str) -> str:
         """The tensor's type as GGUF spells it, "Q4_1"."""
         tensor = self._entry(self._handle.use(), self._index[name])

@@ -1,5 +1,4 @@
-"""`python -m llm COMMAND`: train, inspect, generate, tokenize, convert, export. Layer 5.
-Each imports what it needs.
+"""`python -m llm COMMAND`: each sub-command imports what it needs. Layer 5.
 
 Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 128 + the signal
 for a run that was stopped.
@@ -61,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add_tokenize(command("tokenize", "how a text falls into tokens"))
     add_convert(command("convert", "published weights to a parameter file"))
     add_export(command("export", "a parameter file to a folder of Hugging Face's"))
+    add_quantize(command("quantize", "a parameter file in fewer bits"))
     return top
 
 
@@ -233,3 +233,13 @@ def run_export(options: argparse.Namespace) -> int:
     from .export import export
 
     return _print_notes(export(options.file, options.folder))
+
+
+# ---- quantize ----
+
+
+def add_quantize(command: argparse.ArgumentParser) -> None:
+    from . import quantize_command
+
+    quantize_command.add_arguments(command)
+    command.set_defaults(command=quantize_command.run)

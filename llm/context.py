@@ -32,6 +32,12 @@ def llm_python_cancel_check(user) -> int:
     return 0
 
 
+@ffi.def_extern(onerror=lambda kind, error, trace: _remember(error))
+def llm_python_input_observer(user, weight, x, n_tok, n_in) -> None:
+    rows = np.frombuffer(ffi.buffer(x, n_tok * n_in * 4), np.float32).reshape(n_tok, n_in)
+    ffi.from_handle(user)(int(ffi.cast("uintptr_t", weight)), rows)
+
+
 _cancelled = threading.local()
 
 
@@ -151,6 +157,23 @@ class Context:
                 n_rows,
             )
         return out
+
+    @contextmanager
+    def observed(self, observer: Callable[[int, np.ndarray], None]):
+        """Within the block, observer(address, x) is shown each input of a weight matrix: where the
+        matrix lies (Tensors.address), and x (T, n_in) float32 that is gone when it returns. What it
+        raises is raised at the end of the block."""
+        handle = ffi.new_handle(observer)
+        _remember(None)
+        with self._use() as pointer:
+            lib.llm_context_observe(pointer, lib.llm_python_input_observer, handle)
+        try:
+            yield
+        finally:
+            with self._use() as pointer:
+                lib.llm_context_observe(pointer, ffi.NULL, ffi.NULL)
+        if getattr(_cancelled, "error", None) is not None:
+            _raise_cancelled()
 
     def truncate(self, n_keep: int = 0) -> None:
         """Forgets every token from position n_keep on."""

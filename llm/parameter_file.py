@@ -361,7 +361,7 @@ def trained_model_metadata(
     ]
 
 
-def _proof_entries(path: str, probes: Sequence[Sequence[int]], n_new: int) -> list[Entry]:
+def proof_entries(path: str, probes: Sequence[Sequence[int]], n_new: int) -> list[Entry]:
     from .engine import proof
 
     greedy, digests = proof(path, probes, n_new)
@@ -375,14 +375,14 @@ def _proof_entries(path: str, probes: Sequence[Sequence[int]], n_new: int) -> li
     ]
 
 
-def _ratio_entry(provenance: Provenance, metadata: list[Entry], tensors: list[TensorData]) -> Entry:
+def ratio_entry(corpus_bytes: int, metadata: list[Entry], tensors: list[TensorData]) -> Entry:
     """Bytes of the corpus over bytes of this file without its two_file.run entries, whose lengths
     must not change a figure that "the same file" compares."""
     ratio = Entry("two_file.ratio", 0.0, ValueType.FLOAT32)
     n_bytes = len(_header([*metadata, ratio], tensors, ALIGNMENT, "0" * 64))
     for tensor in tensors:
         n_bytes += _tensor_bytes(tensor) + _padding(_tensor_bytes(tensor), ALIGNMENT)
-    return ratio._replace(value=provenance.corpus_bytes / n_bytes)
+    return ratio._replace(value=corpus_bytes / n_bytes)
 
 
 def export_model(
@@ -412,11 +412,11 @@ def export_model(
     first = f"{path}.{secrets.token_hex(4)}.unproved.tmp"
     try:
         write_parameter_file(first, metadata, tensors)
-        metadata += _proof_entries(first, probes, n_new)
+        metadata += proof_entries(first, probes, n_new)
     finally:
         if os.path.exists(first):
             os.unlink(first)
-    metadata.append(_ratio_entry(provenance, metadata, tensors))
+    metadata.append(ratio_entry(provenance.corpus_bytes, metadata, tensors))
     write_parameter_file(path, metadata + provenance.run_entries(), tensors)
 
 

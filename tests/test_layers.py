@@ -48,7 +48,7 @@ PYTHON_LAYERS = (
     ("vocabulary", "convert convert_* export export_*"),
     ("report",),
     ("train",),
-    ("tokenize_command",),
+    ("tokenize_command", "quantize_command"),
     ("cli", "server", "zip"),
     ("__main__",),
 )
