@@ -163,9 +163,9 @@ static void block_times_rows(const attention_unit *u, size_t first, size_t m, co
 }
 
 /* y (first + m, D) += s^T (first + m, m) times the packed queries or output gradients; queries
- * before a tile's first key have nothing to say to it. */
+ * before a tile's first key have nothing to say to it. fresh: nothing stands in y from first on. */
 static void add_transposed(const attention_unit *u, size_t first, size_t m, const float *s,
-                           const float *by_dim, float *y) {
+                           const float *by_dim, float *y, int fresh) {
   const gemm_kernel *g = u->ops->product;
   const size_t steps = gemm_steps(g, m);
   const gemm_rows a = gemm_pack_rows(g, u->rows, first + m, m, s, u->ld_s, 1);
@@ -174,8 +174,9 @@ static void add_transposed(const attention_unit *u, size_t first, size_t m, cons
     const size_t skip = r > first ? (r - first) / g->pair : 0; /* steps */
     for (size_t d = 0; d < u->D; d += g->nr) {
       float *c = y + r * u->ld_kv + d;
+      const float *add = fresh && r >= first ? NULL : c;
       gemm_panel(g, rows, min_size(g->nr, u->D - d), steps - skip, a.a + r * a.tile + skip * a.step,
-                 a.row, a.step, by_dim + d * steps + skip * g->nr, c, u->ld_kv, c, u->ld_kv);
+                 a.row, a.step, by_dim + d * steps + skip * g->nr, c, u->ld_kv, add, u->ld_kv);
     }
   }
 }
@@ -198,7 +199,9 @@ static void head_forward(const attention_unit *u, size_t q_at, float *lse) {
   }
 }
 
-static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, const float *lse) {
+/* fresh: the first head of its group, dk and dv are still undefined. */
+static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, const float *lse,
+                          int fresh) {
   const llm_attention_args *x = u->x;
   const gemm_kernel *g = u->ops->product;
   for (size_t first = 0; first < u->T; first += Q_BLOCK) {
@@ -213,8 +216,8 @@ static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, co
     block_times_rows(u, first, m, u->gradient, x->dq + at);
     gemm_pack_all(g, u->q_by_dim, m, u->D, x->q + at, u->ld_q, 1);
     gemm_pack_all(g, u->do_by_dim, m, u->D, x->d_o + at, u->ld_q, 1);
-    add_transposed(u, first, m, u->gradient, u->q_by_dim, x->dk + kv_at);
-    add_transposed(u, first, m, u->scores, u->do_by_dim, x->dv + kv_at);
+    add_transposed(u, first, m, u->gradient, u->q_by_dim, x->dk + kv_at, fresh);
+    add_transposed(u, first, m, u->scores, u->do_by_dim, x->dv + kv_at, fresh);
   }
 }
 
@@ -234,18 +237,12 @@ static void unit_run(const attention_unit *u, size_t batch, size_t kv_head, int 
   const size_t kv_at = batch * T * u->ld_kv + kv_head * D;
   gemm_pack_all(g, u->k_by_time, D, T, x->k + kv_at, 1, u->ld_kv);
   gemm_pack_all(g, u->kv_by_dim, T, D, (backward ? x->k : x->v) + kv_at, u->ld_kv, 1);
-  if (backward) {
-    gemm_pack_all(g, u->v_by_time, D, T, x->v + kv_at, 1, u->ld_kv);
-    for (size_t t = 0; t < T; t++) {
-      memset(x->dk + kv_at + t * u->ld_kv, 0, D * sizeof(float));
-      memset(x->dv + kv_at + t * u->ld_kv, 0, D * sizeof(float));
-    }
-  }
+  if (backward) gemm_pack_all(g, u->v_by_time, D, T, x->v + kv_at, 1, u->ld_kv);
   for (size_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
     const size_t q_at = batch * T * u->ld_q + head * D;
     float *lse = x->lse + (batch * n_head + head) * T;
     if (backward)
-      head_backward(u, q_at, kv_at, lse);
+      head_backward(u, q_at, kv_at, lse, head == kv_head * group);
     else
       head_forward(u, q_at, lse);
   }

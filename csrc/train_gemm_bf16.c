@@ -9,7 +9,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-enum { MR = 8, NR = 48, LANES = 16 };
+enum { MR = 8, NR = 48, LANES = 16, AHEAD = 48 };
 
 /* ---- packing ---- */
 
@@ -70,6 +70,12 @@ BF16 __m512i round_two_rows(const float *x, size_t ld, size_t n_rows, size_t n) 
                      _mm512_maskz_loadu_ps(n_rows == 2 ? mask : 0, x + ld));
 }
 
+/* Rows of a tall matrix are too far apart for the processor to guess. */
+BF16 void fetch_two_rows(const float *x, size_t ld, size_t p, size_t k) {
+  _mm_prefetch((const char *)(x + min_size(p + AHEAD, k - 1) * ld), _MM_HINT_T0);
+  _mm_prefetch((const char *)(x + min_size(p + AHEAD + 1, k - 1) * ld), _MM_HINT_T0);
+}
+
 /* A panel of B. Stored (k, n), row by row; stored (n, k), in squares of 16 columns by 32 of k. */
 TARGET_AVX512_BF16 static void pack_b(float *dst, size_t k, size_t n, const float *b, size_t row,
                                       size_t step) {
@@ -104,6 +110,7 @@ TARGET_AVX512_BF16 static void pack_a(float *dst, size_t k, size_t m, const floa
   }
   for (size_t i = 0; i < m && row != 1; i += LANES)
     for (size_t p = 0; p < k; p += 2) {
+      fetch_two_rows(a + i, row, p, k);
       const __m512i pairs = round_two_rows(a + p * row + i, row, min_size(2, k - p), m - i);
       float *panel = dst + i * n_pairs + p / 2 * MR;
       _mm256_store_si256((__m256i *)panel, _mm512_castsi512_si256(pairs));
