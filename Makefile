@@ -27,7 +27,7 @@ TESTS := $(patsubst tests/c/%.c,$(B)/tests/%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 
-.PHONY: help run ext train model test test-c test-peers bench bench-peers sanitize fuzz lint size
+.PHONY: help run ext train model test test-c test-peers bench bench-train bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
@@ -167,6 +167,9 @@ build/bandwidth: bench/bandwidth.c | need-cc
 bench: run .venv/ready build/bandwidth $(B)/tests/test_kernels ## measure tokens/s of ./run on SmolLM2 and its kernels
 	$(VENV) bench/bench_run.py $(ARGS)
 	$(B)/tests/test_kernels bench
+
+bench-train: ext ## measure a training step and its parts: ARGS="--torch" for PyTorch beside it (make test-peers)
+	$(VENV) bench/bench_train.py $(ARGS)
 
 bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench` (needs g++, minutes)
 
