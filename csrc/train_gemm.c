@@ -145,10 +145,10 @@ TILE(tile_avx512, TARGET_AVX512, 512, ROWS_AVX512)
 #endif
 
 const gemm_kernel gemm_kernels[] = {
-    {MR_SCALAR, NR_SCALAR, 1, MAX_KC, MAX_ROWS, tile_scalar, pack_a_scalar, pack_b_scalar},
+    {MR_SCALAR, NR_SCALAR, 1, MAX_KC, MAX_ROWS, tile_scalar, pack_a_scalar, pack_b_scalar, {0}},
 #if defined(__x86_64__)
-    {MR_AVX2, NR_AVX2, 1, MAX_KC, MAX_ROWS, tile_avx2, pack_a_avx2, pack_b_avx2},
-    {MR_AVX512, NR_AVX512, 1, MAX_KC, MAX_ROWS, tile_avx512, pack_a_avx512, pack_b_avx512},
+    {MR_AVX2, NR_AVX2, 1, MAX_KC, MAX_ROWS, tile_avx2, pack_a_avx2, pack_b_avx2, {0}},
+    {MR_AVX512, NR_AVX512, 1, MAX_KC, MAX_ROWS, tile_avx512, pack_a_avx512, pack_b_avx512, {0}},
 #endif
 };
 
@@ -168,12 +168,23 @@ gemm_rows gemm_pack_rows(const gemm_kernel *g, float *packed, size_t m, size_t k
   return trans ? (gemm_rows){packed, steps, 1, g->mr} : (gemm_rows){packed, steps, steps, 1};
 }
 
+/* The narrowest tile that has n columns. */
+static gemm_tile tile_for(const gemm_kernel *g, size_t n, size_t *width) {
+  for (size_t i = 0; i < 2; i++) {
+    *width = 16 * (i + 1);
+    if (g->narrow[i] && n <= *width) return g->narrow[i];
+  }
+  *width = g->nr;
+  return g->tile;
+}
+
 /* Rows [skip, rows) and columns [0, n) of a whole tile computed aside. */
 static void edge_tile(const gemm_kernel *g, size_t skip, size_t rows, size_t n, size_t k,
                       const float *a, size_t row, size_t step, const float *b, float *c, size_t ldc,
                       const float *add, size_t ld_add) {
   _Alignas(64) float tile[MR_AVX512 * NR_AVX512];
-  g->tile(k, a, row, step, b, tile, g->nr, NULL, 0);
+  size_t width;
+  tile_for(g, n, &width)(k, a, row, step, b, tile, g->nr, NULL, 0);
   for (size_t i = skip; i < rows; i++)
     for (size_t j = 0; j < n; j++)
       c[i * ldc + j] = add ? tile[i * g->nr + j] + add[i * ld_add + j] : tile[i * g->nr + j];
@@ -183,10 +194,12 @@ void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float 
                 size_t step, const float *b, float *c, size_t ldc, const float *add,
                 size_t ld_add) {
   const size_t mr = g->mr, whole = m / mr * mr;
+  size_t width;
+  const gemm_tile tile = tile_for(g, n, &width);
   for (size_t i = 0; i < whole; i += mr) {
     const float *add_i = add ? add + i * ld_add : NULL;
-    if (n == g->nr)
-      g->tile(k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add);
+    if (n == width)
+      tile(k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add);
     else
       edge_tile(g, 0, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add);
   }

@@ -119,47 +119,58 @@ TARGET_AVX512_BF16 static void pack_a(float *dst, size_t k, size_t m, const floa
     }
 }
 
-/* ---- the tile: 24 accumulators, named so that both compilers keep them in registers ---- */
+/* ---- the tile: 24 accumulators, named so that both compilers keep them in registers; narrow ones
+ * take the first or the first two registers of each row ---- */
 
 #define ZERO(i)                                                                                    \
   __m512 x##i = _mm512_setzero_ps(), y##i = x##i, z##i = x##i;                                     \
   _mm_prefetch((const char *)(c + (i)*ldc), _MM_HINT_T0);                                          \
-  _mm_prefetch((const char *)(c + (i)*ldc + LANES), _MM_HINT_T0);                                  \
-  _mm_prefetch((const char *)(c + (i)*ldc + NR - 1), _MM_HINT_T0);
+  if (width > 1) _mm_prefetch((const char *)(c + (i)*ldc + LANES), _MM_HINT_T0);                   \
+  _mm_prefetch((const char *)(c + (i)*ldc + width * LANES - 1), _MM_HINT_T0);
 #define DOT(i)                                                                                     \
   {                                                                                                \
     const __m512bh ai = (__m512bh)_mm512_set1_ps(a[(i)*row]);                                      \
     x##i = _mm512_dpbf16_ps(x##i, ai, b0);                                                         \
-    y##i = _mm512_dpbf16_ps(y##i, ai, b1);                                                         \
-    z##i = _mm512_dpbf16_ps(z##i, ai, b2);                                                         \
+    if (width > 1) y##i = _mm512_dpbf16_ps(y##i, ai, b1);                                          \
+    if (width > 2) z##i = _mm512_dpbf16_ps(z##i, ai, b2);                                          \
   }
 #define ADD(i)                                                                                     \
-  x##i = _mm512_add_ps(x##i, _mm512_loadu_ps(add + (i)*ld_add));                                   \
-  y##i = _mm512_add_ps(y##i, _mm512_loadu_ps(add + (i)*ld_add + LANES));                           \
-  z##i = _mm512_add_ps(z##i, _mm512_loadu_ps(add + (i)*ld_add + 2 * LANES));
+  {                                                                                                \
+    const float *d = add + (i)*ld_add;                                                             \
+    x##i = _mm512_add_ps(x##i, _mm512_loadu_ps(d));                                                \
+    if (width > 1) y##i = _mm512_add_ps(y##i, _mm512_loadu_ps(d + LANES));                         \
+    if (width > 2) z##i = _mm512_add_ps(z##i, _mm512_loadu_ps(d + 2 * LANES));                     \
+  }
 #define STORE(i)                                                                                   \
   _mm512_storeu_ps(c + (i)*ldc, x##i);                                                             \
-  _mm512_storeu_ps(c + (i)*ldc + LANES, y##i);                                                     \
-  _mm512_storeu_ps(c + (i)*ldc + 2 * LANES, z##i);
+  if (width > 1) _mm512_storeu_ps(c + (i)*ldc + LANES, y##i);                                      \
+  if (width > 2) _mm512_storeu_ps(c + (i)*ldc + 2 * LANES, z##i);
 #define ROWS(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7)
 
-TARGET_AVX512_BF16 static void tile(size_t k, const float *a, size_t row, size_t step,
-                                    const float *b, float *c, size_t ldc, const float *add,
-                                    size_t ld_add) {
-  ROWS(ZERO)
-  for (; k; k--) {
-    const __m512bh b0 = (__m512bh)_mm512_load_ps(b), b1 = (__m512bh)_mm512_load_ps(b + LANES),
-                   b2 = (__m512bh)_mm512_load_ps(b + 2 * LANES);
-    ROWS(DOT)
-    a += step;
-    b += NR;
+#define TILE(name, registers)                                                                      \
+  TARGET_AVX512_BF16 static void name(size_t k, const float *a, size_t row, size_t step,           \
+                                      const float *b, float *c, size_t ldc, const float *add,      \
+                                      size_t ld_add) {                                             \
+    enum { width = registers };                                                                    \
+    ROWS(ZERO)                                                                                     \
+    for (; k; k--) {                                                                               \
+      const __m512bh b0 = (__m512bh)_mm512_load_ps(b), b1 = (__m512bh)_mm512_load_ps(b + LANES),   \
+                     b2 = (__m512bh)_mm512_load_ps(b + 2 * LANES);                                 \
+      ROWS(DOT)                                                                                    \
+      a += step;                                                                                   \
+      b += NR;                                                                                     \
+    }                                                                                              \
+    if (add) {                                                                                     \
+      ROWS(ADD)                                                                                    \
+    }                                                                                              \
+    ROWS(STORE)                                                                                    \
   }
-  if (add) {
-    ROWS(ADD)
-  }
-  ROWS(STORE)
-}
 
-const gemm_kernel gemm_bf16 = {MR, NR, 2, 1024, 144, tile, pack_a, pack_b}; /* tuned on Zen 5 */
+TILE(tile_16, 1)
+TILE(tile_32, 2)
+TILE(tile_48, 3)
+
+/* Sizes tuned on Zen 5. */
+const gemm_kernel gemm_bf16 = {MR, NR, 2, 1024, 144, tile_48, pack_a, pack_b, {tile_16, tile_32}};
 
 #endif

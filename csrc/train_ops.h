@@ -30,6 +30,7 @@ typedef struct gemm_kernel {
   size_t max_rows; /* of A in a unit of work, a multiple of 2 * mr */
   gemm_tile tile;
   gemm_pack pack_a, pack_b;
+  gemm_tile narrow[2]; /* the tile's first 16 and 32 columns; NULL: only whole tiles */
 } gemm_kernel;
 
 struct llm_ops {
