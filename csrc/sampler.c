@@ -173,7 +173,8 @@ int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
   double u = random_double(s->state) * sum;
   size_t pick = 0;
   while (pick + 1 < kept && (u -= s->weight[pick]) >= 0) pick++;
-  while (pick > 0 && s->weight[pick] == 0) pick--; /* rounding walked past the last that can be drawn */
+  while (pick > 0 && s->weight[pick] == 0)
+    pick--; /* rounding walked past the last that can be drawn */
   return s->heap[sorted ? s->n_vocab - 1 - pick : pick].id;
 }
 
