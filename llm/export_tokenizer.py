@@ -42,7 +42,7 @@ def write_tokenizer(folder: Path, metadata: Mapping[str, Any], tokenizer) -> lis
     if tokenizer.model == "gpt2":
         out = _byte_level(tokens, types, metadata)
     else:
-        out = _sentencepiece(tokens, types, metadata, tokenizer.adds_space)
+        out = _sentencepiece(tokens, types, metadata, tokenizer.adds_space, notes)
         pieces = [
             Piece(token, float(score), kind)
             for token, score, kind in zip(
@@ -162,10 +162,14 @@ def _byte_level(tokens: Sequence[str], types: Sequence[int], metadata: Mapping) 
 
 
 def _sentencepiece(
-    tokens: Sequence[str], types: Sequence[int], metadata: Mapping, adds_space: bool
+    tokens: Sequence[str],
+    types: Sequence[int],
+    metadata: Mapping,
+    adds_space: bool,
+    notes: list[str],
 ) -> dict:
     """The same BPE as merges, as transformers spells it."""
-    merges = merges_of(tokens, types, metadata["tokenizer.ggml.scores"])
+    merges = merges_of(tokens, types, metadata["tokenizer.ggml.scores"], notes)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     before = [{"type": "Prepend", "prepend": SPACE}] if adds_space else []
     decoders = [
@@ -185,12 +189,11 @@ def _sentencepiece(
 
 
 def merges_of(
-    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]
+    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], notes: list[str]
 ) -> list[tuple[str, str]]:
     """Every two tokens that make a third, those that make the highest score first."""
-    normal = {token: id for id, token in enumerate(tokens) if types[id] == NORMAL}
-    parts = set(normal) | {token for id, token in enumerate(tokens) if types[id] == UNUSED}
-    out, seen = [], set()
+    parts = {token: id for id, token in enumerate(tokens) if types[id] in (NORMAL, UNUSED)}
+    out, seen, ties = [], set(), []
     for id in sorted(range(len(tokens)), key=lambda id: -scores[id]):
         token = tokens[id]
         if types[id] not in (NORMAL, UNUSED):
@@ -207,12 +210,14 @@ def merges_of(
                 f"token {token!r} is unused but merges: no tokenizer.json says it"
             )
         if scores[id] in seen:
-            raise UnsupportedError(
-                f"token {token!r} has the score of another: the leftmost merges first, which no "
-                "tokenizer.json says"
-            )
+            ties.append(token)
         seen.add(scores[id])
-        out += sorted(pairs, key=lambda pair: (normal[pair[0]], normal[pair[1]]))
+        out += sorted(pairs, key=lambda pair: (parts[pair[0]], parts[pair[1]]))
+    if ties:
+        notes.append(
+            f"{len(ties)} tokens, {ties[0]!r} for one, have the score of another: of such the "
+            "leftmost pair merges first here and by tokenizer.model, by tokenizer.json the lower id"
+        )
     return out
 
 

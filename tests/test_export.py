@@ -15,7 +15,7 @@ from test_convert import learned_sentencepiece, vocabulary_of
 from test_convert_bad import write_folder
 from test_sentencepiece import NASTY_SPM, USER
 from test_tokenizer import ENGLISH, NASTY
-from vocabulary_files import Piece, SpmModel, read_spm, write_spm
+from vocabulary_files import SpmModel, read_spm, write_spm
 
 import llm
 from llm.cli import main
@@ -170,7 +170,7 @@ def test_sentencepiece_as_transformers_saves_it(tmp_path, name):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pieces = read_spm(learned_sentencepiece(add_dummy_prefix=False)).pieces
     columns = [list(column) for column in zip(*pieces, strict=True)]
-    merges = merges_of(columns[0], columns[2], columns[1])
+    merges = merges_of(columns[0], columns[2], columns[1], [])
     vocabulary = {piece.text: id for id, piece in enumerate(pieces)}
     marks = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "mask_token": "<unk>"}
     peer = getattr(transformers, f"{name}Tokenizer")(vocab=vocabulary, merges=merges, **marks)
@@ -184,13 +184,17 @@ def test_sentencepiece_as_transformers_saves_it(tmp_path, name):
         assert ours.encode(text, parse_special=True) == expected, text[:60]
 
 
-def test_equal_scores_are_refused():
-    pieces = [Piece(t, s, 1) for t, s in (("a", 0), ("b", 0), ("ab", -1), ("ba", -1))]
-    with pytest.raises(llm.UnsupportedError, match="'ba' has the score of another"):
-        merges_of([p.text for p in pieces], [1] * 4, [p.score for p in pieces])
+def test_merges_of_scores():
+    notes = []
+    tokens = ["a", "b", "ab", "abb"]
+    assert merges_of(tokens, [1] * 4, [0, 0, -2, -1], notes) == [("ab", "b"), ("a", "b")]
+    assert notes == []
+    merges_of(["a", "b", "ab", "ba"], [1] * 4, [0, 0, -1, -1], notes)
+    assert len(notes) == 1 and "1 tokens, 'ba' for one" in notes[0]
+    unused = merges_of(["a", "b", "ab", "abb"], [1, 5, 1, 1], [0, 0, -1, -2], [])
+    assert unused == [("a", "b"), ("ab", "b")]  # an unused token may be a part
     with pytest.raises(llm.UnsupportedError, match="'ab' is unused but merges"):
-        merges_of(["a", "b", "ab"], [1, 1, 5], [0, 0, -1])
-    assert merges_of(["a", "b", "ab", "abb"], [1] * 4, [0, 0, -2, -1]) == [("ab", "b"), ("a", "b")]
+        merges_of(["a", "b", "ab"], [1, 1, 5], [0, 0, -1], notes)
 
 
 # ---- what is refused ----
@@ -267,3 +271,22 @@ def test_a_context_of_any_length_fits(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["rms_norm_eps"], config["rope_theta"]) == (1e-6, 123456.7)
     assert config["max_position_embeddings"] == 32 and N_CTX != 32
+
+
+@pytest.mark.peer
+def test_llama_2(tmp_path, test_data):
+    """Its runs of spaces share one score; ids agree all the same."""
+    peers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    raw = (test_data / "llama2_tokenizer.model").read_bytes()
+    path = write_spm(tmp_path / "v.gguf", read_spm(raw), bos_token_id=1, eos_token_id=2)
+    write_vocabulary(path, read_spm(raw), tmp_path)
+    ours = Tokenizer.open(path)
+    json_file = peers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    again = vocabulary_of(tmp_path, 32000, tmp_path / "again.gguf")
+    (tmp_path / "tokenizer.model").unlink()
+    merged = vocabulary_of(tmp_path, 32000, tmp_path / "merged.gguf")
+    for text in [*NASTY_SPM, ENGLISH[:20_000]]:
+        expected = ours.encode(text)
+        assert again.encode(text) == merged.encode(text) == expected, text[:60]
+        if "<s>" not in text:
+            assert json_file.encode(text, add_special_tokens=False).ids == expected, text[:60]
