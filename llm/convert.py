@@ -21,11 +21,9 @@ from .convert_tensors import to_gguf as rows_to_gguf
 from .convert_tokenizer import tokenizer_entries
 from .errors import FormatError, UnsupportedError
 from .parameter_file import DATA_SHA256, Entry, TensorData, ValueType, write_parameter_file
-from .quantize import TYPES, quantize
+from .quantize import FINER, RECIPES, fitting, quantize, recipe_type
 from .safetensors_file import PICKLES, pickle_error, read_folder, read_json
 from .tokenizer import Tokenizer
-
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp's numbers for files of one type
 
 
 def convert(
@@ -34,18 +32,18 @@ def convert(
     type_name: str | None = None,
     tokenizer: str | os.PathLike | None = None,
 ) -> list[str]:
-    """Writes `out`; returns notes about what the file does not say. type_name: of every matrix,
-    None: as stored. FormatError and UnsupportedError say what the source contradicts, or has that
-    does not run; OSError names the file."""
+    """Writes `out`; returns notes about what the file does not say. type_name: of the matrices, one
+    of RECIPES; None: as stored. FormatError and UnsupportedError say what the source contradicts,
+    or has that does not run; OSError names the file."""
     path = Path(source)
     _check_out(path, Path(out))
     found = _read_source(path, tokenizer)
-    kinds = {w.name: _type_of(w, type_name) for w in found.weights}
+    kinds = _types(found, type_name)
     entries = [*found.entries[:1], Entry("general.name", found.name, ValueType.STRING)]
     matrices = {kinds[w.name] for w in found.weights if _is_matrix(w)}
-    if len(matrices) == 1 and matrices <= set(_FILE_TYPES):
-        number = _FILE_TYPES[matrices.pop()]
-        entries.append(Entry("general.file_type", number, ValueType.UINT32))
+    recipe = type_name or (matrices.pop() if len(matrices) == 1 else None)
+    if recipe in RECIPES:
+        entries.append(Entry("general.file_type", RECIPES[recipe], ValueType.UINT32))
     entries += found.entries[1:]
     entries.append(Entry("two_file.tensor_sha256", DATA_SHA256, ValueType.STRING))
     _check_tokenizer(path, found.entries)
@@ -111,31 +109,29 @@ def _check_tokenizer(source: Path, entries: list[Entry]) -> None:
 
 # ---- types ----
 
-# Where rows are not whole super-blocks: what llama.cpp takes instead.
-_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-
 
 def _is_matrix(weight: Weight) -> bool:
+    """Vectors, and positions, which are few and added, stay F32."""
     return len(weight.shape) == 2 and weight.name != "position_embd.weight"
 
 
-def _type_of(weight: Weight, wanted: str | None) -> str:
-    """Vectors, and positions, which are few and added, stay F32. Embedding and output, on which
-    every token depends, are rounded finer; rows that are no whole blocks too."""
-    if not _is_matrix(weight):
-        return "F32"
-    kind, width = wanted or weight.dtype, weight.shape[1]
-    if kind not in TYPES:
-        raise UnsupportedError(
-            f"tensor {weight.name}: type {kind!r}, expected one of {', '.join(TYPES)}"
-        )
-    if kind in _FILE_TYPES:
-        return kind
-    if weight.name in ("token_embd.weight", "output.weight"):
-        kind = "Q6_K" if kind in _FALLBACK else "Q8_0"
-    if width % 256:
-        kind = _FALLBACK.get(kind, kind)
-    return kind if width % 32 == 0 else "F16"
+def _types(found: Source, recipe: str | None) -> dict[str, str]:
+    """The type of each tensor by name."""
+    if recipe is not None and recipe not in RECIPES:
+        raise UnsupportedError(f"type {recipe!r}, expected one of {', '.join(RECIPES)}")
+    n_layer = next(entry.value for entry in found.entries if entry.key.endswith(".block_count"))
+    out = {}
+    for weight in found.weights:
+        if not _is_matrix(weight):
+            out[weight.name] = "F32"
+        elif recipe is None:
+            out[weight.name] = weight.dtype
+        else:
+            kind = recipe_type(recipe, weight.name, n_layer)
+            if weight.name in ("token_embd.weight", "output.weight"):
+                kind = FINER.get(recipe, "Q6_K")
+            out[weight.name] = fitting(kind, weight.shape[1])
+    return out
 
 
 def _encode(rows: np.ndarray, kind: str, name: str) -> np.ndarray:

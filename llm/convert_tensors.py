@@ -174,6 +174,7 @@ def match_tensors(
                 f"{tensor.path}: tensor {named.hf} has shape {list(tensor.shape)}, expected "
                 f"{list(named.hf_shape)}"
             )
+        tensor.check_dtype()
         out.append((named, tensor))
     if h.tied_output:
         rest.pop("lm_head.weight", None)  # some save it twice

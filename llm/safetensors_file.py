@@ -39,12 +39,14 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     offset: int  # from the beginning of the file
 
-    def read(self, first: int, n: int) -> np.ndarray:
-        """n elements as float32, counted from `first`."""
+    def check_dtype(self) -> None:
         if self.dtype not in _STORED:
             raise UnsupportedError(
                 f"{self.path}: tensor {self.name} has dtype {self.dtype}, expected F32, F16 or BF16"
             )
+
+    def read(self, first: int, n: int) -> np.ndarray:
+        """n elements as float32, counted from `first`; check_dtype() passed."""
         stored = np.dtype(_STORED[self.dtype])
         values = np.fromfile(self.path, stored, n, offset=self.offset + first * stored.itemsize)
         if values.size != n:

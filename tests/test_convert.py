@@ -101,8 +101,9 @@ def test_half_precision_stays_as_it_is_stored(tmp_path, dtype):
     ("wanted", "embedding", "up", "down"),
     [
         ("Q8_0", "Q8_0", "Q8_0", "Q8_0"),
-        ("Q4_0", "Q8_0", "Q4_0", "Q4_0"),
+        ("Q4_0", "Q6_K", "Q4_0", "Q4_0"),
         ("Q4_K", "Q6_K", "Q4_K", "Q5_0"),
+        ("Q4_K_M", "Q6_K", "Q4_K", "Q8_0"),
         ("BF16", "BF16", "BF16", "BF16"),
     ],
 )

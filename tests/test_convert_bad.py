@@ -226,7 +226,7 @@ def test_a_surplus_tensor(folder, tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("kind", ["F64", "I8", "F8_E4M3", "Q9"])
-def test_a_dtype_that_does_not_convert(folder, tmp_path, capsys, kind):
+def test_a_dtype_of_a_vector(folder, tmp_path, capsys, kind):
     raw = (folder / "model.safetensors").read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8 : 8 + length])
@@ -236,6 +236,11 @@ def test_a_dtype_that_does_not_convert(folder, tmp_path, capsys, kind):
     rest = raw[8 + length :][: entry["data_offsets"][0]] + bytes(size)
     write_raw(folder, header, rest)
     refused(folder, tmp_path / "o", capsys, f"tensor model.norm.weight has dtype {kind}")
+
+
+def test_a_dtype_of_every_tensor(folder, tmp_path, capsys):
+    write_safetensors(folder / "model.safetensors", tensors_of(dtype="F64"))
+    refused(folder, tmp_path / "o", capsys, "tensor model.embed_tokens.weight has dtype F64")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
