@@ -2,7 +2,8 @@
 
 The flat float32 buffer of the trainer is, byte for byte, the data section of an F32 parameter
 file: tensors in the file's order, each starting at a multiple of 64 bytes, zeros in between. GGUF
-spellings of keys and tensors appear in this module and in csrc/model.c, nowhere else.
+spellings of keys and tensors appear in this module, in csrc/model.c, and for other people's models
+in convert_config.py and convert_tensors.py, nowhere else.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Hugging Face folders (config.json, safetensors, a tokenizer) and llama2.c checkpoints. Everything is
 checked before the first byte is written: every key of the config, every tensor's name and shape,
-the tokenizer by the engine itself. Then tensors pass one after the other in pieces of rows.
+the tokenizer by the engine's own loader. Then tensors pass one after the other in pieces of rows.
 """
 
 from __future__ import annotations
