@@ -22,7 +22,7 @@ from .context import Context
 from .engine import Model
 from .quantize import TYPES, Rounding, quantize
 
-MAX_TOKENS = 1 << 13  # five times the widest input of a small model; minutes on two cores
+MAX_TOKENS = 1 << 15  # about ten minutes of one core for SmolLM2
 WINDOW = 512
 MEMORY = 1 << 30  # of moments at a time; a model with more reads the text again
 DAMPING = 0.01  # of the mean diagonal, as in the paper: directions that the text never took
