@@ -41,7 +41,7 @@ def _expect(name: str, array, *shape: int) -> None:
 
 
 def best_precision() -> str:
-    """"bf16" where this machine has its products, else "fp32"."""
+    """ "bf16" where this machine has its products, else "fp32"."""
     return "bf16" if lib.llm_ops_can_round() else "fp32"
 
 
