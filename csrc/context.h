@@ -16,6 +16,12 @@ typedef struct rope_table {
                        place in a window that slides */
 } rope_table;
 
+/* Where a token of a pass over several texts stands: its text's first slot of the cache, and its
+ * position in the text. */
+typedef struct lane_row {
+  size_t base, position;
+} lane_row;
+
 struct llm_context {
   const llm_model *model;
   const kernels *kernels;
@@ -33,6 +39,8 @@ struct llm_context {
   char *k_cache, *v_cache;
   size_t kv_row_bytes; /* one head's key or value of one token */
   size_t kv_bytes;     /* of both caches */
+
+  const lane_row *lanes; /* (B) in a pass over several texts (forward_lanes); else NULL */
 
   /* A window that slides: behind the first n_sink slots the cache is a ring that begins at
    * ring_start; keys are stored unrotated. slide_k, slide_v: (n_kv_head, n_ctx, head_dim) of one
@@ -74,6 +82,14 @@ static inline int context_slides(const llm_context *c) {
 /* The row of the RoPE tables for token t of a pass: of its place in the window, or t. */
 static inline size_t context_rope_row(const llm_context *c, size_t t) {
   return context_slides(c) ? c->n_past + t : t;
+}
+
+/* Position of token t of a pass in its text, and the slot of a position p of that text. */
+static inline size_t context_position(const llm_context *c, size_t t) {
+  return c->lanes ? c->lanes[t].position : c->n_past + t;
+}
+static inline size_t context_row_slot(const llm_context *c, size_t t, size_t p) {
+  return c->lanes ? c->lanes[t].base + p : context_slot(c, p);
 }
 void context_fill_rope(const llm_context *c, const rope_table *rope, size_t row, size_t position);
 

@@ -121,13 +121,13 @@ static void embed_row(llm_context *c, size_t t, const void *arg) {
   if (m->arch->scaled_embedding)
     for (size_t i = 0; i < n; i++) x[i] *= m->embed_scale;
   if (m->arch->rope == ROPE_NONE) {
-    expand_row(c, &m->pos_embd, c->n_past + t, position);
+    expand_row(c, &m->pos_embd, context_position(c, t), position);
     c->kernels->add(x, position, n);
   }
 }
 
 static void rope_angles_row(llm_context *c, size_t t, const void *arg) {
-  context_fill_rope(c, arg, t, c->n_past + t);
+  context_fill_rope(c, arg, t, context_position(c, t));
 }
 
 static void norm(const llm_context *c, float *y, const float *x, const norm_weight *w) {
@@ -230,7 +230,7 @@ static void place_and_store_row(llm_context *c, size_t t, const void *arg) {
   const layer_weights *l = &c->model->layers[layer];
   const rope_table *rope = &c->rope[l->local];
   size_t d = (size_t)m->head_dim, row = context_rope_row(c, t);
-  size_t slot = context_slot(c, c->n_past + t);
+  size_t slot = context_row_slot(c, t, context_position(c, t));
   float *q = c->q + t * (size_t)m->n_head * d, *k = c->k + t * (size_t)m->n_kv_head * d;
   const float *v = c->v + t * (size_t)m->n_kv_head * d;
   for (size_t h = 0; h < (size_t)m->n_head; h++) {
@@ -272,8 +272,9 @@ static void gather_row(llm_context *c, size_t p, const void *arg) {
   }
 }
 
-/* Where attention reads keys and values of a head from a position on. */
-static void point_at(const attention_job *job, size_t head, size_t position, attention_args *a) {
+/* Where attention of token t reads keys and values of a head from a position on. */
+static void point_at(const attention_job *job, size_t t, size_t head, size_t position,
+                     attention_args *a) {
   const llm_context *c = job->c;
   a->k_type = a->v_type = (llm_type)c->options.kv_type;
   a->k_bytes = a->v_bytes = c->kv_row_bytes;
@@ -284,7 +285,7 @@ static void point_at(const attention_job *job, size_t head, size_t position, att
     a->k = (char *)c->slide_k + at * a->k_bytes;
     a->v = c->slide_v + at * a->v_bytes;
   } else {
-    size_t offset = cache_offset(c, job->layer, head, position);
+    size_t offset = cache_offset(c, job->layer, head, context_row_slot(c, t, position));
     a->k = c->k_cache + offset;
     a->v = c->v_cache + offset;
   }
@@ -294,7 +295,7 @@ static void attention_unit(const attention_job *job, size_t t, size_t head, floa
   llm_context *c = job->c;
   const llm_config *m = &c->model->config;
   size_t d = (size_t)m->head_dim, n_q = (size_t)(m->n_head / m->n_kv_head);
-  size_t n_pos = c->n_past + t + 1, n_seen = n_pos;
+  size_t n_pos = context_position(c, t) + 1, n_seen = n_pos;
   if (job->window && n_pos > job->window) n_seen = job->window;
   size_t at = (t * (size_t)m->n_head + head * n_q) * d;
   attention_args args = {
@@ -306,7 +307,7 @@ static void attention_unit(const attention_job *job, size_t t, size_t head, floa
       .scale = c->model->attention_scale,
       .scores = scores,
   };
-  point_at(job, head, n_pos - n_seen, &args);
+  point_at(job, t, head, n_pos - n_seen, &args);
   c->kernels->attention(&args);
 }
 
@@ -385,8 +386,16 @@ llm_status forward_tokens(llm_context *c, const int32_t *ids, size_t n_ids, llm_
     ffn_block(c, layer, n_ids);
   }
   for_rows(c, n_ids, add_output_row, &m->layers[n_layer - 1].ffn_post_norm);
-  c->n_past += n_ids;
+  if (!c->lanes) c->n_past += n_ids;
   return LLM_OK;
+}
+
+llm_status forward_lanes(llm_context *c, const int32_t *ids, const lane_row *lanes, size_t n_ids,
+                         llm_error *err) {
+  c->lanes = lanes;
+  llm_status status = forward_tokens(c, ids, n_ids, err);
+  c->lanes = NULL;
+  return status;
 }
 
 void forward_hidden(llm_context *c, size_t first_row, size_t n_rows) {

@@ -9,6 +9,12 @@
  * unchanged, is the only failure. */
 llm_status forward_tokens(llm_context *c, const int32_t *ids, size_t n_ids, llm_error *err);
 
+/* One pass over tokens of several texts that share the cache, (n_ids) rows in lanes: those of one
+ * text in order, each behind what its text has in the cache. Not for a window that slides. What the
+ * context itself holds is overwritten and not counted. */
+llm_status forward_lanes(llm_context *c, const int32_t *ids, const lane_row *lanes, size_t n_ids,
+                         llm_error *err);
+
 /* The rows [first_row, first_row + n_rows) of the last pass after the final norm, into c->xn. */
 void forward_hidden(llm_context *c, size_t first_row, size_t n_rows);
 

@@ -444,6 +444,37 @@ llm_template llm_session_template(const llm_session *session);
 const llm_message *llm_session_messages(const llm_session *session, size_t *n); /* its own */
 const int32_t *llm_session_ids(const llm_session *session, size_t *n);
 
+/* ---- compression: the model's distribution drives an arithmetic coder ---- */
+
+typedef struct llm_zip llm_zip;
+
+/* Options: n_ctx is the window, 1 to the trained length; kv_type is F16 and on_full stop whatever
+ * they say. A block is coded alone; where it is longer than the window, the model forgets and reads
+ * its last n_overlap tokens again, 0 <= n_overlap < n_ctx. n_lanes: most blocks that are decoded in
+ * one pass, 1 to 64 (fewer where the model's positions are learned: llm_zip_n_lanes); it changes no
+ * result, nor does any other option than n_ctx. The model is borrowed. */
+llm_status llm_zip_new(llm_zip **out, const llm_model *model, const llm_context_options *options,
+                       int64_t n_overlap, int64_t n_lanes, llm_error *err);
+void llm_zip_free(llm_zip *zip);
+int64_t llm_zip_n_lanes(const llm_zip *zip);
+const char *llm_zip_kernels(const llm_zip *zip);
+
+/* The caller's memory. A symbol is a token's id, or -1 - b for the byte b. */
+typedef struct llm_zip_block {
+  int32_t *symbols; /* (n_symbols) */
+  size_t n_symbols;
+  size_t n_done;  /* 0 begins the block; the calls count up to n_symbols */
+  uint8_t *coded; /* (capacity) when encoding, (n_coded) when decoding */
+  size_t n_coded, capacity;
+} llm_zip_block;
+
+/* One pass of a block, the same block until it is done. 8 bytes a symbol and 8 are room enough,
+ * else LLM_ERR_ARG. After LLM_ERR_CANCELLED it can go on. */
+llm_status llm_zip_encode(llm_zip *zip, llm_zip_block *block, llm_error *err);
+/* One token of each block that is not done, the same n_blocks blocks until all are.
+ * LLM_ERR_FORMAT for bytes that were surely not coded so; other damage gives other symbols. */
+llm_status llm_zip_decode(llm_zip *zip, llm_zip_block *blocks, size_t n_blocks, llm_error *err);
+
 /* ---- scores, embeddings and proof ---- */
 
 typedef struct llm_score {

@@ -61,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     add_convert(command("convert", "published weights to a parameter file"))
     add_export(command("export", "a parameter file to a folder of Hugging Face's"))
     add_quantize(command("quantize", "a parameter file in fewer bits"))
+    add_zip(command("zip", "compress any file with a parameter file"))
+    add_unzip(command("unzip", "the file that an archive of zip holds"))
     return top
 
 
@@ -243,3 +245,18 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
 
     quantize_command.add_arguments(command)
     command.set_defaults(command=quantize_command.run)
+
+
+# ---- zip ----
+
+
+def add_zip(command: argparse.ArgumentParser) -> None:
+    from . import zip_command
+
+    zip_command.add_zip(command)
+
+
+def add_unzip(command: argparse.ArgumentParser) -> None:
+    from . import zip_command
+
+    zip_command.add_unzip(command)

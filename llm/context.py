@@ -45,9 +45,16 @@ def _remember(error: BaseException) -> None:
     _cancelled.error = error
 
 
-def _raise_cancelled() -> None:
-    error, _cancelled.error = getattr(_cancelled, "error", None), None
-    raise error or KeyboardInterrupt
+def call_cancellable(function: Callable, *args) -> None:
+    """Calls a function that takes an llm_error last and asks the cancel check; raises what either
+    reports."""
+    err = ffi.new("llm_error *")
+    status = function(*args, err)
+    if status == lib.LLM_ERR_CANCELLED:
+        error, _cancelled.error = getattr(_cancelled, "error", None), None
+        raise error or KeyboardInterrupt
+    if status != lib.LLM_OK:
+        raise_error(err)
 
 
 class Context:
@@ -114,14 +121,6 @@ class Context:
                 self._busy = False
                 del model
 
-    def _call(self, function: Callable, *args) -> None:
-        err = ffi.new("llm_error *")
-        status = function(*args, err)
-        if status == lib.LLM_ERR_CANCELLED:
-            _raise_cancelled()
-        if status != lib.LLM_OK:
-            raise_error(err)
-
     @property
     def n_ctx(self) -> int:
         return lib.llm_context_n_ctx(self._pointer)
@@ -148,7 +147,7 @@ class Context:
             raise ValueError(f"logits of {n_rows} rows asked for {array.size} tokens")
         with self._use() as pointer:
             out = np.empty((n_rows, self._n_vocab), np.float32)
-            self._call(
+            call_cancellable(
                 lib.llm_context_eval,
                 pointer,
                 pointer_to("int32_t", array),
@@ -187,7 +186,7 @@ class Context:
         array = id_array(ids)
         each, out = np.empty(array.size, np.float32), ffi.new("llm_score *")
         with self._use() as pointer:
-            self._call(
+            call_cancellable(
                 lib.llm_score_text,
                 pointer,
                 pointer_to("int32_t", array),
@@ -204,7 +203,8 @@ class Context:
         array, out = id_array(ids), np.empty(self._n_embd, np.float32)
         with self._use() as pointer:
             text = pointer_to("int32_t", array)
-            self._call(lib.llm_context_embed, pointer, text, array.size, pointer_to("float", out))
+            target = pointer_to("float", out)
+            call_cancellable(lib.llm_context_embed, pointer, text, array.size, target)
         return out
 
     def stream(
@@ -222,7 +222,7 @@ class Context:
         options = GeneratorOptions(max_tokens, stop, logprobs)
         out = ffi.new("llm_generator **")
         with self._use() as pointer:
-            self._call(
+            call_cancellable(
                 lib.llm_generator_new,
                 out,
                 pointer,
@@ -249,7 +249,7 @@ class Context:
         options = GeneratorOptions(max_tokens, stop, logprobs)
         out = ffi.new("llm_generator **")
         with self._use() as pointer:
-            self._call(
+            call_cancellable(
                 lib.llm_chat_start,
                 out,
                 pointer,
@@ -270,7 +270,7 @@ class Context:
         step = ffi.new("llm_step *")
         while not step.finish:
             with self._use():
-                self._call(lib.llm_generator_next, generator, step)
+                call_cancellable(lib.llm_generator_next, generator, step)
                 text = ffi.buffer(step.text, step.n_bytes)[:] if step.n_bytes else b""
             finish = ffi.string(lib.llm_finish_name(step.finish)).decode() if step.finish else None
             id = step.id if step.id >= 0 else None

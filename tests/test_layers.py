@@ -19,13 +19,13 @@ C_LAYERS = (
     ("error",),
     ("mapfile", "threads", "quant", "sha256"),
     ("quantize quantize_fit",),
-    ("gguf gguf_get gguf_reader", "sampler logprobs"),
+    ("gguf gguf_get gguf_reader", "sampler logprobs", "coder"),
     ("emulate_avx512",),  # tests/c: stands for immintrin.h in an emulated build
     ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
     ("model model_*",),
     ("context",),
     ("forward",),
-    ("generate stop chat chat_template chat_render session", "score proof embed"),
+    ("generate stop chat chat_template chat_render session", "score proof embed", "zip"),
     ("run run_*",),
 )
 # The trainer's C may use what stands low in the engine; no engine file may use the trainer's.
@@ -48,8 +48,9 @@ PYTHON_LAYERS = (
     ("vocabulary", "convert convert_* export export_*"),
     ("report",),
     ("train",),
-    ("tokenize_command", "quantize_command"),
-    ("cli", "server", "zip"),
+    ("tokenize_command", "quantize_command", "zip"),
+    ("zip_command",),
+    ("cli", "server"),
     ("__main__",),
 )
 
