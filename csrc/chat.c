@@ -139,11 +139,16 @@ static llm_status check_fits(const llm_context *c, const conversation *conv, siz
                              llm_error *err) {
   if (n <= c->n_ctx || c->options.on_full == LLM_ON_FULL_SLIDE) return LLM_OK;
   if (c->options.on_full == LLM_ON_FULL_STOP)
-    return error_set_full(err, (int64_t)n, (int64_t)c->n_ctx,
-                          "the conversation has %zu tokens, the context holds %zu", n, c->n_ctx);
-  return error_set_full(err, (int64_t)n, (int64_t)c->n_ctx,
-                        "the last message%s has %zu tokens, the context holds %zu",
-                        conv->n_system ? " with the system message" : "", n, c->n_ctx);
+    return error_set_full(
+        err, (int64_t)n, (int64_t)c->n_ctx,
+        "the conversation has %zu tokens, the context holds %zu: let it forget, or "
+        "raise its size",
+        n, c->n_ctx);
+  return error_set_full(
+      err, (int64_t)n, (int64_t)c->n_ctx,
+      "the last message%s has %zu tokens, the context holds %zu: shorten it, or raise "
+      "the size of the context",
+      conv->n_system ? " with the system message" : "", n, c->n_ctx);
 }
 
 static llm_status begin(llm_generator *g, llm_error *err) {

@@ -73,10 +73,12 @@ static int is_terminal(void) { return isatty(STDIN_FILENO); }
 static int print_answer(chat *c, llm_generator *generator, bytes *answer) {
   llm_step step = {0};
   llm_error err;
+  size_t forgot_tokens = 0, forgot_turns = 0; /* told behind the answer, not inside */
   while (!step.finish) {
     llm_status status = llm_generator_next(generator, &step, &err);
     if (status && status != LLM_ERR_CANCELLED) failed(&err);
-    print_forgotten(&step, c->context);
+    forgot_tokens += step.forgot_tokens;
+    forgot_turns += step.forgot_turns;
     if (interrupted && !step.finish) step.finish = LLM_FINISH_CANCELLED;
     c->n_tokens += step.id >= 0;
     if (!append(answer, step.text, step.n_bytes)) return out_of_memory();
@@ -86,8 +88,13 @@ static int print_answer(chat *c, llm_generator *generator, bytes *answer) {
   putchar('\n');
   if (fflush(stdout)) return 0;
   if (step.finish == LLM_FINISH_CANCELLED) fprintf(stderr, "[stopped]\n");
-  if (step.finish == LLM_FINISH_LENGTH) fprintf(stderr, "[cut after -n tokens]\n");
-  if (step.finish == LLM_FINISH_CONTEXT) fprintf(stderr, "[the window is full: /reset]\n");
+  if (step.finish == LLM_FINISH_LENGTH)
+    fprintf(stderr, "[cut after %" PRId64 " tokens; -n N allows more]\n", c->o->max_tokens);
+  if (step.finish == LLM_FINISH_CONTEXT)
+    fprintf(stderr, "[cut: the window is full; --ctx N holds more]\n");
+  step.forgot_tokens = forgot_tokens;
+  step.forgot_turns = forgot_turns;
+  print_forgotten(&step, c->context);
   return 1;
 }
 
@@ -182,6 +189,8 @@ static int command(chat *c, const char *line) {
     save(c, path);
   else if ((path = argument(line, "/load")))
     load(c, path);
+  else if (!strcmp(line, "/save") || !strcmp(line, "/load"))
+    fprintf(stderr, "%s needs the name of a file\n", line);
   else
     fprintf(stderr, "no command %s; /help lists them\n", line);
   return 1;
@@ -228,10 +237,20 @@ static int take(chat *c, const char *text, size_t n) {
   return add_message(c, LLM_ROLE_USER, text, n) && answer(c);
 }
 
+static int has_template(const llm_model *model) {
+  llm_meta meta;
+  for (size_t i = 0; i < llm_model_n_meta(model); i++)
+    if (!llm_model_meta(model, i, &meta, NULL) && !strcmp(meta.key, "tokenizer.chat_template"))
+      return 1;
+  return 0;
+}
+
 static void print_beginning(const chat *c, int recognised) {
   if (!recognised)
-    fprintf(stderr, "run: this program does not know the file's chat template, if it has one: "
-                    "chatml stands in (--template chooses another)\n");
+    fprintf(stderr, "run: %s: chatml stands in (--template chooses another)\n",
+            has_template(c->model)
+                ? "this program does not know the file's chat template"
+                : "the file has no chat template, its model may not have learned to converse");
   if (is_terminal())
     fprintf(stderr, "[template %s, window %" PRId64 ", when full: %s; /help lists the commands]\n",
             llm_template_name(c->which), llm_context_n_ctx(c->context),

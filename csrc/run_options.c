@@ -9,6 +9,8 @@
 
 #include "run.h"
 
+enum { CHAT_MAX_TOKENS = 1024 }; /* of an answer: small models may not find an end */
+
 static const char help_text[] =
     "usage: run FILE [PROMPT | -] [options]\n"
     "\n"
@@ -17,7 +19,8 @@ static const char help_text[] =
     "Text goes to standard output, everything else to standard error.\n"
     "\n"
     "generation\n"
-    "  -n, --max-tokens N   stop after N tokens (default: until the end or a full context)\n"
+    "  -n, --max-tokens N   stop after N tokens (default: until the end or a full context;\n"
+    "                       in a chat 1024 an answer)\n"
     "      --temp X         temperature; 0 always takes the likeliest token (default 0.8)\n"
     "      --top-k N        sample among the N likeliest tokens; 0: off (default 40)\n"
     "      --top-p X        sample among the likeliest tokens of total probability X (default "
@@ -60,6 +63,7 @@ static const char help_text[] =
     "\n"
     "examples\n"
     "  run weights/weights.bin \"In the beginning\"\n"
+    "  run weights/SmolLM2-135M-Instruct.Q4_1.gguf --chat --temp 0.2\n"
     "  echo -n \"Once upon a time\" | run weights/weights.bin - --temp 0 -n 50\n";
 
 /* ---- arguments ---- */
@@ -289,6 +293,7 @@ options parse_arguments(int argc, char **argv) {
   if (o.logprobs >= 0 && !o.json) usage_error("%s", "--logprobs goes with --json");
   if (o.json && (o.info || o.verify || o.tokens || o.score_path || o.chat))
     usage_error("%s", "--json goes with generating alone");
+  if (o.chat && o.max_tokens < 0) o.max_tokens = CHAT_MAX_TOKENS;
   if (!o.kernels) o.kernels = getenv("LLM_KERNELS");
   if (o.kernels && !*o.kernels) o.kernels = NULL;
   return o;

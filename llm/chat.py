@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from llm._llm import ffi, lib
 from llm.binding import call, file_name, new
@@ -18,10 +18,13 @@ from llm.context import Context, Step
 from llm.engine import Model
 from llm.sampler import Sampler
 
+MAX_TOKENS = 1024  # of an answer: small models may not find an end
+
 
 class Chat:
     """messages: the conversation as far as it is not forgotten. on_forget: called with the Step
-    that reports forgotten turns. sampling: options of Sampler; context: options of Context."""
+    that reports forgotten turns. sampling: options of Sampler; context: options of Context, before
+    those that the model was opened with."""
 
     def __init__(
         self,
@@ -33,7 +36,8 @@ class Chat:
         **sampling,
     ):
         self.model = model
-        self.context = Context(model, **{"on_full": "forget"} | (context or {}))
+        options = {"on_full": "forget"} | model._options | (context or {})
+        self.context = Context(model, **options)
         self.sampler = Sampler(model.config.n_vocab, **sampling)
         self.template, self._on_forget = template, on_forget
         self._system = [] if system is None else [{"role": "system", "content": system}]
@@ -44,12 +48,16 @@ class Chat:
         """Begins again, with the system message."""
         self.messages = list(self._system)
 
-    def stream(self, text: str, **options) -> Iterator[str]:
-        """The answer, piece by piece; options as for Context.chat. An answer that is not read to
-        its end stays as far as it was read."""
+    def stream(
+        self, text: str, max_tokens: int | None = MAX_TOKENS, stop: Sequence[str | bytes] = ()
+    ) -> Iterator[str]:
+        """The answer, piece by piece. An answer that is not read to its end stays as far as it was
+        read."""
         self.messages.append({"role": "user", "content": text})
         answer, n_forgotten = b"", 0
-        steps = self.context.chat(self.messages, self.sampler, template=self.template, **options)
+        steps = self.context.chat(
+            self.messages, self.sampler, max_tokens, stop, template=self.template
+        )
         try:
             step = next(steps)
         except BaseException:
