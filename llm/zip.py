@@ -31,7 +31,7 @@ CRC = struct.Struct("<I")
 STORED, SPELLED, SPACED = 0, 1, 2
 
 MOST_BLOCK = 1 << 20
-DEFAULT_BLOCK, DEFAULT_WINDOW, DEFAULT_LANES = 16384, 1024, 16
+DEFAULT_BLOCK, DEFAULT_WINDOW, DEFAULT_LANES = 32768, 2048, 8
 FURTHEST = 256  # bytes that are passed over to find a token's place
 
 
