@@ -45,14 +45,20 @@ def _remember(error: BaseException) -> None:
     _cancelled.error = error
 
 
+def _raise_remembered() -> None:
+    error, _cancelled.error = getattr(_cancelled, "error", None), None
+    if error is not None:
+        raise error
+
+
 def call_cancellable(function: Callable, *args) -> None:
     """Calls a function that takes an llm_error last and asks the cancel check; raises what either
     reports."""
     err = ffi.new("llm_error *")
     status = function(*args, err)
     if status == lib.LLM_ERR_CANCELLED:
-        error, _cancelled.error = getattr(_cancelled, "error", None), None
-        raise error or KeyboardInterrupt
+        _raise_remembered()
+        raise KeyboardInterrupt
     if status != lib.LLM_OK:
         raise_error(err)
 
@@ -171,8 +177,7 @@ class Context:
         finally:
             with self._use() as pointer:
                 lib.llm_context_observe(pointer, ffi.NULL, ffi.NULL)
-        if getattr(_cancelled, "error", None) is not None:
-            _raise_cancelled()
+        _raise_remembered()
 
     def truncate(self, n_keep: int = 0) -> None:
         """Forgets every token from position n_keep on."""
