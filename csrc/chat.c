@@ -90,10 +90,6 @@ static llm_status render_fitting(const llm_model *model, conversation *c, size_t
 
 /* ---- the context ---- */
 
-static size_t after_forgetting(const llm_context *c) {
-  return c->n_ctx - (c->n_ctx / 4 ? c->n_ctx / 4 : 1);
-}
-
 /* Makes the context hold these ids, n > 0, reading again only what differs. */
 static llm_status hold(llm_generator *g, const int32_t *ids, size_t n, llm_error *err) {
   llm_context *c = g->context;
@@ -116,7 +112,7 @@ static llm_status forget_turns(llm_generator *g, size_t *n_tokens, size_t *n_tur
   if (!forget_turn(conv)) return LLM_OK;
   ++*n_turns;
   llm_status status =
-      render_fitting(c->model, conv, after_forgetting(c), n_answer, &prompt, n_turns, err);
+      render_fitting(c->model, conv, context_after_forgetting(c), n_answer, &prompt, n_turns, err);
   int32_t *all = NULL;
   size_t n = prompt.n + n_answer;
   if (!status && !(all = malloc(n * sizeof *all)))
@@ -137,7 +133,7 @@ static llm_status forget_turns(llm_generator *g, size_t *n_tokens, size_t *n_tur
 
 static llm_status check_fits(const llm_context *c, const conversation *conv, size_t n,
                              llm_error *err) {
-  if (n <= c->n_ctx || c->options.on_full == LLM_ON_FULL_SLIDE) return LLM_OK;
+  if (n <= c->n_ctx || context_slides(c)) return LLM_OK;
   if (c->options.on_full == LLM_ON_FULL_STOP)
     return error_set_full(
         err, (int64_t)n, (int64_t)c->n_ctx,
@@ -160,7 +156,8 @@ static llm_status begin(llm_generator *g, llm_error *err) {
   n_all = ids.n;
   if (!status && ids.n > c->n_ctx && c->options.on_full == LLM_ON_FULL_FORGET) {
     free(ids.ids);
-    status = render_fitting(c->model, conv, after_forgetting(c), 0, &ids, &g->forgot_turns, err);
+    status =
+        render_fitting(c->model, conv, context_after_forgetting(c), 0, &ids, &g->forgot_turns, err);
     g->forgot_tokens = n_all - ids.n;
   }
   if (!status) status = check_fits(c, conv, ids.n, err);

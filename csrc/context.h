@@ -75,6 +75,13 @@ size_t context_make_room(llm_context *c);
 /* Notes n tokens that the forward pass has appended. */
 void context_note(llm_context *c, const int32_t *ids, size_t n);
 
+/* Tokens that a context which forgets keeps at most: a quarter of the window, and one token at
+ * least, becomes free. A window of one token keeps it. */
+static inline size_t context_after_forgetting(const llm_context *c) {
+  size_t n_free = c->n_ctx / 4 ? c->n_ctx / 4 : 1;
+  return c->n_ctx > 1 ? c->n_ctx - n_free : 1;
+}
+
 static inline int context_slides(const llm_context *c) {
   return c->options.on_full == LLM_ON_FULL_SLIDE;
 }

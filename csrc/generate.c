@@ -29,50 +29,36 @@ const char *llm_finish_name(llm_finish finish) {
 /* ---- making room ---- */
 
 /* Of n ids those that stay when a context forgets: BOS where the text begins with it, and the
- * newest, a quarter of the window less than it holds, 1 at least. Moved together; returns how
- * many. */
+ * newest. Moved together; returns how many. */
 static size_t keep_newest(const llm_context *c, int32_t *ids, size_t n) {
-  const llm_tokenizer *t = c->model->tokenizer;
-  size_t n_free = c->n_ctx / 4 ? c->n_ctx / 4 : 1, n_first = n && ids[0] == llm_tokenizer_bos(t);
-  size_t n_keep = c->n_ctx > 1 ? c->n_ctx - n_free : 1;
+  size_t n_first = n && ids[0] == llm_tokenizer_bos(c->model->tokenizer);
+  size_t n_keep = context_after_forgetting(c);
   if (n <= n_keep) return n;
   memmove(ids + n_first, ids + n - (n_keep - n_first), (n_keep - n_first) * sizeof *ids);
   return n_keep;
 }
 
-/* Replaces what the context holds by ids, n >= 1. */
-static llm_status read_again(llm_generator *g, const int32_t *ids, size_t n, llm_error *err) {
-  llm_status status = llm_context_truncate(g->context, 0, err);
-  return status ? status : llm_context_eval(g->context, ids, n, g->logits, 1, err);
-}
-
-static llm_status drop_oldest(llm_generator *g, size_t *n_tokens, size_t *n_turns, llm_error *err) {
+/* Replaces what the context holds by the newest of it and n_more ids behind it, which together are
+ * longer than the window; *n_dropped: how many are gone. */
+static llm_status read_newest(llm_generator *g, const int32_t *more, size_t n_more,
+                              size_t *n_dropped, llm_error *err) {
   llm_context *c = g->context;
-  size_t n = c->n_past, bytes = n * sizeof(int32_t);
-  int32_t *ids = malloc(bytes);
-  if (!ids) return error_nomem(err, bytes, "the text to be kept");
-  memcpy(ids, c->ids, bytes);
-  size_t n_kept = keep_newest(c, ids, n);
-  llm_status status = read_again(g, ids, n_kept, err);
-  free(ids);
-  *n_tokens = n - n_kept;
-  *n_turns = 0;
-  return status;
-}
-
-/* A prompt on top of what the context holds, where both together are longer than the window. */
-static llm_status read_end(llm_generator *g, const int32_t *prompt, size_t n_ids, llm_error *err) {
-  llm_context *c = g->context;
-  size_t n = c->n_past + n_ids, bytes = n * sizeof(int32_t);
+  size_t n = c->n_past + n_more, bytes = n * sizeof(int32_t);
   int32_t *ids = malloc(bytes);
   if (!ids) return error_nomem(err, bytes, "the text to be kept");
   memcpy(ids, c->ids, c->n_past * sizeof *ids);
-  memcpy(ids + c->n_past, prompt, n_ids * sizeof *ids);
+  if (n_more) memcpy(ids + c->n_past, more, n_more * sizeof *ids);
   size_t n_kept = keep_newest(c, ids, n);
-  llm_status status = read_again(g, ids, n_kept, err);
+  llm_status status = llm_context_truncate(c, 0, err);
+  if (!status) status = llm_context_eval(c, ids, n_kept, g->logits, 1, err);
   free(ids);
-  g->forgot_tokens = n - n_kept;
+  *n_dropped = n - n_kept;
   return status;
+}
+
+static llm_status drop_oldest(llm_generator *g, size_t *n_tokens, size_t *n_turns, llm_error *err) {
+  *n_turns = 0;
+  return read_newest(g, NULL, 0, n_tokens, err);
 }
 
 /* ---- construction ---- */
@@ -133,7 +119,7 @@ llm_status llm_generator_new(llm_generator **out, llm_context *context, llm_samp
   if (status) return status;
   llm_generator *g = *out;
   if (g->make_room && n_ids > context->n_ctx - context->n_past)
-    status = read_end(g, prompt, n_ids, err);
+    status = read_newest(g, prompt, n_ids, &g->forgot_tokens, err);
   else
     status = llm_context_eval(context, prompt, n_ids, g->logits, 1, err);
   if (status) {
@@ -235,12 +221,8 @@ static void emit(llm_generator *g, int32_t id, llm_step *out) {
 
 /* ---- a step ---- */
 
-static int slides(const llm_generator *g) {
-  return g->context->options.on_full == LLM_ON_FULL_SLIDE;
-}
-
 static int is_full(const llm_generator *g, size_t n_more) {
-  return !slides(g) && g->context->n_past + n_more >= g->context->n_ctx;
+  return !context_slides(g->context) && g->context->n_past + n_more >= g->context->n_ctx;
 }
 
 /* Evaluates the token of the last step, making room for it where the context forgets. */
