@@ -78,17 +78,6 @@ static llm_status add_merge(bpe_loader *b, uint64_t index, int32_t left, int32_t
 
 /* ---- ranks ---- */
 
-typedef struct sized { /* one normal token */
-  uint32_t n_bytes;
-  int32_t id;
-} sized;
-
-static int sized_compare(const void *left, const void *right) {
-  const sized *a = left, *b = right;
-  if (a->n_bytes != b->n_bytes) return a->n_bytes < b->n_bytes ? -1 : 1;
-  return (a->id > b->id) - (a->id < b->id);
-}
-
 /* Where ids are ranks, any neighbours that make a token merge, the lowest id first. What happens
  * inside the bytes of one token before it is made does not depend on what stands around it, so the
  * last two parts are always the same: one merge a token says all. It is found by merging the
@@ -96,13 +85,13 @@ static int sized_compare(const void *left, const void *right) {
  * made. */
 static llm_status add_ranked_merges(loader *l) {
   llm_tokenizer *t = l->t;
-  sized *order = malloc((size_t)t->n_vocab * sizeof *order);
+  sized_token *order = malloc((size_t)t->n_vocab * sizeof *order);
   if (!order) return error_nomem(l->err, (size_t)t->n_vocab * sizeof *order, "ranks");
   size_t n = 0;
   for (int32_t id = 0; id < t->n_vocab; id++)
     if (t->types[id] == LLM_TOKEN_NORMAL && l->names[id].n_bytes > 1)
-      order[n++] = (sized){(uint32_t)l->names[id].n_bytes, id};
-  qsort(order, n, sizeof *order, sized_compare);
+      order[n++] = (sized_token){(uint32_t)l->names[id].n_bytes, id};
+  qsort(order, n, sizeof *order, sized_token_compare);
 
   llm_status status = LLM_OK;
   for (size_t i = 0; !status && i < n; i++) {

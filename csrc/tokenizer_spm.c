@@ -214,17 +214,6 @@ static void measure_tokens(spm *s) {
   }
 }
 
-typedef struct sized {
-  size_t n_bytes;
-  int32_t id;
-} sized;
-
-static int sized_compare(const void *left, const void *right) {
-  const sized *a = left, *b = right;
-  if (a->n_bytes != b->n_bytes) return a->n_bytes < b->n_bytes ? -1 : 1;
-  return (a->id > b->id) - (a->id < b->id);
-}
-
 /* An UNUSED token is put together like any other, so that longer ones can be made of it, but what
  * stays one at the end is taken apart into the two it was made of, and these the same way. */
 static llm_status replace_unused(spm *s, llm_error *err) {
@@ -236,7 +225,7 @@ static llm_status replace_unused(spm *s, llm_error *err) {
   }
   if (n == 0) return LLM_OK;
   if (n_bytes >= NONE) return error_set(err, LLM_ERR_FORMAT, "unused tokens of %zu bytes", n_bytes);
-  sized *order = malloc(n * sizeof *order);
+  sized_token *order = malloc(n * sizeof *order);
   void *memory = malloc((s->max_bytes + 1) * BYTES_EACH);
   s->unused = calloc((size_t)s->v.n_vocab, sizeof *s->unused);
   s->instead = malloc((n_bytes + 1) * sizeof *s->instead);
@@ -244,8 +233,9 @@ static llm_status replace_unused(spm *s, llm_error *err) {
   if (has_memory) {
     size_t k = 0;
     for (int32_t id = 0; id < s->v.n_vocab; id++)
-      if (s->v.types[id] == LLM_TOKEN_UNUSED) order[k++] = (sized){token_bytes(s, id), id};
-    qsort(order, n, sizeof *order, sized_compare); /* parts are shorter: they come first */
+      if (s->v.types[id] == LLM_TOKEN_UNUSED)
+        order[k++] = (sized_token){(uint32_t)token_bytes(s, id), id};
+    qsort(order, n, sizeof *order, sized_token_compare); /* parts are shorter: they come first */
   }
   id_sink sink = {s->instead, n_bytes, 0};
   for (size_t i = 0; has_memory && i < n; i++) {

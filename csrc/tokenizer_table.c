@@ -44,3 +44,9 @@ token_slot *token_table_slot(const token_table *table, name key) {
 void token_slot_set(token_slot *slot, name key, int32_t id) {
   *slot = (token_slot){name_head(key), key.bytes, (uint32_t)key.n_bytes, id + 1};
 }
+
+int sized_token_compare(const void *left, const void *right) {
+  const sized_token *a = left, *b = right;
+  if (a->n_bytes != b->n_bytes) return a->n_bytes < b->n_bytes ? -1 : 1;
+  return (a->id > b->id) - (a->id < b->id);
+}

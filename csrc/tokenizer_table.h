@@ -37,4 +37,11 @@ static inline int32_t token_table_find(const token_table *table, name key) {
   return token_table_slot(table, key)->id_plus_1 - 1;
 }
 
+/* A token by its length, for sorting with qsort: the parts of a token come before it. */
+typedef struct sized_token {
+  uint32_t n_bytes;
+  int32_t id;
+} sized_token;
+int sized_token_compare(const void *left, const void *right);
+
 #endif
