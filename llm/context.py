@@ -225,18 +225,8 @@ class Context:
         alternatives to report beside each token's log-probability."""
         array = id_array(ids)
         options = GeneratorOptions(max_tokens, stop, logprobs)
-        out = ffi.new("llm_generator **")
-        with self._use() as pointer:
-            call_cancellable(
-                lib.llm_generator_new,
-                out,
-                pointer,
-                sampler._pointer,
-                pointer_to("int32_t", array),
-                array.size,
-                options.pointer,
-            )
-        yield from self._steps(ffi.gc(out[0], lib.llm_generator_free))
+        prompt = pointer_to("int32_t", array), array.size
+        yield from self._steps(self._start(lib.llm_generator_new, sampler, *prompt, options))
 
     def chat(
         self,
@@ -252,24 +242,20 @@ class Context:
         turns where it does not fit. Steps as those of stream()."""
         array, kept = message_array(messages)
         options = GeneratorOptions(max_tokens, stop, logprobs)
-        out = ffi.new("llm_generator **")
-        with self._use() as pointer:
-            call_cancellable(
-                lib.llm_chat_start,
-                out,
-                pointer,
-                sampler._pointer,
-                family(template),
-                array,
-                len(messages),
-                options.pointer,
-            )
+        conversation = family(template), array, len(messages)
+        generator = self._start(lib.llm_chat_start, sampler, *conversation, options)
         del kept
-        generator = ffi.gc(out[0], lib.llm_generator_free)
         for step in self._steps(generator):
             yield dataclasses.replace(
                 step, forgot_messages=lib.llm_generator_n_forgotten(generator)
             )
+
+    def _start(self, function: Callable, sampler: Sampler, *args) -> object:
+        """An llm_generator by one of its constructors; the last of args are GeneratorOptions."""
+        out, options = ffi.new("llm_generator **"), args[-1].pointer
+        with self._use() as pointer:
+            call_cancellable(function, out, pointer, sampler._pointer, *args[:-1], options)
+        return ffi.gc(out[0], lib.llm_generator_free)
 
     def _steps(self, generator) -> Iterator[Step]:
         step = ffi.new("llm_step *")
