@@ -1,6 +1,8 @@
 /* llm.h: the public interface of the engine, and the only header of it that the program (run*.c)
  * and the bindings see.
  *
+ * Past 500 lines on purpose: one header is the whole interface, and half of it is contracts.
+ *
  * Depends on nothing but C11. The text between the two "cffi" marker lines is handed to cffi's
  * cdef() as it stands, so it holds plain declarations: no macros, conditionals or attributes.
  *

@@ -1,7 +1,9 @@
 """Hyperparameters in the words of Hugging Face's config.json and of GGUF, both ways. Layer 3.
 
 A key of config.json is used, has the one value that the engine computes with, or is listed as
-without effect on the logits; any other is refused by name, for what it says would be ignored.
+without effect on the logits; any other is refused by name, for what it says would be ignored. Past
+500 lines: a family's way in and its way back stand side by side, so that one is not changed without
+the other.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """What does not convert: each fault of a folder or a checkpoint is one clear line, and nothing is
-written. The folders are made here, without peers."""
+written. The folders are made here, without peers. Past 500 lines: most of
+it is the list of faults, a few lines each, over one set of helpers."""
 
 import copy
 import errno
