@@ -73,8 +73,8 @@ class Report:
             f"n_ctx {s.n_ctx}, {output} output"
         )
         self.say(
-            f"recipe     AdamW, batch {s.batch} in {s.n_slots} slots, lr {s.lr:g}, "
-            f"warm-up {s.warmup} steps, cosine to 5 %, weight decay {s.weight_decay:g}, "
+            f"recipe     {s.optimizer}, batch {s.batch} in {s.n_slots} slots, lr {s.lr:g}, "
+            f"warm-up {s.warmup} steps, {s.schedule}, weight decay {s.weight_decay:g}, "
             f"clip {s.clip:g}, seed {s.seed}"
         )
         budget = f"{s.minutes:g} minutes" if run.n_steps is None else f"{run.n_steps:,} steps"

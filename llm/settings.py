@@ -20,6 +20,7 @@ FREE = {"text", "minutes", "threads", "out", "run_dir", "save_seconds"}
 # parameter); with 3.75e13, widths 128 and 160 reached 1.240 and 1.280 (4.7, 1.6).
 TOKENS_PER_PARAM = 4.0
 WIDTHS = range(64, 1025, 32)
+DEFAULT_LR = {"adamw": 1.5e-3, "muon": 0.02}
 DEFAULT_WIDTH = 224  # of a run whose budget is in steps
 
 
@@ -44,7 +45,9 @@ class Settings:
 
     batch: int = 4
     slot_sequences: int | None = None
-    lr: float = 1.5e-3
+    optimizer: str = "adamw"
+    lr: float | None = None
+    schedule: str = "cosine"
     warmup: int | None = None
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -76,10 +79,16 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails too
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
-        if self.precision not in (None, "fp32", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}, expected 'fp32' or 'bf16'")
-        if self.holdout not in ("hash", "last"):
-            raise ValueError(f"holdout is {self.holdout!r}, expected 'hash' or 'last'")
+        for name, choices in (
+            ("precision", (None, "fp32", "bf16")),
+            ("holdout", ("hash", "last")),
+            ("optimizer", tuple(DEFAULT_LR)),
+            ("schedule", ("cosine", "linear")),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                expected = " or ".join(repr(c) for c in choices if c)
+                raise ValueError(f"{name} is {value!r}, expected {expected}")
         slots, rest = divmod(self.batch, self.slot_sequences or self.batch)
         if rest or slots & (slots - 1) or not slots:
             raise ValueError(

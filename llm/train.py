@@ -27,7 +27,7 @@ from .errors import CheckpointError, LlmError
 from .evaluate import Validation
 from .model import Transformer, init_params, training_bytes
 from .ops_c import OpsC, best_precision
-from .optim import AdamW, clip_scale, warmup_cosine
+from .optim import OPTIMIZERS, SCHEDULES, AdamW, clip_scale
 from .parameter_file import (
     Provenance,
     TensorData,
@@ -37,7 +37,7 @@ from .parameter_file import (
     write_parameter_file,
 )
 from .report import Report
-from .settings import DEFAULT_WIDTH, Settings, choose_width, merge_resumed
+from .settings import DEFAULT_LR, DEFAULT_WIDTH, Settings, choose_width, merge_resumed
 from .tokenizer import Tokenizer
 from .vocabulary import (
     learn_vocabulary,
@@ -164,7 +164,8 @@ def take_step(run: Run) -> None:
     if not math.isfinite(norm):
         raise LlmError(f"step {run.step}: the gradient is {norm}; try a lower --lr")
     # n_steps is not known yet only during the warm-up, which does not ask for it.
-    rate = warmup_cosine(run.step, run.n_steps or 0, settings.warmup, settings.lr)
+    schedule = SCHEDULES[settings.schedule]
+    rate = schedule(run.step, run.n_steps or 0, settings.warmup, settings.lr)
     run.optimizer.step(model.params, model.grads, rate, clip_scale(norm, settings.clip))
     run.losses.append(loss)
     run.step += 1
@@ -306,7 +307,11 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
     tokens = token_stream(tokenizer, training, eot)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
     examples = Examples(tokens, settings.n_ctx, settings.seed, *slots)
-    settings = replace(settings, precision=settings.precision or best_precision())
+    settings = replace(
+        settings,
+        precision=settings.precision or best_precision(),
+        lr=settings.lr or DEFAULT_LR[settings.optimizer],
+    )
     threads = settings.threads or len(os.sched_getaffinity(0))
     ops = OpsC(threads, precision=settings.precision)
 
@@ -327,7 +332,9 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
         examples=examples,
         validation=Validation(held_tokens, token_bytes(vocabulary), settings.n_ctx),
         model=model,
-        optimizer=AdamW(model.config, weight_decay=settings.weight_decay, ops=ops),
+        optimizer=OPTIMIZERS[settings.optimizer](
+            model.config, weight_decay=settings.weight_decay, ops=ops
+        ),
         n_steps=settings.steps,
     )
 

@@ -1,12 +1,23 @@
-"""AdamW against its textbook form, decay on matrices only, resume, schedules."""
+"""AdamW and Muon against their textbook form, decay on matrices only, resume, schedules."""
 
 import numpy as np
 import pytest
 
 from llm.config import ModelConfig, layout, layout_size
 from llm.model import init_params
+from llm.ops_c import OpsC
 from llm.ops_numpy import OpsNumpy
-from llm.optim import AdamW, clip_scale, warmup_cosine, warmup_linear
+from llm.optim import (
+    ADAMW_SHARE,
+    OPTIMIZERS,
+    SCHEDULES,
+    AdamW,
+    Muon,
+    clip_scale,
+    warmup_cosine,
+    warmup_linear,
+)
+from llm.settings import DEFAULT_LR, Settings
 
 CONFIG = ModelConfig(n_vocab=33, n_ctx=12, n_embd=24, n_layer=2, n_head=4, n_kv_head=2, n_ff=20)
 
@@ -36,18 +47,62 @@ def test_textbook():
     np.testing.assert_allclose(params, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_padding_stays_zero():
+def orthogonal(x):
+    """Five quintic steps towards U V^T, in float64, as published."""
+    x = x / (np.linalg.norm(x) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("ops", [OpsNumpy(np.float32), OpsC(2)], ids=["numpy", "c"])
+def test_muon_textbook(ops):
+    params, adamw = init_params(CONFIG, 1), init_params(CONFIG, 1)
+    muon, beside = Muon(CONFIG, ops=ops), AdamW(CONFIG)
+    expected, m = params.astype(np.float64), np.zeros(params.size)
+    for step in (1, 2, 3):
+        grads = random_grads(step)
+        muon.step(params, grads, lr=0.02, grad_scale=0.5)
+        beside.step(adamw, grads, lr=ADAMW_SHARE * 0.02, grad_scale=0.5)
+        momentum = 0.85 + 0.1 * step / 300
+        m = momentum * m + 0.5 * grads
+        for entry in layout(CONFIG):
+            part = slice(entry.offset, entry.offset + entry.size)
+            if "blk." in entry.name and len(entry.shape) == 2:
+                x = (0.5 * grads[part] + momentum * m[part]).reshape(entry.shape)
+                scale = 0.02 * max(1, entry.shape[0] / entry.shape[1]) ** 0.5
+                expected[part] -= scale * orthogonal(x).reshape(-1)
+            else:
+                expected[part] = adamw[part]
+    np.testing.assert_allclose(params, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_muon_orthogonalizes():
+    params = np.zeros(layout_size(CONFIG), np.float32)
+    Muon(CONFIG).step(params, random_grads(1), lr=1.0)
+    for entry in layout(CONFIG):
+        if "blk." in entry.name and len(entry.shape) == 2:
+            update = params[entry.offset :][: entry.size].reshape(entry.shape)
+            scale = max(1, entry.shape[0] / entry.shape[1]) ** 0.5
+            values = np.linalg.svd(update / scale, compute_uv=False)
+            assert 0.3 < values.min() and values.max() < 1.3
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_padding_stays_zero(kind):
     params = init_params(CONFIG, 1)
-    AdamW(CONFIG).step(params, random_grads(1), lr=0.01)
+    kind(CONFIG).step(params, random_grads(1), lr=0.01)
     used = np.zeros(params.size, bool)
     for entry in layout(CONFIG):
         used[entry.offset : entry.offset + entry.size] = True
     assert not params[~used].any() and not used.all()
 
 
-def test_state_resumes_exactly():
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_state_resumes_exactly(kind):
     whole, resumed = init_params(CONFIG, 1), init_params(CONFIG, 1)
-    first, second, third = AdamW(CONFIG), AdamW(CONFIG), AdamW(CONFIG)
+    first, second, third = kind(CONFIG), kind(CONFIG), kind(CONFIG)
     for step in range(4):
         first.step(whole, random_grads(step), lr=0.01)
     for step in range(2):
@@ -83,6 +138,12 @@ def test_schedules(schedule, end):
     assert rates[-1] == pytest.approx(2.0 * end, abs=2.0 / 90 + 1e-9)
     assert schedule(500, 100, 10, 2.0) == pytest.approx(2.0 * end)
     assert schedule(0, 1, 0, 2.0) == pytest.approx(2.0)
+
+
+def test_settings_name_the_same_optimizers_and_schedules():
+    assert DEFAULT_LR.keys() == OPTIMIZERS.keys()
+    for name in SCHEDULES:
+        assert Settings(schedule=name).schedule == name
 
 
 def test_clip_scale():

@@ -31,6 +31,8 @@ from llm.settings import FREE, WIDTHS, Settings, choose_width, merge_resumed
         ("seed", -1),
         ("threads", -1),
         ("holdout", "first"),
+        ("optimizer", "sgd"),
+        ("schedule", "cubic"),
     ],
 )
 def test_absurd_values_are_refused_by_name(field, value):

@@ -104,6 +104,21 @@ def test_the_number_of_threads_changes_nothing(text, unbroken, tmp_path):
     assert compare_files(unbroken.out, tmp_path / "out.bin") == []
 
 
+def test_muon_resumes_and_ignores_the_number_of_threads(text, tmp_path):
+    muon = [*STEPS, "--optimizer", "muon", "--schedule", "linear"]
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    said = finish(text, tmp_path / "whole", *muon)
+    bits = [float(x) for x in re.findall(r"held-out ([\d.]+) bits/byte", said)]
+    assert bits[-1] < bits[0] - 0.3
+    process = start(text, tmp_path / "cut", *muon, "--threads", 3)
+    wait_for(process, "40 of 80")
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    finish(text, tmp_path / "cut", "--resume")
+    assert compare_files(tmp_path / "whole" / "out.bin", tmp_path / "cut" / "out.bin") == []
+
+
 def test_the_precision_is_kept(text, begun_fp32, capfd):
     """A run goes on as it was begun, whatever this machine has; another precision is refused."""
     state, _ = load_checkpoint(begun_fp32 / "run" / "checkpoint.npz")
