@@ -27,7 +27,7 @@ TESTS := $(patsubst tests/c/%.c,$(B)/tests/%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 
-.PHONY: help run ext train model test test-c test-peers bench bench-train bench-peers sanitize fuzz lint size
+.PHONY: help run ext train model test test-c test-peers test-big bench bench-train bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
@@ -136,6 +136,10 @@ VOCABULARIES := gpt2 cl100k o200k llama-3 qwen2 mistral-v1 mistral-v2 mistral-v3
 test-peers: .venv/peers-extra ## the same beside other programs (llama.cpp, PyTorch, tokenizers ...)
 	@for name in $(VOCABULARIES); do $(VENV) -m llm.packages $$name build/packages || exit 1; done
 	$(MAKE) test
+
+# Zeros of a file with holes are read as memory all the same: some GB a second.
+test-big: run .venv/test-extra ## a whole token of the 7B, 13B and 70B shapes of Llama 2 in F16 (minutes)
+	LLM_TEST_BIG=1 $(VENV) -m pytest -q -s tests/test_big.py $(ARGS)
 
 sanitize: ## the C tests under the address, undefined-behaviour and thread sanitizers
 	$(MAKE) test SAN=address,undefined

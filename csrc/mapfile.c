@@ -1,7 +1,7 @@
 /* mapfile.c: opening and mapping a whole file for reading. Layer 0; depends on error and POSIX. The
  * mapping is private and read-only; a file that is cut while it is mapped raises SIGBUS on access,
  * which only a program (run*.c), never the library, may handle. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE /* madvise */
 #include "mapfile.h"
 
 #include <errno.h>
@@ -28,6 +28,10 @@ static llm_status descriptor_map(mapfile *out, int fd, const char *path, llm_err
   if (info.st_size == 0) return error_clear(err); /* mmap refuses a length of 0 */
   void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
   if (data == MAP_FAILED) return error_set_errno(err, errno, "%s: cannot map the file", path);
+#ifdef MADV_HUGEPAGE
+  /* Only a wish: large pages come from the disk in large reads, several times faster than 4 KiB. */
+  (void)madvise(data, (size_t)info.st_size, MADV_HUGEPAGE);
+#endif
   *out = (mapfile){data, (size_t)info.st_size};
   return error_clear(err);
 }

@@ -1,0 +1,99 @@
+"""LLaMA 2 70B in F16: a parameter file of 138 GB, sparse on the disk, read where it is furthest.
+
+`make test-big` runs a whole token of it and of the 7B and 13B shapes, which reads every hole.
+"""
+
+import os
+import resource
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from big_models import IDS, SHAPES, n_file_bytes, plant, reference_logits, sparse_file, write_big
+
+import llm
+from llm._llm import lib
+from llm.cli import main
+
+
+def resident_bytes(kind: str = "VmRSS") -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields[kind].split()[0]) * 1024
+
+
+@pytest.fixture(scope="module")
+def big():
+    """(path, where each tensor begins, what is planted) of the 70B shape."""
+    config, planted = SHAPES["70B"], plant(SHAPES["70B"])
+    with sparse_file(n_file_bytes(config)) as path:
+        yield path, write_big(path, config, planted), planted
+
+
+def test_opening_reads_the_header_alone(big):
+    path, _, _ = big
+    assert path.stat().st_size > 2**37
+    before = resident_bytes()
+    with llm.Model(path) as model:
+        assert resident_bytes() - before < 100e6
+        assert model.n_params == 68_976_648_192  # as published
+
+
+def test_every_tensor_lies_where_it_should(big):
+    path, begins, planted = big
+    with llm.Model(path) as model:
+        assert set(model.tensors) == set(begins)
+        base = model.tensors.address("token_embd.weight") - begins["token_embd.weight"]
+        for name, begin in begins.items():
+            assert model.tensors.address(name) - base == begin
+            view, values = model.tensors[name], planted[name]
+            if view.ndim == 2:
+                view, values = view[values.rows], values.values
+            np.testing.assert_array_equal(view, values)
+
+
+def evaluate(path, planted, config, n_layer: int) -> np.ndarray:
+    """Logits of the first n_layer layers, and those of the specification in float64."""
+    with llm.Model(path) as model:
+        # What the engine runs follows from its config, which only a test may change.
+        lib.llm_model_config(model._handle.use()).n_layer = n_layer
+        logits = llm.Context(model, n_ctx=len(IDS), kv_type="f32").eval(IDS, n_rows=len(IDS))
+    expected = reference_logits(config, planted, IDS, n_layer)
+    assert np.ptp(expected) > 4
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    return expected
+
+
+def test_two_layers_and_the_output(big):
+    path, begins, planted = big
+    assert begins["blk.0.attn_norm.weight"] > 133e9
+    two = evaluate(path, planted, SHAPES["70B"], 2)
+    one = reference_logits(SHAPES["70B"], planted, IDS, 1)
+    assert np.abs(two - one).max() > 0.1  # the second layer's share is seen
+
+
+def test_it_is_described(big, run_binary, capsys):
+    path, _, _ = big
+    done = subprocess.run([run_binary, path, "--info"], capture_output=True, text=True, check=True)
+    assert f"68976648192 (68976.6 M), file of {path.stat().st_size} bytes" in done.stdout
+    assert main(["inspect", str(path)]) == 0
+    assert f"{path.stat().st_size:,} bytes" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("LLM_TEST_BIG" not in os.environ, reason="minutes: make test-big")
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_whole_token(name):
+    config, planted = SHAPES[name], plant(SHAPES[name])
+    with sparse_file(n_file_bytes(config)) as path:
+        begins = write_big(path, config, planted)
+        start, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        evaluate(path, planted, config, config.n_layer)
+        seconds = time.perf_counter() - start
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        touched = path.stat().st_size - begins["blk.2.attn_norm.weight"]
+        print(
+            f"\n{name}: {len(IDS)} tokens in {seconds:.1f} s, {touched:,} bytes of weights read "
+            f"({touched / seconds / 1e9:.2f} GB/s of holes), {faults:,} page faults, "
+            f"{resident_bytes('RssAnon') / 1e6:.0f} MB of own memory"
+        )
