@@ -26,7 +26,8 @@ setup(
     packages=["llm"],
     install_requires=["cffi>=1.15", "matplotlib", "numpy>=1.24", "tqdm"],
     extras_require={
-        "test": ["hypothesis", "pytest"],
+        "data": ["pyarrow", "zstandard"],  # .parquet and .zst
+        "test": ["hypothesis", "pyarrow", "pytest", "zstandard"],
         "lint": ["ruff==0.17.6"],
         # Other people's programs, for tests and benchmarks only.
         "parity": PARITY,

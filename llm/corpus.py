@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from .documents import NotText, Source, find_files, read_documents
 from .errors import CorpusError
 
-SUFFIXES = (".txt", ".md")
 SEPARATOR = b"<|endoftext|>"  # the text of the token between documents
 
 BIBLE = "World English Bible"
@@ -45,16 +45,20 @@ class Corpus:
 
 
 def read_corpus(paths: list[str] | None = None) -> Corpus:
-    """The text under `paths` (files of any name, folders of .txt and .md), or the default."""
+    """The text under `paths` (files of any name, folders of what documents.FORMATS lists), or the
+    default."""
     if not paths:
         return default_corpus()
     names = (os.fsencode(Path(path).name or path).decode("utf-8", "replace") for path in paths)
     corpus = Corpus(name=", ".join(names), documents=[])
-    for path in map(Path, paths):
-        if path.is_dir():
-            _read_folder(path, corpus)
-        else:
-            corpus.documents.append(_read_document(path))
+    skip = corpus.skipped.append
+    for path in find_files([str(path) for path in paths], skip):
+        try:
+            corpus.documents += list(read_documents(Source(path), None, skip, part_bytes=None))
+        except NotText as error:
+            if path in map(str, paths):
+                raise
+            skip(str(error))
     corpus.documents = [document for document in corpus.documents if document.strip()]
     if not corpus.documents:
         where = ", ".join(map(str, paths))
@@ -64,44 +68,6 @@ def read_corpus(paths: list[str] | None = None) -> Corpus:
 
 def _count_skipped(skipped: list[str]) -> str:
     return f" ({len(skipped)} files skipped, the first: {skipped[0]})" if skipped else ""
-
-
-def _read_folder(folder: Path, corpus: Corpus) -> None:
-    def stop(error: OSError):
-        raise CorpusError(f"{error.filename}: cannot read the folder: {error.strerror}")
-
-    for parent, folders, names in os.walk(folder, onerror=stop):
-        folders.sort()
-        for path in (Path(parent) / name for name in sorted(names)):
-            if path.suffix.lower() not in SUFFIXES:
-                corpus.skipped.append(f"{path}: not {' or '.join(SUFFIXES)}")
-                continue
-            try:
-                corpus.documents.append(_read_document(path))
-            except NotText as error:
-                corpus.skipped.append(str(error))
-
-
-class NotText(CorpusError):
-    """A file that can be read but is not UTF-8 text."""
-
-
-def _read_document(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe or a device would block or never end
-        raise CorpusError(f"{path}: neither a file nor a folder")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot read: {error.strerror}") from error
-    if b"\0" in data:
-        raise NotText(f"{path}: binary (a zero byte at {data.index(0)})")
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise NotText(
-            f"{path}: not UTF-8 (byte 0x{data[error.start]:02x} at {error.start})"
-        ) from error
-    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def default_corpus() -> Corpus:

@@ -47,9 +47,9 @@ def test_what_is_not_text_in_a_folder_is_skipped_and_named(tmp_path):
     read = read_corpus([str(tmp_path)])
     assert read.documents == [b"good"]
     assert [os.path.basename(line) for line in read.skipped] == [
+        "picture.png: not .txt, .md, .jsonl, .parquet, nor one of them in .gz, .xz, .zst",
         "binary.txt: binary (a zero byte at 2)",
         "latin.txt: not UTF-8 (byte 0xef at 2)",
-        "picture.png: not .txt or .md",
     ]
 
 

@@ -41,7 +41,7 @@ PYTHON_LAYERS = (
         "sentencepiece_file",
         "binding tokenizer sampler context engine chat_template",
     ),
-    ("chat", "ops ops_*", "settings", "corpus", "data", "distributed", "vocabularies"),
+    ("chat", "ops ops_*", "settings", "documents corpus", "data", "distributed", "vocabularies"),
     ("model", "optim"),
     ("parameter_file", "checkpoint", "evaluate"),
     ("quantize calibrate",),
