@@ -147,16 +147,23 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "other", nargs="?", help="compare with this file: exit 1 where they differ"
     )
+    command.add_argument("--json", action="store_true", help="as JSON, figures unrounded")
 
 
 def run_inspect(options: argparse.Namespace) -> int:
+    import json
+
+    from .label import facts, label
     from .parameter_file import compare_files
-    from .report import escape, label
+    from .report import escape
 
     if options.other is None:
-        print(label(options.file))
+        print(json.dumps(facts(options.file)) if options.json else label(options.file))
         return 0
     differences = compare_files(options.file, options.other)
+    if options.json:
+        print(json.dumps({"same": not differences, "differences": differences}))
+        return 1 if differences else 0
     for line in differences:
         print(escape(line))
     if not differences:

@@ -291,7 +291,8 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from. `run` holds the figures of a clock or a machine (seconds,
+    """Where a model comes from. `figures` holds further ones by key behind "two_file."
+    ("corpus.tokens", "memorisation.training"), `run` those of a clock or a machine (seconds,
     tokens_per_second, date, threads, kernels): int, float or str each."""
 
     name: str
@@ -304,6 +305,7 @@ class Provenance:
     train_flops: float
     validation_bits_per_byte: float
     quantization_bits_per_byte_change: float = 0.0
+    figures: Mapping[str, int | float | str] = field(default_factory=dict)
     run: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def entries(self) -> list[Entry]:
@@ -327,6 +329,7 @@ class Provenance:
                 self.quantization_bits_per_byte_change,
                 ValueType.FLOAT32,
             ),
+            *(Entry(f"two_file.{key}", v, _plain_type(v)) for key, v in self.figures.items()),
         ]
 
     def run_entries(self) -> list[Entry]:

@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).resolve().parent.parent / "run"
 
 def escape(text: str) -> str:
     """Control characters but newline and tab, and what turns the direction of writing, as \\x1b."""
-    unsafe = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    unsafe = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
     return re.sub(unsafe, lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
@@ -33,6 +33,11 @@ def human(n: float) -> str:
         if n >= size:
             return f"{n / size:.3g} {unit}"
     return f"{n:.3g}"
+
+
+def human_bytes(n: float) -> str:
+    """1234567 as "1.23 MB"."""
+    return f"{human(n)}B" if n >= 1000 else f"{n:.0f} B"
 
 
 class Report:
@@ -168,41 +173,6 @@ class Report:
         prompt = shlex.quote(escape(run.prompt))
         dashes = "-- " if run.prompt.startswith("-") else ""
         self.say(f"try        ./run {dashes}{shlex.quote(str(out))} {prompt}")
-
-
-def label(path: str) -> str:
-    """What a parameter file says about itself, a line each; nothing in it is believed or run."""
-    from .engine import Model
-
-    with Model(path) as model:
-        keys, config = model.metadata, model.config
-        types = sorted({model.tensors.type_name(name) for name in model.tensors})
-        lines = [
-            ("file", f"{path}, {Path(path).stat().st_size:,} bytes"),
-            ("name", keys.get("general.name", "")),
-            ("model", f"{config.architecture}, {model.n_params:,} parameters, {', '.join(types)}"),
-            (
-                "sizes",
-                f"n_embd {config.n_embd}, n_layer {config.n_layer}, n_head {config.n_head}, "
-                f"n_kv_head {config.n_kv_head}, n_ff {config.n_ff}, n_vocab {config.n_vocab}, "
-                f"n_ctx {config.n_ctx_train}",
-            ),
-        ]
-        own = {key: keys[key] for key in keys if key.startswith("two_file.")}
-        lines += [(key[9:], value) for key, value in own.items() if not _is_long(value)]
-        if not own:
-            lines.append(("origin", "the file does not say where it comes from"))
-    return "\n".join(f"{escape(name):32} {_shown(value)}" for name, value in lines)
-
-
-def _is_long(value) -> bool:
-    return not isinstance(value, str | int | float)
-
-
-def _shown(value) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return escape(f"{value:,}" if isinstance(value, int) else value).replace("\n", "\\n")
 
 
 def draw_curves(run, path: Path) -> None:

@@ -422,6 +422,7 @@ def provenance(run: Run) -> Provenance:
         train_seed=run.settings.seed,
         train_flops=float(run.n_tokens * config.flops_per_token),
         validation_bits_per_byte=run.bits_per_byte,
+        figures={"corpus.tokens": len(run.examples.tokens)},
         run={
             "seconds": run.seconds,
             "tokens_per_second": run.n_tokens / max(run.seconds, 1e-9),

@@ -1,5 +1,6 @@
 """`python -m llm`: usage, exit statuses, one line for a failure; inspect and generate."""
 
+import json
 import os
 import re
 import subprocess
@@ -96,7 +97,9 @@ def test_a_terminal_without_unicode_or_none_at_all(tiny):
 
 def test_inspect_one_file(tiny, capsys):
     assert cli.main(["inspect", str(tiny)]) == 0
-    assert "corpus.bytes" in capsys.readouterr().out
+    assert "Text read" in capsys.readouterr().out
+    assert cli.main(["inspect", "--json", str(tiny)]) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["corpus.bytes"] == 1000
 
 
 def test_inspect_two_files(tiny, tmp_path, capsys):

@@ -47,6 +47,7 @@ PYTHON_LAYERS = (
     ("quantize calibrate",),
     ("vocabulary", "convert convert_* export export_*"),
     ("report",),
+    ("label",),
     ("train",),
     ("tokenize_command", "quantize_command", "zip"),
     ("zip_command",),

@@ -1,4 +1,4 @@
-"""What a run tells: escaping, the lines, the picture, the label of a file."""
+"""What a run tells: escaping, the lines, the picture."""
 
 import fcntl
 import os
@@ -10,12 +10,10 @@ import termios
 from types import SimpleNamespace
 
 import pytest
-from models import TINY, byte_vocabulary, provenance, random_params, write_trained
+from models import TINY
 
 from conftest import ROOT
-from llm.config import layout
-from llm.parameter_file import TensorData, trained_model_metadata, write_parameter_file
-from llm.report import draw_curves, escape, human, label
+from llm.report import draw_curves, escape, human, human_bytes
 
 
 @pytest.mark.parametrize(
@@ -38,6 +36,10 @@ def test_human(n, shown):
     assert human(n) == shown
 
 
+def test_human_bytes():
+    assert [human_bytes(n) for n in (7, 4_030_056, 10e12)] == ["7 B", "4.03 MB", "10 TB"]
+
+
 def run_with(losses, validations):
     return SimpleNamespace(
         losses=losses,
@@ -57,30 +59,6 @@ def test_the_picture_is_drawn_for_any_length_of_run(tmp_path, n_steps):
     raw = (tmp_path / "loss.png").read_bytes()
     assert raw.startswith(b"\x89PNG")
     assert struct.unpack(">II", raw[16:24]) == (1200, 675)
-
-
-def test_the_label_of_a_trained_file(tmp_path):
-    path = tmp_path / "tiny.bin"
-    write_trained(path)
-    shown = dict(line.split(None, 1) for line in label(str(path)).splitlines())
-    assert "llama" in shown["model"] and "F32" in shown["model"]
-    assert shown["corpus.bytes"] == "1,000"
-    assert shown["validation.bits_per_byte"] == "8"
-    assert len(shown["tensor_sha256"]) == 64
-
-
-def test_the_label_escapes_what_the_file_says(tmp_path):
-    evil = tmp_path / "evil.bin"
-    metadata = trained_model_metadata(TINY, byte_vocabulary(), provenance(name="\x1b[2J\nname"))
-    params = random_params(TINY)
-    tensors = [
-        TensorData(e.gguf_name, e.shape, "F32", params[e.offset : e.offset + e.size])
-        for e in layout(TINY)
-    ]
-    write_parameter_file(evil, metadata, tensors)
-    shown = label(str(evil))
-    assert "\x1b" not in shown
-    assert "\\x1b[2J\\nname" in shown
 
 
 BAR = """
