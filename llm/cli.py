@@ -82,7 +82,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
         return add
 
     add = group("what to learn")
-    add("--text", "files, folders of .txt, .md, .jsonl, .parquet (the World English Bible)", nargs="+")
+    add("--text", "files, folders of .txt, .md, .jsonl, .parquet (default: the Bible)", nargs="+")
     add("--holdout", "the 5 %% kept for validation: by hash, or the last", choices=["hash", "last"])
     add("--prompt", "what samples continue (default: the first words of the text)")
 
