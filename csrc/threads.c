@@ -1,7 +1,8 @@
 /* threads.c: see threads.h. One generation counter announces a job, one counter of busy workers its
  * end; both are atomics that a waiting thread spins on for some microseconds before it sleeps on a
  * condition. A sleeper counts itself before its last look at the counter, a waker moves the counter
- * before it looks for sleepers (sequentially consistent both), so no wake-up is lost. */
+ * before it looks for sleepers (sequentially consistent both), so no wake-up is lost. There are
+ * never more threads than cores: they would wait for each other's turn at every job. */
 #define _GNU_SOURCE /* sched_getaffinity */
 #include "threads.h"
 
@@ -14,18 +15,19 @@
 
 #include "error.h"
 
-enum { SPINS = 4000 }; /* SPINS: about 50 us, longer than a layer's gaps */
+enum { MIN_SPINS = 200, MAX_SPINS = 4000 }; /* MAX_SPINS: about 50 us, longer than a layer's gaps */
 
 typedef struct worker {
   struct thread_pool *pool;
   pthread_t id;
-  int thread;
+  int thread, spins;
 } worker;
 
 struct thread_pool {
-  int n_threads, n_started; /* n_started: workers that exist, n_threads - 1 after construction */
-  pid_t process;            /* that the workers live in: fork copies the pool without them */
-  int spins;
+  int n_started;  /* workers that exist; the caller is one thread more */
+  int n_shares;   /* of a job, the same number for each thread */
+  int spins;      /* of the caller */
+  pid_t process;  /* that the workers live in: fork copies the pool without them */
   thread_job job; /* NULL tells the workers to leave */
   void *arg;
   _Alignas(64) atomic_uint generation;
@@ -42,8 +44,8 @@ static void spin_pause(void) {
 #endif
 }
 
-static int has_workers(const thread_pool *pool) {
-  return pool->n_started > 0 && pool->process == getpid();
+static int is_orphan(const thread_pool *pool) { /* in a forked process */
+  return pool->n_started > 0 && pool->process != getpid();
 }
 
 /* A condition on one of the two counters. */
@@ -56,11 +58,18 @@ static int workers_done(thread_pool *pool, unsigned seen) {
   return pool->busy == 0;
 }
 
-static void pool_wait(thread_pool *pool, pool_condition holds, unsigned seen) {
-  for (int i = 0; i < pool->spins; i++) {
-    if (holds(pool, seen)) return;
+/* spins: how long this thread waits awake, learned from what the last waits needed. Where another
+ * program has the core that is waited for, or both threads share one, waiting awake keeps the
+ * others from ever getting done. */
+static void pool_wait(thread_pool *pool, pool_condition holds, unsigned seen, int *spins) {
+  for (int i = 0; i < *spins; i++) {
+    if (holds(pool, seen)) {
+      *spins = *spins + *spins / 4 < MAX_SPINS ? *spins + *spins / 4 : MAX_SPINS;
+      return;
+    }
     spin_pause();
   }
+  *spins = *spins / 2 > MIN_SPINS ? *spins / 2 : MIN_SPINS;
   pthread_mutex_lock(&pool->mutex);
   pool->sleepers++;
   while (!holds(pool, seen)) pthread_cond_wait(&pool->wake, &pool->mutex);
@@ -75,13 +84,18 @@ static void pool_wake(thread_pool *pool) {
   pthread_mutex_unlock(&pool->mutex);
 }
 
+static void run_shares(thread_pool *pool, int thread) {
+  int each = pool->n_shares / (pool->n_started + 1);
+  for (int i = thread * each; i < (thread + 1) * each; i++) pool->job(pool->arg, i, pool->n_shares);
+}
+
 static void *worker_main(void *arg) {
   worker *w = arg;
   thread_pool *pool = w->pool;
   for (unsigned seen = 0;; seen++) { /* each generation is served once: none starts before */
-    pool_wait(pool, job_arrived, seen);
+    pool_wait(pool, job_arrived, seen, &w->spins);
     if (!pool->job) return NULL;
-    pool->job(pool->arg, w->thread, pool->n_threads);
+    run_shares(pool, w->thread);
     if (--pool->busy == 0) pool_wake(pool);
   }
 }
@@ -110,28 +124,34 @@ int threads_available(void) {
 }
 
 llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err) {
+  return thread_pool_new_on(out, n_threads, threads_available(), err);
+}
+
+llm_status thread_pool_new_on(thread_pool **out, int n_threads, int n_cores, llm_error *err) {
   *out = NULL;
   if (n_threads < 1 || n_threads > MAX_THREADS)
     return error_set(err, LLM_ERR_ARG, "threads: found %d, expected 1 to %d", n_threads,
                      MAX_THREADS);
-  size_t n_bytes = sizeof(thread_pool) + (size_t)n_threads * sizeof(worker);
+  int n_real = n_threads < n_cores ? n_threads : n_cores;
+  size_t n_bytes = sizeof(thread_pool) + (size_t)n_real * sizeof(worker);
   n_bytes = (n_bytes + 63) / 64 * 64;
   thread_pool *pool = aligned_alloc(64, n_bytes);
   if (!pool) return error_nomem(err, n_bytes, "a thread pool");
   memset(pool, 0, n_bytes);
-  pool->n_threads = n_threads;
+  pool->n_shares = n_threads / n_real * n_real;
   pool->process = getpid();
-  pool->spins = n_threads > threads_available() ? 0 : SPINS; /* a spinner would hold a core */
+  pool->spins = MAX_SPINS;
   pthread_mutex_init(&pool->mutex, NULL);
   pthread_cond_init(&pool->wake, NULL);
-  for (int i = 0; i < n_threads - 1; i++) {
+  for (int i = 0; i < n_real - 1; i++) {
     worker *w = &pool->workers[i];
     w->pool = pool;
     w->thread = i + 1;
+    w->spins = MAX_SPINS;
     int failure = pthread_create(&w->id, NULL, worker_main, w);
     if (failure) {
       thread_pool_free(pool);
-      return error_set_errno(err, failure, "cannot start thread %d of %d", i + 2, n_threads);
+      return error_set_errno(err, failure, "cannot start thread %d of %d", i + 2, n_real);
     }
     pool->n_started++;
   }
@@ -141,7 +161,7 @@ llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err) {
 
 void thread_pool_free(thread_pool *pool) {
   if (!pool) return;
-  if (pool->process == getpid()) {
+  if (!is_orphan(pool)) {
     pool_start(pool, NULL, NULL);
     for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
     pthread_cond_destroy(&pool->wake); /* waits for sleepers, dead ones too */
@@ -150,16 +170,16 @@ void thread_pool_free(thread_pool *pool) {
   free(pool);
 }
 
-int thread_pool_size(const thread_pool *pool) { return pool->n_threads; }
+int thread_pool_size(const thread_pool *pool) { return pool->n_shares; }
 
 void thread_pool_run(thread_pool *pool, thread_job job, void *arg) {
-  if (!has_workers(pool)) {
+  if (is_orphan(pool)) {
     job(arg, 0, 1);
     return;
   }
   pool_start(pool, job, arg);
-  job(arg, 0, pool->n_threads);
-  pool_wait(pool, workers_done, 0);
+  run_shares(pool, 0);
+  pool_wait(pool, workers_done, 0, &pool->spins);
 }
 
 void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begin, size_t *end) {

@@ -1,5 +1,5 @@
-/* test_threads.c: every thread runs every job once, jobs do not overlap, and sleeping, crowded and
- * failing pools behave. Run it under the thread sanitizer too. */
+/* test_threads.c: every share of every job runs once, jobs do not overlap, and sleeping, crowded
+ * and failing pools behave. Run it under the thread sanitizer too. */
 #define _DEFAULT_SOURCE /* usleep */
 #include <string.h>
 #include <sys/resource.h>
@@ -26,24 +26,35 @@ static void count(void *arg, int thread, int n_threads) {
   c->runs[thread]++;
 }
 
-static void test_runs(int n_threads, int n_runs, useconds_t pause) {
-  counts c = {.n_threads = n_threads};
+static void test_pool(int n_threads, int n_cores, int n_runs, useconds_t pause) {
+  int n_shares = n_threads < n_cores ? n_threads : n_threads / n_cores * n_cores;
+  counts c = {.n_threads = n_shares};
   thread_pool *pool;
   llm_error err;
-  CHECK_MSG(thread_pool_new(&pool, n_threads, &err) == LLM_OK, "%d threads: %s", n_threads,
-            err.message);
+  CHECK_MSG(thread_pool_new_on(&pool, n_threads, n_cores, &err) == LLM_OK, "%d threads: %s",
+            n_threads, err.message);
   if (!pool) return;
-  CHECK(thread_pool_size(pool) == n_threads);
+  CHECK(thread_pool_size(pool) == n_shares);
   for (int i = 0; i < n_runs; i++) {
     thread_pool_run(pool, count, &c);
     /* all are back: plain reads are safe, and each count is exact after each run */
-    for (int t = 0; t < n_threads; t++)
-      CHECK_MSG(c.runs[t] == i + 1, "thread %d of %d ran %ld times, not %d", t, n_threads,
-                c.runs[t], i + 1);
+    for (int t = 0; t < n_shares; t++)
+      CHECK_MSG(c.runs[t] == i + 1, "share %d of %d ran %ld times, not %d", t, n_shares, c.runs[t],
+                i + 1);
     if (pause) usleep(pause);
   }
   CHECK(!c.bad);
   thread_pool_free(pool);
+}
+
+/* A core for each thread, there or not. */
+static void test_runs(int n_threads, int n_runs, useconds_t pause) {
+  test_pool(n_threads, n_threads, n_runs, pause);
+}
+
+static void test_few_cores(void) {
+  for (int n_cores = 1; n_cores <= 4; n_cores++)
+    for (int n_threads = 1; n_threads <= 9; n_threads++) test_pool(n_threads, n_cores, 20, 0);
 }
 
 static void test_share(void) {
@@ -92,7 +103,7 @@ static void test_no_room(void) {
   if (setrlimit(RLIMIT_AS, &small)) return;
   thread_pool *pool;
   llm_error err;
-  CHECK(thread_pool_new(&pool, 1024, &err) == LLM_ERR_IO && !pool);
+  CHECK(thread_pool_new_on(&pool, 1024, 1024, &err) == LLM_ERR_IO && !pool);
   CHECK(strstr(err.message, "of 1024") && err.sys_errno != 0);
   setrlimit(RLIMIT_AS, &limit);
 #endif
@@ -102,7 +113,7 @@ static void test_no_room(void) {
 static void test_fork(void) {
   thread_pool *pool;
   llm_error err;
-  CHECK(thread_pool_new(&pool, 4, &err) == LLM_OK);
+  CHECK(thread_pool_new_on(&pool, 4, 4, &err) == LLM_OK);
   if (!pool) return;
   usleep(2000); /* the workers park: the child inherits a condition with sleepers */
   pid_t child = fork();
@@ -128,8 +139,9 @@ int main(void) {
   test_refusals();
   test_runs(1, 100, 0);
   test_runs(2, 20000, 0);
-  test_runs(3, 2000, 0); /* more than two cores: no spinning */
+  test_runs(3, 2000, 0);
   test_runs(MOST, 100, 0);
+  test_few_cores();
   test_runs(2, 100, 1000);                                      /* the workers park in between */
   for (int i = 0; i < 200; i++) test_runs(i % 4 + 1, i % 3, 0); /* made and ended, unused too */
   test_no_room();
