@@ -68,8 +68,10 @@ void llm_ops_sum_rows(llm_ops *ops, const llm_sum_rows_args *args, int64_t n_row
 typedef struct llm_rope_args { /* per (batch, time) */
   float *x;
   const float *cos, *sin;
+  const int32_t *starts; /* (batch, time), or NULL */
   int64_t n_time, n_head, head_dim;
   float direction; /* 1, or -1 for the backward */
+  int32_t halves;
 } llm_rope_args;
 void llm_ops_rope(llm_ops *ops, const llm_rope_args *args, int64_t n_rows);
 
@@ -114,7 +116,8 @@ void llm_ops_adamw(llm_ops *ops, const llm_adamw_args *args, int64_t n_rows);
 /* ---- matrix product and attention: LLM_ERR_NOMEM is the only failure ---- */
 
 /* C (m, n) = op(A) op(B) + add; a_trans: A is stored (k, m); b_trans: B is stored (n, k). `ld` are
- * floats from row to row as stored; add (m, n) is NULL, C itself, or apart from C. */
+ * floats from row to row as stored; add (m, n) is NULL, C itself, or apart from C; with ld_add 0 a
+ * bias (n). */
 typedef struct llm_gemm_args {
   int64_t m, n, k;
   const float *a, *b, *add;
@@ -124,10 +127,12 @@ typedef struct llm_gemm_args {
 } llm_gemm_args;
 llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err);
 
-/* q, o (n_batch, n_time, n_head, head_dim); k, v with n_kv_head; lse (n_batch, n_head, n_time).
+/* q, o (n_batch, n_time, n_head, head_dim); k, v with n_kv_head; lse (n_batch, n_head, n_time);
+ * starts (n_batch, n_time), or NULL: a query's document begins there, and it sees nothing before.
  * The forward writes o and lse, the backward reads them and writes dq, dk, dv. */
 typedef struct llm_attention_args {
   int64_t n_batch, n_time, n_head, n_kv_head, head_dim;
+  const int32_t *starts;
   const float *q, *k, *v;
   float *o, *lse;
   const float *d_o; /* "do" is a word of C */

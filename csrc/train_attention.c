@@ -11,6 +11,7 @@
 #include "train_ops.h"
 
 enum { Q_BLOCK = 48 }; /* a multiple of every mr; a block's scores stay in the second-level cache */
+enum { SEEN_UNIT = 96 }; /* a multiple of every mr and every nr */
 
 /* ---- rows of scores; a row is a query of the block, `first` the block's first position ---- */
 
@@ -18,13 +19,16 @@ typedef struct llm_softmax_args {
   float *scores; /* in: q . k up to the query; out: exp(scale * (s - max)), zero up to `end` */
   int64_t ld, first, end;
   float scale;
-  float *lse, *inverse; /* by query of the block: log of the sum of exp, 1 / sum */
+  float *lse, *inverse;  /* by query of the block: log of the sum of exp, 1 / sum */
+  const int32_t *starts; /* of the block's queries: what lies before is as what lies behind */
 } llm_softmax_args;
 
 PORT_INLINE void softmax_row(const llm_softmax_args *a, int64_t row) {
   float *s = a->scores + row * a->ld;
   const int64_t n = a->first + row + 1, whole = (n + 15) / 16 * 16;
+  const int64_t start = a->starts ? a->starts[row] : 0;
   const float scale = a->scale;
+  for (int64_t i = 0; i < start; i++) s[i] = -FLT_MAX;
   for (int64_t i = n; i < whole; i++) s[i] = -FLT_MAX; /* no ragged ends: these become zeros */
   ROW_MAX(top, i, whole, s[i]);
   const float shift = top * scale;
@@ -56,6 +60,7 @@ typedef struct llm_score_gradient_args {
   float scale;
   const float *lse, *o, *d_o;
   int64_t ld_o, head_dim;
+  const int32_t *starts; /* as above */
 } llm_score_gradient_args;
 
 PORT_INLINE void score_gradient_row(const llm_score_gradient_args *a, int64_t row) {
@@ -70,6 +75,8 @@ PORT_INLINE void score_gradient_row(const llm_score_gradient_args *a, int64_t ro
     p[i] = port_exp(p[i] * scale - lse);
     ds[i] = p[i] * (ds[i] - delta) * scale;
   }
+  const int64_t start = a->starts ? a->starts[row] : 0;
+  for (int64_t i = 0; i < start; i++) p[i] = ds[i] = 0.0f;
   for (int64_t i = n; i < a->end || i < whole; i++) p[i] = ds[i] = 0.0f;
 }
 PORT_BUILDS(score_gradient)
@@ -79,10 +86,11 @@ PORT_BUILDS(score_gradient)
 typedef struct attention_unit {
   const llm_ops *ops;
   const llm_attention_args *x;
-  size_t T, D;         /* n_time, head_dim */
-  size_t ld_q, ld_kv;  /* floats from position to position */
-  size_t ld_s;         /* of a row of scores: an odd number of cache lines, against conflicts */
-  size_t t_pad, d_pad; /* T and D in whole panels */
+  const int32_t *starts; /* of the batch entry's positions, or NULL */
+  size_t T, D;           /* n_time, head_dim */
+  size_t ld_q, ld_kv;    /* floats from position to position */
+  size_t ld_s;           /* of a row of scores: an odd number of cache lines, against conflicts */
+  size_t t_pad, d_pad;   /* T and D in whole panels */
   float scale;
   /* The thread's scratch, packed as steps. "by_time": transposed, panels over positions, (t_pad,
    * D); "by_dim": panels over head_dim, (rows, d_pad). */
@@ -133,6 +141,12 @@ static size_t unit_place(attention_unit *u, int backward, float *memory) {
 
 /* ---- products of a block of m queries at positions [first, first + m) ---- */
 
+/* No query of the block sees a position before this one: scores there are zero, and adding zeros
+ * changes no bit, so they are left out. */
+static size_t first_seen(const attention_unit *u, size_t first) {
+  return u->starts ? (size_t)u->starts[first] / SEEN_UNIT * SEEN_UNIT : 0;
+}
+
 /* s (m, first + m) = x (m, D) times the packed keys or values; tiles above the diagonal left out.
  */
 static void block_scores(const attention_unit *u, size_t first, size_t m, const float *x,
@@ -140,7 +154,7 @@ static void block_scores(const attention_unit *u, size_t first, size_t m, const 
   const gemm_kernel *g = u->ops->product;
   const size_t steps = gemm_steps(g, u->D);
   const gemm_rows a = gemm_pack_rows(g, u->rows, m, u->D, x, u->ld_q, 0);
-  for (size_t col = 0; col < first + m; col += g->nr) {
+  for (size_t col = first_seen(u, first); col < first + m; col += g->nr) {
     const size_t r = col > first ? (col - first) / g->mr * g->mr : 0;
     gemm_panel(g, m - r, g->nr, steps, a.a + r * a.tile, a.row, a.step, by_time + col * steps,
                s + r * u->ld_s + col, u->ld_s, NULL, 0);
@@ -151,13 +165,15 @@ static void block_scores(const attention_unit *u, size_t first, size_t m, const 
 static void block_times_rows(const attention_unit *u, size_t first, size_t m, const float *s,
                              float *y) {
   const gemm_kernel *g = u->ops->product;
-  const gemm_rows a = gemm_pack_rows(g, u->rows, m, first + m, s, u->ld_s, 0);
+  const size_t seen = first_seen(u, first);
+  const float *by_dim = u->kv_by_dim + seen / g->pair * g->nr;
+  const gemm_rows a = gemm_pack_rows(g, u->rows, m, first + m - seen, s + seen, u->ld_s, 0);
   for (size_t r = 0; r < m; r += g->mr) {
     if (r + g->mr > m && m >= g->mr) r = m - g->mr; /* a whole tile again: nothing accumulates */
     const size_t rows = min_size(g->mr, m - r);
     for (size_t d = 0; d < u->D; d += g->nr)
-      gemm_panel(g, rows, min_size(g->nr, u->D - d), gemm_steps(g, first + r + rows),
-                 a.a + r * a.tile, a.row, a.step, u->kv_by_dim + d * gemm_steps(g, u->T),
+      gemm_panel(g, rows, min_size(g->nr, u->D - d), gemm_steps(g, first + r + rows - seen),
+                 a.a + r * a.tile, a.row, a.step, by_dim + d * gemm_steps(g, u->T),
                  y + r * u->ld_q + d, u->ld_q, NULL, 0);
   }
 }
@@ -168,15 +184,17 @@ static void add_transposed(const attention_unit *u, size_t first, size_t m, cons
                            const float *by_dim, float *y, int fresh) {
   const gemm_kernel *g = u->ops->product;
   const size_t steps = gemm_steps(g, m);
-  const gemm_rows a = gemm_pack_rows(g, u->rows, first + m, m, s, u->ld_s, 1);
-  for (size_t r = 0; r < first + m; r += g->mr) {
+  const size_t seen = first_seen(u, first);
+  const gemm_rows a = gemm_pack_rows(g, u->rows, first + m - seen, m, s + seen, u->ld_s, 1);
+  for (size_t r = seen; r < first + m; r += g->mr) {
     const size_t rows = min_size(g->mr, first + m - r);
     const size_t skip = r > first ? (r - first) / g->pair : 0; /* steps */
     for (size_t d = 0; d < u->D; d += g->nr) {
       float *c = y + r * u->ld_kv + d;
       const float *add = fresh && r >= first ? NULL : c;
-      gemm_panel(g, rows, min_size(g->nr, u->D - d), steps - skip, a.a + r * a.tile + skip * a.step,
-                 a.row, a.step, by_dim + d * steps + skip * g->nr, c, u->ld_kv, add, u->ld_kv);
+      gemm_panel(g, rows, min_size(g->nr, u->D - d), steps - skip,
+                 a.a + (r - seen) * a.tile + skip * a.step, a.row, a.step,
+                 by_dim + d * steps + skip * g->nr, c, u->ld_kv, add, u->ld_kv);
     }
   }
 }
@@ -191,7 +209,7 @@ static void head_forward(const attention_unit *u, size_t q_at, float *lse) {
     block_scores(u, first, m, u->x->q + at, u->k_by_time, u->scores);
     const llm_softmax_args softmax = {
         u->scores, (int64_t)u->ld_s, (int64_t)first, (int64_t)(first + m),
-        u->scale,  lse + first,      u->inverse};
+        u->scale,  lse + first,      u->inverse,     u->starts ? u->starts + first : NULL};
     softmax_builds[isa](&softmax, 0, (int64_t)m);
     block_times_rows(u, first, m, u->scores, u->x->o + at);
     const llm_scale_rows_args scale = {u->x->o + at, (int64_t)u->ld_q, (int64_t)u->D, u->inverse};
@@ -208,10 +226,18 @@ static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, co
     const size_t m = min_size(Q_BLOCK, u->T - first), at = q_at + first * u->ld_q;
     block_scores(u, first, m, x->q + at, u->k_by_time, u->scores);
     block_scores(u, first, m, x->d_o + at, u->v_by_time, u->gradient);
-    const llm_score_gradient_args gradient = {
-        u->scores,    u->gradient, (int64_t)u->ld_s, (int64_t)first, (int64_t)(first + m),
-        u->scale,     lse + first, x->o + at,        x->d_o + at,    (int64_t)u->ld_q,
-        (int64_t)u->D};
+    const llm_score_gradient_args gradient = {u->scores,
+                                              u->gradient,
+                                              (int64_t)u->ld_s,
+                                              (int64_t)first,
+                                              (int64_t)(first + m),
+                                              u->scale,
+                                              lse + first,
+                                              x->o + at,
+                                              x->d_o + at,
+                                              (int64_t)u->ld_q,
+                                              (int64_t)u->D,
+                                              u->starts ? u->starts + first : NULL};
     score_gradient_builds[u->ops->isa](&gradient, 0, (int64_t)m);
     block_times_rows(u, first, m, u->gradient, x->dq + at);
     gemm_pack_all(g, u->q_by_dim, m, u->D, x->q + at, u->ld_q, 1);
@@ -252,6 +278,7 @@ static void attention_unit_run(void *arg, size_t unit, int thread) {
   const attention_job *j = arg;
   const size_t n_kv_head = (size_t)j->unit.x->n_kv_head;
   attention_unit u = j->unit;
+  if (u.x->starts) u.starts = u.x->starts + unit / n_kv_head * u.T;
   unit_place(&u, j->backward, u.ops->scratch + (size_t)thread * j->scratch_floats);
   unit_run(&u, unit / n_kv_head, unit % n_kv_head, j->backward);
 }

@@ -69,16 +69,25 @@ ROW_KERNEL(sum_rows) {
   }
 }
 
+/* One head: the pair of i lies at i * step and `gap` behind it. */
+PORT_INLINE void turn_head(float *x, const float *cos_t, const float *sin_t, int64_t half,
+                           float direction, int64_t step, int64_t gap) {
+  EACH(i, half) {
+    const float c = cos_t[i], s = direction * sin_t[i], p = x[step * i], q = x[step * i + gap];
+    x[step * i] = p * c - q * s;
+    x[step * i + gap] = p * s + q * c;
+  }
+}
+
 ROW_KERNEL(rope) {
-  const int64_t half = a->head_dim / 2, t = row % a->n_time;
-  const float *cos_t = a->cos + t * half, *sin_t = a->sin + t * half, direction = a->direction;
+  const int64_t half = a->head_dim / 2, t = row % a->n_time - (a->starts ? a->starts[row] : 0);
+  const float *cos_t = a->cos + t * half, *sin_t = a->sin + t * half;
   for (int64_t head = 0; head < a->n_head; head++) {
     float *x = a->x + (row * a->n_head + head) * a->head_dim;
-    EACH(i, half) {
-      const float c = cos_t[i], s = direction * sin_t[i], even = x[2 * i], odd = x[2 * i + 1];
-      x[2 * i] = even * c - odd * s;
-      x[2 * i + 1] = even * s + odd * c;
-    }
+    if (a->halves)
+      turn_head(x, cos_t, sin_t, half, a->direction, 1, half);
+    else
+      turn_head(x, cos_t, sin_t, half, a->direction, 2, 1);
   }
 }
 

@@ -31,6 +31,9 @@ GGUF_KEYS = {
 }
 _ROPE_DIM_KEY = "llama.rope.dimension_count"
 
+# What the trainer's block can be: RoPE turns adjacent pairs or halves of a head.
+ROPE_HALVES = {"llama": False, "qwen2": True, "qwen3": True}
+
 # Our name -> GGUF name; those of a block carry the prefix "blk.N." in both.
 _GLOBAL_NAMES = {
     "tok_embd": "token_embd.weight",
@@ -42,6 +45,11 @@ _BLOCK_NAMES = {
     "wq": "attn_q.weight",
     "wk": "attn_k.weight",
     "wv": "attn_v.weight",
+    "bq": "attn_q.bias",
+    "bk": "attn_k.bias",
+    "bv": "attn_v.bias",
+    "q_norm": "attn_q_norm.weight",
+    "k_norm": "attn_k_norm.weight",
     "wo": "attn_output.weight",
     "ffn_norm": "ffn_norm.weight",
     "w_gate": "ffn_gate.weight",
@@ -76,7 +84,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-shaped decoder. Refuses impossible values with a ValueError that names the field."""
+    """A Llama-shaped decoder. Refuses impossible values with a ValueError that names the field.
+
+    architecture: llama; qwen2, which adds biases to q, k and v; qwen3, which norms the heads of q
+    and k. key_length: of a head, where that is not n_embd / n_head.
+    """
 
     n_vocab: int
     n_ctx: int
@@ -88,15 +100,20 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tied_output: bool = True
+    architecture: str = ARCHITECTURE
+    key_length: int | None = None
 
     def __post_init__(self):
+        if self.architecture not in ROPE_HALVES:
+            names = ", ".join(ROPE_HALVES)
+            raise ValueError(f"architecture is {self.architecture!r}, expected one of {names}")
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
                 raise ValueError(f"{name} is {value!r}, expected an integer from 1 to {limit}")
-        if self.n_embd % self.n_head:
+        if self.key_length is None and self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
-        if self.head_dim % 2:
+        if self.head_dim % 2 or self.head_dim < 2:
             raise ValueError(f"head_dim {self.head_dim} (n_embd / n_head) is odd; RoPE needs pairs")
         if self.n_head % self.n_kv_head:
             raise ValueError(
@@ -111,7 +128,15 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.n_embd // self.n_head
+        return self.key_length or self.n_embd // self.n_head
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.architecture == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.architecture == "qwen3"
 
     @property
     def n_params(self) -> int:
@@ -123,15 +148,15 @@ class ModelConfig:
         """Arithmetic of one trained token at full context, forward and backward.
 
         Six per weight of a matrix product (the output matrix counted once, tied or not) and, for
-        attention, the causal half of 12 * n_layer * n_embd * n_ctx.
+        attention, the causal half of 12 * n_layer * n_head * head_dim * n_ctx.
         """
         matrices = sum(entry.size for entry in layout(self) if len(entry.shape) == 2)
         if not self.tied_output:
             matrices -= self.n_vocab * self.n_embd  # the embedding is looked up, not multiplied
-        return 6 * matrices + 6 * self.n_layer * self.n_embd * self.n_ctx
+        return 6 * matrices + 6 * self.n_layer * self.n_head * self.head_dim * self.n_ctx
 
     def to_gguf(self) -> dict[str, int | float | str]:
-        """GGUF keys of the hyperparameters, with the architecture."""
+        """GGUF keys of the hyperparameters of a model that began here, with the architecture."""
         keys = {"general.architecture": ARCHITECTURE}
         keys.update((key, getattr(self, name)) for name, key in GGUF_KEYS.items())
         keys[_ROPE_DIM_KEY] = self.head_dim
@@ -161,22 +186,27 @@ class ModelConfig:
 def _tensors(config: ModelConfig):
     """(our name, GGUF name, shape) in the file's order."""
     C, F = config.n_embd, config.n_ff
-    kv = config.n_kv_head * config.head_dim
+    q, kv = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
     shapes = {
         "attn_norm": (C,),
-        "wq": (C, C),
+        "wq": (q, C),
         "wk": (kv, C),
         "wv": (kv, C),
-        "wo": (C, C),
+        "wo": (C, q),
         "ffn_norm": (C,),
         "w_gate": (F, C),
         "w_up": (F, C),
         "w_down": (C, F),
     }
+    if config.qkv_bias:
+        shapes |= {"bq": (q,), "bk": (kv,), "bv": (kv,)}
+    if config.qk_norm:
+        shapes |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
     yield "tok_embd", _GLOBAL_NAMES["tok_embd"], (config.n_vocab, C)
     for layer in range(config.n_layer):
         for name, gguf_name in _BLOCK_NAMES.items():
-            yield f"blk.{layer}.{name}", f"blk.{layer}.{gguf_name}", shapes[name]
+            if name in shapes:
+                yield f"blk.{layer}.{name}", f"blk.{layer}.{gguf_name}", shapes[name]
     yield "out_norm", _GLOBAL_NAMES["out_norm"], (C,)
     if not config.tied_output:
         yield "output", _GLOBAL_NAMES["output"], (config.n_vocab, C)
@@ -188,8 +218,13 @@ def _round_up(n: int) -> int:
 
 def layout(config: ModelConfig) -> list[TensorSpec]:
     """Every tensor in the file's order; offsets are multiples of 16 floats."""
+    return place_all(_tensors(config))
+
+
+def place_all(tensors) -> list[TensorSpec]:
+    """(our name, GGUF name, shape) one behind the other."""
     entries, offset = [], 0
-    for name, gguf_name, shape in _tensors(config):
+    for name, gguf_name, shape in tensors:
         entries.append(TensorSpec(name, gguf_name, shape, offset))
         offset = _round_up(offset + entries[-1].size)
     return entries
@@ -197,5 +232,8 @@ def layout(config: ModelConfig) -> list[TensorSpec]:
 
 def layout_size(config: ModelConfig) -> int:
     """Floats of the whole buffer, the padding after the last tensor included."""
-    last = layout(config)[-1]
-    return _round_up(last.offset + last.size)
+    return entries_size(layout(config))
+
+
+def entries_size(entries: list[TensorSpec]) -> int:
+    return _round_up(entries[-1].offset + entries[-1].size)

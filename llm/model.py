@@ -4,8 +4,9 @@ Parameters and gradients are one flat buffer each (`config.layout`), seen throug
 arithmetic goes through an `ops` back end; the methods of each are described in `ops_numpy`. Buffers
 of a step are allocated once per size and used again. Per layer a step keeps the residual stream
 before each norm, q, k, v, the attention's output and its log-sum-exp, gate and up; normed inputs
-and the SwiGLU's output are recomputed. The head works on chunks of tokens, so that the logits of a
-whole batch never exist.
+and the SwiGLU's output are recomputed, and with `recompute` all but each layer's input. With `lora`
+the parameters are frozen, and low-rank adapters beside the blocks' matrices are trained. The head
+works on chunks of tokens, so that the logits of a whole batch never exist.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .config import ModelConfig, layout, layout_size
+from .config import ROPE_HALVES, ModelConfig, TensorSpec, entries_size, layout, layout_size
+from .lora import Lora
 
 _CHUNK_FLOATS = 1 << 21  # logits in flight: a chunk that stays in a shared cache
 
@@ -28,9 +30,9 @@ def init_params(config: ModelConfig, seed: int, zero_output: bool = False) -> np
     """
     rng = np.random.default_rng(seed)
     params = np.zeros(layout_size(config), np.float32)
-    for entry, view in _entries(config, params):
+    for entry, view in _entries(layout(config), params):
         if len(entry.shape) == 1:
-            view[...] = 1
+            view[...] = entry.name.endswith("norm")  # biases start at zero
             continue
         deviation = 0.02
         if entry.name.endswith((".wo", ".w_down")):
@@ -39,46 +41,56 @@ def init_params(config: ModelConfig, seed: int, zero_output: bool = False) -> np
     return params
 
 
-def _entries(config: ModelConfig, flat: np.ndarray):
-    for entry in layout(config):
+def _entries(entries: list[TensorSpec], flat: np.ndarray):
+    for entry in entries:
         yield entry, flat[entry.offset : entry.offset + entry.size].reshape(entry.shape)
 
 
-def training_bytes(config: ModelConfig, n_rows: int) -> int:
-    """Memory that training takes at least: parameters, gradients, the optimizer's two moments, and
-    the activations of n_rows tokens."""
-    c = config
-    layer = 4 * c.n_embd + 2 * c.n_kv_head * c.head_dim + 2 * c.n_ff
-    return 4 * (4 * layout_size(c) + n_rows * (c.n_layer * layer + 5 * c.n_embd + c.n_ff))
+def training_bytes(
+    config: ModelConfig, n_rows: int, recompute: bool = False, lora: Lora | None = None
+) -> int:
+    """Memory that training takes at least: parameters, what is trained of them with gradients and
+    the optimizer's two moments, and the activations of n_rows tokens."""
+    c, q, kv = config, config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+    inner = c.n_embd + (2 + c.qk_norm) * (q + kv) - kv * c.qk_norm + 2 * c.n_ff
+    layers = c.n_layer * c.n_embd + (1 if recompute else c.n_layer) * inner
+    n_trained = entries_size(lora.layout(c)) if lora else layout_size(c)
+    n_params = layout_size(c) + (4 * n_trained if lora else 3 * n_trained)
+    return 4 * (n_params + n_rows * (layers + 5 * c.n_embd + c.n_ff))
 
 
 class _Views:
     """Named views of a flat buffer: `.blocks[3].wq`, `.tok_embd`, `.out_norm`, `.output`."""
 
-    def __init__(self, config: ModelConfig, flat: np.ndarray):
-        self.by_name = {entry.name: view for entry, view in _entries(config, flat)}
+    def __init__(self, config: ModelConfig, entries: list[TensorSpec], flat: np.ndarray):
+        self.by_name = {entry.name: view for entry, view in _entries(entries, flat)}
         self.blocks = [SimpleNamespace() for _ in range(config.n_layer)]
         for name, view in self.by_name.items():
             if name.startswith("blk."):
                 _, layer, weight = name.split(".")
                 setattr(self.blocks[int(layer)], weight, view)
-        self.tok_embd = self.by_name["tok_embd"]
-        self.out_norm = self.by_name["out_norm"]
+        self.tok_embd = self.by_name.get("tok_embd")
+        self.out_norm = self.by_name.get("out_norm")
         self.output = self.by_name.get("output", self.tok_embd)
 
 
 class _Buffers:
     """Activations of a pass over (B, T) tokens; N = B * T rows. `keep` holds every layer's for a
-    backward, otherwise all layers share one."""
+    backward, or with `recompute` the input of every layer; otherwise all layers share one."""
 
-    def __init__(self, config: ModelConfig, ops, B: int, T: int, keep: bool):
+    def __init__(self, config: ModelConfig, ops, B: int, T: int, keep: bool, recompute: bool):
         c, N = config, B * T
-        C, F, kv = c.n_embd, c.n_ff, c.n_kv_head * c.head_dim
+        C, F, D = c.n_embd, c.n_ff, c.head_dim
+        n_q, n_kv = c.n_head * D, c.n_kv_head * D
         self.shape = (B, T)
         self.keep = keep
+        self.starts = None  # of the documents, (B, T) int32
 
-        def heads(n_head, buffer):  # (N, n_head * D) seen as (B, T, n_head, D)
-            return buffer.reshape(B, T, n_head, c.head_dim)
+        def heads(buffer):  # (N, heads * D) seen as (B, T, heads, D)
+            return buffer.reshape(B, T, -1, D)
+
+        def rows(buffer):  # and as (N * heads, D)
+            return buffer.reshape(-1, D)
 
         def layer():
             b = SimpleNamespace(
@@ -86,19 +98,30 @@ class _Buffers:
                 x_mid=ops.empty(N, C),  # and before the feed-forward norm
                 rstd_attn=ops.empty(N),
                 rstd_ffn=ops.empty(N),
-                q=ops.empty(N, C),
-                k=ops.empty(N, kv),
-                v=ops.empty(N, kv),
-                att=ops.empty(N, C),
+                q=ops.empty(N, n_q),
+                k=ops.empty(N, n_kv),
+                v=ops.empty(N, n_kv),
+                att=ops.empty(N, n_q),
                 lse=ops.empty(B, c.n_head, T),
                 gate=ops.empty(N, F),
                 up=ops.empty(N, F),
             )
-            b.q4, b.att4 = heads(c.n_head, b.q), heads(c.n_head, b.att)
-            b.k4, b.v4 = heads(c.n_kv_head, b.k), heads(c.n_kv_head, b.v)
+            b.q4, b.k4, b.v4, b.att4 = map(heads, (b.q, b.k, b.v, b.att))
+            b.q_raw, b.k_raw = b.q, b.k
+            if c.qk_norm:  # before their norms
+                b.q_raw, b.k_raw = ops.empty(N, n_q), ops.empty(N, n_kv)
+                b.rstd_q, b.rstd_k = ops.empty(N * c.n_head), ops.empty(N * c.n_kv_head)
+                b.q2, b.k2, b.q_raw2, b.k_raw2 = map(rows, (b.q, b.k, b.q_raw, b.k_raw))
             return b
 
-        self.layers = [layer() for _ in range(c.n_layer)] if keep else [layer()] * c.n_layer
+        if keep and not recompute:
+            self.layers = [layer() for _ in range(c.n_layer)]
+        else:
+            self.layers = [layer()] * c.n_layer
+        if keep and recompute:
+            shared = vars(self.layers[0])
+            own = [shared["x"], *(ops.empty(N, C) for _ in range(1, c.n_layer))]
+            self.layers = [SimpleNamespace(**shared | {"x": x}) for x in own]
         self.x_last = ops.empty(N, C) if keep else self.layers[0].x
         self.rstd_last = ops.empty(N)
         self.xn = ops.empty(N, C)
@@ -108,10 +131,16 @@ class _Buffers:
         self.losses = ops.empty(N)
         if keep:
             self.dx = ops.empty(N, C)
-            self.dq, self.dk, self.dv = ops.empty(N, C), ops.empty(N, kv), ops.empty(N, kv)
-            self.dq4 = heads(c.n_head, self.dq)
-            self.dk4, self.dv4 = heads(c.n_kv_head, self.dk), heads(c.n_kv_head, self.dv)
-            self.datt4 = heads(c.n_head, self.xn)  # xn is free while attention runs backward
+            self.dq, self.dk, self.dv = ops.empty(N, n_q), ops.empty(N, n_kv), ops.empty(N, n_kv)
+            self.dq4, self.dk4, self.dv4 = map(heads, (self.dq, self.dk, self.dv))
+            self.dq_raw, self.dk_raw = self.dq, self.dk
+            if c.qk_norm:
+                self.dq_raw, self.dk_raw = ops.empty(N, n_q), ops.empty(N, n_kv)
+                self.dq2, self.dk2 = rows(self.dq), rows(self.dk)
+                self.dq_raw2, self.dk_raw2 = rows(self.dq_raw), rows(self.dk_raw)
+            # xn is free while attention runs backward
+            self.datt = self.xn if n_q == C else ops.empty(N, n_q)
+            self.datt4 = heads(self.datt)
 
     def chunks(self):
         """Slices of the rows; their number depends on the shape alone."""
@@ -122,12 +151,21 @@ class _Buffers:
 class Transformer:
     """`params` (flat, in the back end's dtype) is used as it is, not copied; by default seed 0.
 
-    `grads` is the flat gradient of the last loss_and_grad; its padding stays zero.
-    `views` maps our tensor names to views of params, `grad_views` to views of grads.
+    `trained` is what an optimizer changes, laid out by `entries`: params, or with `lora` the
+    adapters. `grads` is the flat gradient of the last loss_and_grad; its padding stays zero.
+    `views` maps our tensor names to views of params, `trained_views` and `grad_views` those of
+    entries to views of trained and grads.
     """
 
-    def __init__(self, config: ModelConfig, ops, params: np.ndarray | None = None):
-        self.config, self.ops = config, ops
+    def __init__(
+        self,
+        config: ModelConfig,
+        ops,
+        params: np.ndarray | None = None,
+        recompute: bool = False,
+        lora: Lora | None = None,
+    ):
+        self.config, self.ops, self.recompute, self.lora = config, ops, recompute, lora
         if params is None:
             params = init_params(config, 0).astype(ops.dtype, copy=False)
         if params.shape != (layout_size(config),) or params.dtype != ops.dtype:
@@ -135,35 +173,67 @@ class Transformer:
                 f"params is {params.dtype} {params.shape}, "
                 f"expected {ops.dtype} ({layout_size(config)},)"
             )
-        self.params = params
-        self.grads = ops.empty(params.size)
+        self.params = self.trained = params
+        self.entries = layout(config)
+        self._w = _Views(config, self.entries, params)
+        if lora:
+            self.entries = lora.layout(config)
+            self.trained = ops.empty(entries_size(self.entries))
+            lora.begin(self.entries, self.trained, seed=0)
+        self.grads = ops.empty(self.trained.size)
         self.grads[...] = 0
-        self._w, self._dw = _Views(config, self.params), _Views(config, self.grads)
+        self._dw = _Views(config, self.entries, self.grads)
         self.views, self.grad_views = self._w.by_name, self._dw.by_name
+        self.trained_views = _Views(config, self.entries, self.trained).by_name
+        if lora:
+            self._attach_adapters()
         pair = np.arange(0, config.head_dim, 2) / config.head_dim
         angles = np.outer(np.arange(config.n_ctx), config.rope_theta**-pair)
         self._cos, self._sin = np.cos(angles).astype(ops.dtype), np.sin(angles).astype(ops.dtype)
+        self._halves = ROPE_HALVES[config.architecture]
         self._buffers = {True: None, False: None}
+
+    def _attach_adapters(self) -> None:
+        """Beside the matrices; the gradients of gains go where nobody reads."""
+        for name, view in self.trained_views.items():
+            _, layer, weight = name.split(".")
+            setattr(self._w.blocks[int(layer)], weight, view)
+        unused = self.ops.empty(self.config.n_embd)
+        of_head = self.ops.empty(self.config.head_dim)
+        self._dw.out_norm = unused
+        for block in self._dw.blocks:
+            block.attn_norm = block.ffn_norm = unused
+            block.q_norm = block.k_norm = of_head
+
+    def merged(self) -> np.ndarray:
+        """The flat parameters of the model without adapters; a copy where there are any."""
+        if self.lora is None:
+            return self.params
+        out = self.params.copy()
+        views = _Views(self.config, layout(self.config), out).by_name
+        self.lora.merge(views, self.trained_views)
+        return out
 
     # ---- what others call ----
 
-    def loss_and_grad(self, tokens, targets, scale: float = 1.0) -> float:
-        """Mean loss in nats per token of (B, T) int32; targets < 0 are not counted.
+    def loss_and_grad(self, tokens, targets, starts=None, scale: float = 1.0) -> float:
+        """Mean loss in nats per token of (B, T) int32; targets < 0 are not counted. starts (B, T):
+        where the document of each position begins; no position sees another document.
 
         Overwrites `grads` with the gradient of scale * mean loss.
         """
         tokens, targets = self._check_pair(tokens, targets)
-        b = self._get_buffers(tokens.shape, keep=True)
+        b = self._get_buffers(tokens.shape, keep=True, starts=starts)
         n_used = max(1, int(np.count_nonzero(targets >= 0)))
         self._forward(b, tokens.reshape(-1))
         self._head_backward(b, targets.reshape(-1), scale / n_used)
         self._backward(b, tokens.reshape(-1))
         return math.fsum(b.losses) / n_used
 
-    def loss(self, tokens, targets) -> tuple[float, int]:
+    def loss(self, tokens, targets, starts=None) -> tuple[float, int]:
         """(sum of nats, tokens counted), without gradients and with one layer's memory."""
         tokens, targets = self._check_pair(tokens, targets)
-        b = self._get_buffers(tokens.shape, keep=False)
+        b = self._get_buffers(tokens.shape, keep=False, starts=starts)
         self._forward(b, tokens.reshape(-1))
         flat = targets.reshape(-1)
         for rows in b.chunks():
@@ -171,10 +241,10 @@ class Transformer:
             self.ops.cross_entropy(b.losses[rows], logits, flat[rows])
         return math.fsum(b.losses), int(np.count_nonzero(flat >= 0))
 
-    def logits(self, tokens) -> np.ndarray:
+    def logits(self, tokens, starts=None) -> np.ndarray:
         """(B, T, V), a new array."""
         tokens = self._check(tokens)
-        b = self._get_buffers(tokens.shape, keep=False)
+        b = self._get_buffers(tokens.shape, keep=False, starts=starts)
         self._forward(b, tokens.reshape(-1))
         out = np.empty((tokens.size, self.config.n_vocab), self.ops.dtype)
         for rows in b.chunks():
@@ -185,25 +255,33 @@ class Transformer:
 
     def _forward(self, b: _Buffers, tokens):
         """Leaves the normed output of the last layer in b.xn."""
-        ops, w, eps = self.ops, self._w, self.config.norm_eps
+        ops, w = self.ops, self._w
         ops.embed(b.layers[0].x, w.tok_embd, tokens)
         outputs = [layer.x for layer in b.layers[1:]] + [b.x_last]
         for a, p, x_out in zip(b.layers, w.blocks, outputs, strict=True):
-            ops.rmsnorm(b.xn, a.rstd_attn, a.x, p.attn_norm, eps)
-            ops.gemm(a.q, b.xn, p.wq, trans_b=True)
-            ops.gemm(a.k, b.xn, p.wk, trans_b=True)
-            ops.gemm(a.v, b.xn, p.wv, trans_b=True)
-            ops.rope(a.q4, self._cos, self._sin)
-            ops.rope(a.k4, self._cos, self._sin)
-            ops.attention(a.att4, a.lse, a.q4, a.k4, a.v4)
-            ops.gemm(a.x_mid, a.att, p.wo, trans_b=True, add=a.x)
-
-            ops.rmsnorm(b.xn, a.rstd_ffn, a.x_mid, p.ffn_norm, eps)
-            ops.gemm(a.gate, b.xn, p.w_gate, trans_b=True)
-            ops.gemm(a.up, b.xn, p.w_up, trans_b=True)
+            self._block_forward(b, a, p)
             ops.swiglu(b.h, a.gate, a.up)
-            ops.gemm(x_out, b.h, p.w_down, trans_b=True, add=a.x_mid)
-        ops.rmsnorm(b.xn, b.rstd_last, b.x_last, w.out_norm, eps)
+            self._linear(x_out, b.h, p, "w_down", add=a.x_mid)
+        ops.rmsnorm(b.xn, b.rstd_last, b.x_last, w.out_norm, self.config.norm_eps)
+
+    def _block_forward(self, b: _Buffers, a, p):
+        """From a.x to a.gate and a.up, with all that a backward needs."""
+        ops, eps = self.ops, self.config.norm_eps
+        ops.rmsnorm(b.xn, a.rstd_attn, a.x, p.attn_norm, eps)
+        biases = (p.bq, p.bk, p.bv) if self.config.qkv_bias else (None, None, None)
+        for y, name, bias in zip((a.q_raw, a.k_raw, a.v), ("wq", "wk", "wv"), biases, strict=True):
+            self._linear(y, b.xn, p, name, add=bias)
+        if self.config.qk_norm:
+            ops.rmsnorm(a.q2, a.rstd_q, a.q_raw2, p.q_norm, eps)
+            ops.rmsnorm(a.k2, a.rstd_k, a.k_raw2, p.k_norm, eps)
+        ops.rope(a.q4, self._cos, self._sin, self._halves, b.starts)
+        ops.rope(a.k4, self._cos, self._sin, self._halves, b.starts)
+        ops.attention(a.att4, a.lse, a.q4, a.k4, a.v4, b.starts)
+        self._linear(a.x_mid, a.att, p, "wo", add=a.x)
+
+        ops.rmsnorm(b.xn, a.rstd_ffn, a.x_mid, p.ffn_norm, eps)
+        self._linear(a.gate, b.xn, p, "w_gate")
+        self._linear(a.up, b.xn, p, "w_up")
 
     def _chunk_logits(self, b: _Buffers, rows: slice):
         logits = b.logits[: rows.stop - rows.start]
@@ -219,41 +297,94 @@ class Transformer:
             dlogits = self._chunk_logits(b, rows)
             ops.cross_entropy(b.losses[rows], dlogits, targets[rows], scale)
             before = dw.output if rows.start else None
-            ops.gemm(dw.output, dlogits, b.xn[rows], trans_a=True, add=before)
+            if not self.lora:
+                ops.gemm(dw.output, dlogits, b.xn[rows], trans_a=True, add=before)
             ops.gemm(b.xn[rows], dlogits, w.output)  # xn becomes dxn
         b.dx[...] = 0
         ops.rmsnorm_backward(b.dx, dw.out_norm, b.xn, b.x_last, w.out_norm, b.rstd_last)
 
     def _backward(self, b: _Buffers, tokens):
-        ops, w, dw, dx = self.ops, self._w, self._dw, b.dx
+        ops, w, dw, dx, starts = self.ops, self._w, self._dw, b.dx, b.starts
         for layer in reversed(range(self.config.n_layer)):
             a, p, dp = b.layers[layer], w.blocks[layer], dw.blocks[layer]
+            if self.recompute:
+                self._block_forward(b, a, p)
             # Feed-forward: dh becomes h, gate and up become their gradients, dxn becomes xn.
-            ops.gemm(b.h, dx, p.w_down)
+            self._input_gradient(b.h, dx, p, "w_down")
             ops.swiglu_backward(a.gate, a.up, b.h)
-            ops.gemm(dp.w_down, dx, b.h, trans_a=True)
-            ops.gemm(b.xn, a.gate, p.w_gate)
-            ops.gemm(b.xn, a.up, p.w_up, add=b.xn)
+            self._weight_gradient(dx, b.h, p, dp, "w_down")
+            self._input_gradient(b.xn, a.gate, p, "w_gate")
+            self._input_gradient(b.xn, a.up, p, "w_up", add=b.xn)
             ops.rmsnorm_backward(dx, dp.ffn_norm, b.xn, a.x_mid, p.ffn_norm, a.rstd_ffn)
-            ops.gemm(dp.w_gate, a.gate, b.xn, trans_a=True)
-            ops.gemm(dp.w_up, a.up, b.xn, trans_a=True)
+            self._weight_gradient(a.gate, b.xn, p, dp, "w_gate")
+            self._weight_gradient(a.up, b.xn, p, dp, "w_up")
 
-            # Attention. b.xn first brings datt, then dxn, which becomes xn.
-            ops.gemm(b.xn, dx, p.wo)
-            ops.gemm(dp.wo, dx, a.att, trans_a=True)
-            ops.attention_backward(b.dq4, b.dk4, b.dv4, b.datt4, a.att4, a.q4, a.k4, a.v4, a.lse)
-            ops.rope_backward(b.dq4, self._cos, self._sin)
-            ops.rope_backward(b.dk4, self._cos, self._sin)
-            ops.gemm(b.xn, b.dq, p.wq)
-            ops.gemm(b.xn, b.dk, p.wk, add=b.xn)
-            ops.gemm(b.xn, b.dv, p.wv, add=b.xn)
+            # Attention. b.xn brings dxn, which becomes xn.
+            self._input_gradient(b.datt, dx, p, "wo")
+            self._weight_gradient(dx, a.att, p, dp, "wo")
+            ops.attention_backward(
+                b.dq4, b.dk4, b.dv4, b.datt4, a.att4, a.q4, a.k4, a.v4, a.lse, starts
+            )
+            ops.rope_backward(b.dq4, self._cos, self._sin, self._halves, starts)
+            ops.rope_backward(b.dk4, self._cos, self._sin, self._halves, starts)
+            if self.config.qk_norm:
+                b.dq_raw[...] = 0
+                b.dk_raw[...] = 0
+                ops.rmsnorm_backward(b.dq_raw2, dp.q_norm, b.dq2, a.q_raw2, p.q_norm, a.rstd_q)
+                ops.rmsnorm_backward(b.dk_raw2, dp.k_norm, b.dk2, a.k_raw2, p.k_norm, a.rstd_k)
+            self._input_gradient(b.xn, b.dq_raw, p, "wq")
+            self._input_gradient(b.xn, b.dk_raw, p, "wk", add=b.xn)
+            self._input_gradient(b.xn, b.dv, p, "wv", add=b.xn)
             ops.rmsnorm_backward(dx, dp.attn_norm, b.xn, a.x, p.attn_norm, a.rstd_attn)
-            ops.gemm(dp.wq, b.dq, b.xn, trans_a=True)
-            ops.gemm(dp.wk, b.dk, b.xn, trans_a=True)
-            ops.gemm(dp.wv, b.dv, b.xn, trans_a=True)
+            self._weight_gradient(b.dq_raw, b.xn, p, dp, "wq")
+            self._weight_gradient(b.dk_raw, b.xn, p, dp, "wk")
+            self._weight_gradient(b.dv, b.xn, p, dp, "wv")
+            if self.config.qkv_bias and not self.lora:
+                ops.sum_rows(dp.bq, b.dq)
+                ops.sum_rows(dp.bk, b.dk)
+                ops.sum_rows(dp.bv, b.dv)
+        if self.lora:
+            return
         if not self.config.tied_output:
             dw.tok_embd[...] = 0
         ops.embed_backward(dw.tok_embd, dx, tokens)
+
+    # ---- a matrix of a block, and its adapter ----
+
+    def _linear(self, y, x, p, name: str, add=None):
+        """y = x W^T + add, and scale x A^T B^T where W has an adapter."""
+        self.ops.gemm(y, x, getattr(p, name), trans_b=True, add=add)
+        if hasattr(p, name + "_a"):
+            self.ops.gemm(y, self._low(x, p, name), getattr(p, name + "_b"), trans_b=True, add=y)
+
+    def _low(self, x, p, name: str):
+        """scale x A^T, (N, rank)."""
+        low = self.ops.empty(len(x), self.lora.rank)
+        self.ops.gemm(low, x, getattr(p, name + "_a"), trans_b=True)
+        low *= low.dtype.type(self.lora.scale)
+        return low
+
+    def _low_gradient(self, dy, p, name: str):
+        """scale dy B, (N, rank)."""
+        dlow = self.ops.empty(len(dy), self.lora.rank)
+        self.ops.gemm(dlow, dy, getattr(p, name + "_b"))
+        dlow *= dlow.dtype.type(self.lora.scale)
+        return dlow
+
+    def _input_gradient(self, dx, dy, p, name: str, add=None):
+        """dx = dy W + add, and scale dy B A."""
+        self.ops.gemm(dx, dy, getattr(p, name), add=add)
+        if hasattr(p, name + "_a"):
+            self.ops.gemm(dx, self._low_gradient(dy, p, name), getattr(p, name + "_a"), add=dx)
+
+    def _weight_gradient(self, dy, x, p, dp, name: str):
+        """dW = dy^T x; of an adapter dB = dy^T (scale x A^T) and dA = (scale dy B)^T x."""
+        if not self.lora:
+            self.ops.gemm(getattr(dp, name), dy, x, trans_a=True)
+        elif hasattr(p, name + "_a"):
+            self.ops.gemm(getattr(dp, name + "_b"), dy, self._low(x, p, name), trans_a=True)
+            low_gradient = self._low_gradient(dy, p, name)
+            self.ops.gemm(getattr(dp, name + "_a"), low_gradient, x, trans_a=True)
 
     # ---- checks and buffers ----
 
@@ -275,8 +406,20 @@ class Transformer:
             )
         return ids
 
-    def _get_buffers(self, shape, keep: bool) -> _Buffers:
+    def _check_starts(self, starts, shape) -> np.ndarray | None:
+        if starts is None:
+            return None
+        starts = np.ascontiguousarray(starts, np.int32)
+        if starts.shape != shape:
+            raise ValueError(f"tokens have shape {shape}, starts {starts.shape}")
+        if starts.min() < 0 or (starts > np.arange(shape[1])).any() or (np.diff(starts) < 0).any():
+            raise ValueError("starts must rise along a row, from 0 to a position's own")
+        return starts
+
+    def _get_buffers(self, shape, keep: bool, starts=None) -> _Buffers:
+        starts = self._check_starts(starts, shape)
         if self._buffers[keep] is None or self._buffers[keep].shape != shape:
             self._buffers[keep] = None  # free before allocating the next
-            self._buffers[keep] = _Buffers(self.config, self.ops, *shape, keep)
+            self._buffers[keep] = _Buffers(self.config, self.ops, *shape, keep, self.recompute)
+        self._buffers[keep].starts = starts
         return self._buffers[keep]

@@ -108,14 +108,20 @@ class OpsC:
         _expect("a", a, *((k, m) if trans_a else (m, k)))
         _expect("b", b, *((n, k) if trans_b else (k, n)))
         if add is not None:
-            _expect("add", add, m, n)
+            _expect("add", add, *((m, n) if add.ndim == 2 else (n,)))
         if not m * n * k:
             raise ValueError(f"an empty product: {m} x {k} times {k} x {n}")
         self._call(
             lib.llm_ops_gemm, "llm_gemm_args",
             m=m, n=n, k=k, a=a, b=b, c=c, add=add,
-            lda=a.shape[1], ldb=b.shape[1], ldc=n, ld_add=n, a_trans=trans_a, b_trans=trans_b,
+            lda=a.shape[1], ldb=b.shape[1], ldc=n, ld_add=n if np.ndim(add) == 2 else 0,
+            a_trans=trans_a, b_trans=trans_b,
         )  # fmt: skip
+
+    def sum_rows(self, total, x):
+        n_parts, n = x.shape
+        _expect("total", total, n)
+        self._rows("sum_rows", -(-n // _COLUMNS), sum=total, parts=x, n_parts=n_parts, n=n)
 
     def embed(self, x, table, tokens):
         _expect("x", x, len(tokens), table.shape[1])
@@ -149,43 +155,48 @@ class OpsC:
             "rmsnorm_backward", n_parts,
             dx=dx, dw_parts=parts, dy=dy, x=x, w=w, rstd=rstd, n_total=n_rows, n=n,
         )  # fmt: skip
-        self._rows("sum_rows", -(-n // _COLUMNS), sum=dw, parts=parts, n_parts=n_parts, n=n)
+        self.sum_rows(dw, parts)
 
-    def rope(self, x, cos, sin, direction=1.0):
+    def rope(self, x, cos, sin, halves=False, starts=None, direction=1.0):
         B, T, H, D = x.shape
         for name, array in (("cos", cos), ("sin", sin)):
             _expect(name, array[:T], T, D // 2)
+        if starts is not None:
+            _expect("starts", starts, B, T)
         self._rows(
             "rope", B * T,
-            x=x, cos=cos, sin=sin, n_time=T, n_head=H, head_dim=D, direction=direction,
+            x=x, cos=cos, sin=sin, starts=starts, n_time=T, n_head=H, head_dim=D,
+            direction=direction, halves=halves,
         )  # fmt: skip
 
-    def rope_backward(self, dx, cos, sin):
-        self.rope(dx, cos, sin, -1.0)
+    def rope_backward(self, dx, cos, sin, halves=False, starts=None):
+        self.rope(dx, cos, sin, halves, starts, -1.0)
 
-    def attention(self, o, lse, q, k, v):
-        self._attention(lib.llm_ops_attention, o, lse, q, k, v)
+    def attention(self, o, lse, q, k, v, starts=None):
+        self._attention(lib.llm_ops_attention, o, lse, q, k, v, starts)
 
-    def attention_backward(self, dq, dk, dv, do, o, q, k, v, lse):
+    def attention_backward(self, dq, dk, dv, do, o, q, k, v, lse, starts=None):
         _expect("do", do, *q.shape)
         _expect("dq", dq, *q.shape)
         _expect("dk", dk, *k.shape)
         _expect("dv", dv, *k.shape)
-        self._attention(lib.llm_ops_attention_backward, o, lse, q, k, v, do, dq, dk, dv)
+        self._attention(lib.llm_ops_attention_backward, o, lse, q, k, v, starts, do, dq, dk, dv)
 
-    def _attention(self, function, o, lse, q, k, v, do=None, dq=None, dk=None, dv=None):
+    def _attention(self, function, o, lse, q, k, v, starts, do=None, dq=None, dk=None, dv=None):
         B, T, H, D = q.shape
         K = k.shape[2]
         _expect("o", o, *q.shape)
         _expect("lse", lse, B, H, T)
         _expect("k", k, B, T, K, D)
         _expect("v", v, B, T, K, D)
+        if starts is not None:
+            _expect("starts", starts, B, T)
         if H % K:
             raise ValueError(f"{H} heads are not a multiple of {K} key/value heads")
         self._call(
             function, "llm_attention_args",
             n_batch=B, n_time=T, n_head=H, n_kv_head=K, head_dim=D,
-            q=q, k=k, v=v, o=o, lse=lse, d_o=do, dq=dq, dk=dk, dv=dv,
+            starts=starts, q=q, k=k, v=v, o=o, lse=lse, d_o=do, dq=dq, dk=dk, dv=dv,
         )  # fmt: skip
 
     def swiglu(self, h, gate, up):

@@ -47,13 +47,18 @@ class OpsNumpy:
     # ---- matrix product ----
 
     def gemm(self, c, a, b, trans_a=False, trans_b=False, add=None):
-        """c = op(a) op(b), plus `add` (which may be c). c (M, N), op(a) (M, K), op(b) (K, N).
+        """c = op(a) op(b), plus `add`: (M, N), which may be c, or (N), a bias for every row. c
+        (M, N), op(a) (M, K), op(b) (K, N).
 
         Gradients are products too: for y = x w^T, dx = dy w and dw = dy^T x.
         """
         a, b = self._round(a), self._round(b)
         product = (a.T if trans_a else a) @ (b.T if trans_b else b)
         np.add(product, 0 if add is None else add, out=c)
+
+    def sum_rows(self, total, x):
+        """total (N) = sum over the rows of x (M, N): the gradient of a bias."""
+        np.sum(x, axis=0, out=total)
 
     # ---- token embedding ----
 
@@ -83,26 +88,33 @@ class OpsNumpy:
 
     # ---- RoPE ----
 
-    def rope(self, x, cos, sin):
-        """Turns the adjacent pairs (2i, 2i+1) of x (B, T, H, D) in place by the angle of (t, i);
-        cos, sin (at least T, D / 2)."""
-        c, s = cos[: x.shape[1], None, :], sin[: x.shape[1], None, :]
-        even, odd = x[..., 0::2].copy(), x[..., 1::2].copy()
-        x[..., 0::2] = even * c - odd * s
-        x[..., 1::2] = even * s + odd * c
+    def rope(self, x, cos, sin, halves=False, starts=None):
+        """Turns the pairs of x (B, T, H, D) in place by the angle of (position, i): adjacent ones,
+        (2i, 2i+1), or, with halves, (i, i + D / 2). cos, sin (at least T, D / 2). A row's position
+        is its t, or counts from its document's first, starts (B, T) int32."""
+        B, T, _, D = x.shape
+        position = np.arange(T) - (0 if starts is None else starts)  # (T) or (B, T)
+        c, s = (np.broadcast_to(a[position][..., None, :], (B, T, 1, D // 2)) for a in (cos, sin))
+        first, second = slice(0, D, 2), slice(1, D, 2)
+        if halves:
+            first, second = slice(0, D // 2), slice(D // 2, D)
+        a, b = x[..., first].copy(), x[..., second].copy()
+        x[..., first] = a * c - b * s
+        x[..., second] = a * s + b * c
 
-    def rope_backward(self, dx, cos, sin):
+    def rope_backward(self, dx, cos, sin, halves=False, starts=None):
         """A rotation's transpose: the same by minus the angle, in place."""
-        self.rope(dx, cos, -sin)
+        self.rope(dx, cos, -sin, halves, starts)
 
     # ---- causal attention ----
 
-    def attention(self, o, lse, q, k, v):
-        """o = softmax(q k^T / sqrt(D)) v over positions up to the query's own.
+    def attention(self, o, lse, q, k, v, starts=None):
+        """o = softmax(q k^T / sqrt(D)) v over positions up to the query's own; where starts (B, T)
+        int32 is given, from the first of its document on: 0 <= starts[b, t] <= t, rising with t.
 
         q, o (B, T, H, D), k, v (B, T, K, D), K divides H; lse (B, H, T) = log of the sum of exp.
         """
-        for batch, head, kv_head, scores in self._scores(q, k):
+        for batch, head, kv_head, scores in self._scores(q, k, starts):
             top = scores.max(axis=1)
             p = np.exp(scores - top[:, None])
             total = p.sum(axis=1)
@@ -110,13 +122,13 @@ class OpsNumpy:
             o[batch, :, head] = self._round(p) @ self._round(v[batch, :, kv_head])
             o[batch, :, head] /= total[:, None]
 
-    def attention_backward(self, dq, dk, dv, do, o, q, k, v, lse):
+    def attention_backward(self, dq, dk, dv, do, o, q, k, v, lse, starts=None):
         """p = exp(s - lse); ds = p * (do v^T - rowsum(do * o)) / sqrt(D);
         dq = ds k, dk = ds^T q, dv = p^T do, the last two summed over a group's heads."""
         dk[...] = 0
         dv[...] = 0
         scale = 1 / math.sqrt(q.shape[3])
-        for batch, head, kv_head, scores in self._scores(q, k):
+        for batch, head, kv_head, scores in self._scores(q, k, starts):
             do_h = do[batch, :, head]
             q_h, k_h, v_h, do_r = map(
                 self._round, (q[batch, :, head], k[batch, :, kv_head], v[batch, :, kv_head], do_h)
@@ -128,16 +140,19 @@ class OpsNumpy:
             dk[batch, :, kv_head] += ds.T @ q_h
             dv[batch, :, kv_head] += self._round(p).T @ do_r
 
-    def _scores(self, q, k):
+    def _scores(self, q, k, starts):
         """(batch, head, its key/value head, masked scores (T, T)) of every head."""
         B, T, H, D = q.shape
         group = H // k.shape[2]
         future = np.triu(np.ones((T, T), bool), 1)
         for batch in range(B):
+            hidden = future
+            if starts is not None:
+                hidden = future | (np.arange(T) < starts[batch][:, None])
             for head in range(H):
                 q_h, k_h = self._round(q[batch, :, head]), self._round(k[batch, :, head // group])
                 scores = q_h @ k_h.T / math.sqrt(D)
-                scores[future] = -np.inf
+                scores[hidden] = -np.inf
                 yield batch, head, head // group, scores
 
     # ---- SwiGLU ----

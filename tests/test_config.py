@@ -38,6 +38,8 @@ def test_known_size():
         (dict(rope_theta=float("nan")), "rope_theta is nan"),
         (dict(norm_eps=0.0), "norm_eps is 0.0"),
         (dict(tied_output=1), "tied_output is 1"),
+        (dict(architecture="gpt2"), "architecture is 'gpt2', expected one of llama, qwen2, qwen3"),
+        (dict(key_length=7), "head_dim 7"),
     ],
 )
 def test_refuses(change, fragment):
@@ -79,7 +81,8 @@ def test_gguf_keys_round_trip():
     assert keys["general.architecture"] == "llama"
     assert keys["llama.rope.dimension_count"] == config.head_dim
     assert ModelConfig.from_gguf(keys, tied_output=True) == config
-    assert set(GGUF_KEYS) == {field.name for field in dataclasses.fields(config)} - {"tied_output"}
+    others = {"tied_output", "architecture", "key_length"}
+    assert set(GGUF_KEYS) == {field.name for field in dataclasses.fields(config)} - others
 
 
 def test_gguf_keys_refused():

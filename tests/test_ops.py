@@ -103,33 +103,49 @@ def test_rope_turns_adjacent_pairs():
     )
 
 
-def test_rope_gradient():
-    x, weight = normal(2, 3, 2, 4), normal(2, 3, 2, 4)
-    cos, sin = angles(3, 4)
+def test_rope_turns_halves_and_counts_from_a_documents_first_position():
+    x = np.zeros((1, 3, 1, 4))
+    x[..., 0] = x[..., 1] = 1
+    cos, sin = angles(5, 4)
+    OPS.rope(x, cos, sin, halves=True, starts=np.array([[0, 1, 1]]))
+    np.testing.assert_allclose(
+        x[0, 2, 0], [np.cos(1.5), np.cos(2.5), np.sin(1.5), np.sin(2.5)], rtol=1e-12
+    )
+    np.testing.assert_array_equal(x[0, 1, 0], [1, 1, 0, 0])
+
+
+STARTS = np.array([[0, 0, 2, 2, 4], [0, 1, 1, 1, 1]], np.int32)
+
+
+@pytest.mark.parametrize("options", [{}, {"halves": True, "starts": STARTS}])
+def test_rope_gradient(options):
+    x, weight = normal(2, 5, 2, 4), normal(2, 5, 2, 4)
+    cos, sin = angles(5, 4)
 
     def loss():
         y = x.copy()
-        OPS.rope(y, cos, sin)
+        OPS.rope(y, cos, sin, **options)
         return np.sum(y * weight)
 
     dx = weight.copy()
-    OPS.rope_backward(dx, cos, sin)
+    OPS.rope_backward(dx, cos, sin, **options)
     assert_gradient(loss, x, dx)
 
 
+@pytest.mark.parametrize("starts", [None, STARTS])
 @pytest.mark.parametrize("n_head, n_kv_head", [(2, 2), (4, 2), (3, 1)])
-def test_attention_gradient(n_head, n_kv_head):
+def test_attention_gradient(n_head, n_kv_head, starts):
     q, weight = normal(2, 5, n_head, 4), normal(2, 5, n_head, 4)
     k, v = normal(2, 5, n_kv_head, 4), normal(2, 5, n_kv_head, 4)
     o, lse = OPS.empty(*q.shape), OPS.empty(2, n_head, 5)
 
     def loss():
-        OPS.attention(o, lse, q, k, v)
+        OPS.attention(o, lse, q, k, v, starts)
         return np.sum(o * weight)
 
     loss()
     dq, dk, dv = OPS.empty(*q.shape), OPS.empty(*k.shape), OPS.empty(*v.shape)
-    OPS.attention_backward(dq, dk, dv, weight, o, q, k, v, lse)
+    OPS.attention_backward(dq, dk, dv, weight, o, q, k, v, lse, starts)
     assert_gradient(loss, q, dq)
     assert_gradient(loss, k, dk)
     assert_gradient(loss, v, dv)
@@ -144,6 +160,18 @@ def test_attention_is_causal():
     OPS.attention(o, lse, q, k, v)
     np.testing.assert_array_equal(o[0, :4], before[0, :4])
     np.testing.assert_allclose(o[0, 0, 0], v[0, 0, 0], rtol=1e-12)  # one position: its own value
+
+
+def test_attention_never_crosses_documents():
+    """Two documents in a row are as each alone."""
+    q, k, v = normal(1, 7, 4, 4), normal(1, 7, 2, 4), normal(1, 7, 2, 4)
+    starts = np.array([[0, 0, 0, 3, 3, 3, 3]], np.int32)
+    o, lse = OPS.empty(*q.shape), OPS.empty(1, 4, 7)
+    OPS.attention(o, lse, q, k, v, starts)
+    for part in (slice(0, 3), slice(3, 7)):
+        alone = OPS.empty(1, part.stop - part.start, 4, 4)
+        OPS.attention(alone, lse[..., part].copy(), q[:, part], k[:, part], v[:, part])
+        np.testing.assert_allclose(o[:, part], alone, rtol=1e-12)
 
 
 def test_swiglu_gradient():
@@ -248,6 +276,8 @@ def test_gemm(ops, m, n, k, trans_a, trans_b):
     assert_same(ops, "gemm", c, a, b, trans_a, trans_b)
     assert_same(ops, "gemm", c, a, b, trans_a, trans_b, added)
     expected = c + (a.T if trans_a else a) @ (b.T if trans_b else b)
+    bias = single(n)
+    assert_same(ops, "gemm", c, a, b, trans_a, trans_b, bias)
     ops.gemm(c, a, b, trans_a, trans_b, add=c)
     np.testing.assert_allclose(c, expected, atol=2e-5 * np.abs(expected).max())
 
@@ -270,6 +300,11 @@ def test_gemm_of_rounded_operands(rounding, m, n, k, trans_a, trans_b):
     np.testing.assert_array_equal(c, again)
 
 
+@pytest.mark.parametrize("m, n", [(1, 1), (70, 16), (33, 50)])
+def test_sum_rows(ops, m, n):
+    assert_same(ops, "sum_rows", single(n), single(m, n))
+
+
 @pytest.mark.parametrize("n", [1, 16, 24, 50])
 def test_embed(ops, n):
     tokens = RNG.integers(0, 7, 30, dtype=np.int32)
@@ -285,39 +320,57 @@ def test_rmsnorm(ops, n_rows, n):
 
 
 @pytest.mark.parametrize("head_dim", [2, 8, 26, 64])
-def test_rope(ops, head_dim):
+@pytest.mark.parametrize("options", [{}, {"halves": True, "starts": STARTS}])
+def test_rope(ops, head_dim, options):
     cos, sin = (a.astype(np.float32) for a in angles(9, head_dim))
-    assert_same(ops, "rope", single(2, 5, 3, head_dim), cos, sin)
-    assert_same(ops, "rope_backward", single(2, 5, 3, head_dim), cos, sin)
+    assert_same(ops, "rope", single(2, 5, 3, head_dim), cos, sin, **options)
+    assert_same(ops, "rope_backward", single(2, 5, 3, head_dim), cos, sin, **options)
+
+
+def documents(B, T, seed=5):
+    """starts (B, T): documents of 1 to 60 positions."""
+    rng, starts = np.random.default_rng(seed), np.zeros((B, T), np.int32)
+    for row in starts:
+        first = 0
+        while first < T:
+            row[first:] = first
+            first += int(rng.integers(1, 61))
+    return starts
 
 
 @pytest.mark.parametrize("n_head, n_kv_head", [(2, 2), (4, 2), (3, 1)])
 @pytest.mark.parametrize("T, head_dim", [(1, 8), (5, 10), (47, 16), (101, 50), (130, 64)])
-def test_attention(ops, n_head, n_kv_head, T, head_dim):
+@pytest.mark.parametrize("isolate", [False, True])
+def test_attention(ops, n_head, n_kv_head, T, head_dim, isolate):
+    starts = documents(2, 2 * T) if isolate else None
+    T = 2 * T if isolate else T
     q, k, v = (single(2, T, n, head_dim) * 2 for n in (n_head, n_kv_head, n_kv_head))
     o, lse = single(*q.shape), single(2, n_head, T)
-    assert_same(ops, "attention", o, lse, q, k, v)
-    ops.attention(o, lse, q, k, v)
+    assert_same(ops, "attention", o, lse, q, k, v, starts)
+    ops.attention(o, lse, q, k, v, starts)
     dq, dk, dv, do = single(*q.shape), single(*k.shape), single(*k.shape), single(*q.shape)
-    assert_same(ops, "attention_backward", dq, dk, dv, do, o, q, k, v, lse)
+    assert_same(ops, "attention_backward", dq, dk, dv, do, o, q, k, v, lse, starts)
 
 
 @pytest.mark.parametrize("n_head, n_kv_head", [(2, 2), (3, 1)])
 @pytest.mark.parametrize("T, head_dim", [(1, 8), (47, 15), (101, 48), (130, 64)])
-def test_attention_of_rounded_operands(rounding, n_head, n_kv_head, T, head_dim):
+@pytest.mark.parametrize("isolate", [False, True])
+def test_attention_of_rounded_operands(rounding, n_head, n_kv_head, T, head_dim, isolate):
     """What lies close to the middle of two bfloat16 may fall to either side, rarely."""
+    starts = documents(2, 2 * T) if isolate else None
+    T = 2 * T if isolate else T
     q, k, v = (single(2, T, n, head_dim) for n in (n_head, n_kv_head, n_kv_head))
     o, lse = single(*q.shape), single(2, n_head, T)
     one, three = rounding
     close = {"reference": OPS_BF16, "tolerance": 1e-3, "mean": True}
-    assert_same(one, "attention", o, lse, q, k, v, **close)
-    one.attention(o, lse, q, k, v)
+    assert_same(one, "attention", o, lse, q, k, v, starts, **close)
+    one.attention(o, lse, q, k, v, starts)
     outputs, do = [single(*q.shape), single(*k.shape), single(*k.shape)], single(*q.shape)
-    assert_same(one, "attention_backward", *outputs, do, o, q, k, v, lse, **close)
-    one.attention_backward(*outputs, do, o, q, k, v, lse)
+    assert_same(one, "attention_backward", *outputs, do, o, q, k, v, lse, starts, **close)
+    one.attention_backward(*outputs, do, o, q, k, v, lse, starts)
     again = [x.copy() for x in (*outputs, o, lse)]
-    three.attention(*again[3:], q, k, v)
-    three.attention_backward(*again[:3], do, o, q, k, v, lse)
+    three.attention(*again[3:], q, k, v, starts)
+    three.attention_backward(*again[:3], do, o, q, k, v, lse, starts)
     for first, second in zip((*outputs, o, lse), again, strict=True):
         np.testing.assert_array_equal(first, second)
 
