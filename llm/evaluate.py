@@ -27,9 +27,9 @@ class Validation:
         n_windows = (len(tokens) - 1) // n_ctx
         n_used = min(n_windows, MAX_WINDOWS)
         starts = np.arange(n_used) * n_windows // n_used * n_ctx
-        windows = np.stack([tokens[at : at + n_ctx + 1] for at in starts])
-        self.inputs = np.ascontiguousarray(windows[:, :-1])
-        self.targets = np.ascontiguousarray(windows[:, 1:])
+        self.windows = np.stack([tokens[at : at + n_ctx + 1] for at in starts])
+        self.inputs = np.ascontiguousarray(self.windows[:, :-1])
+        self.targets = np.ascontiguousarray(self.windows[:, 1:])
         self.n_bytes = int(token_bytes[self.targets].sum())
         self.n_tokens = self.targets.size
         if self.n_bytes == 0:

@@ -25,6 +25,7 @@ from .data import Examples, hold_out, token_stream
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
+from .memorisation import Memorisation, measure_memorisation
 from .model import Transformer, init_params, training_bytes
 from .ops_c import OpsC, best_precision
 from .optim import OPTIMIZERS, SCHEDULES, AdamW, clip_scale
@@ -47,6 +48,7 @@ from .vocabulary import (
     vocabulary_to_arrays,
 )
 
+CURVES = ("losses", "rates", "norms", "step_seconds")  # of Run: a number for each step
 N_SAMPLES = 3
 PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses width and warm-up
 MEASURE_SECONDS = 3.0  # of steps that count: fix their number
@@ -69,7 +71,12 @@ class Run:
     n_validations: int = 10  # after the one before the first step
     seconds: float = 0.0  # of training, over all sittings
     losses: list[float] = field(default_factory=list)  # nats per token, of each step
+    rates: list[float] = field(default_factory=list)  # of learning
+    norms: list[float] = field(default_factory=list)  # of the gradient before clipping
+    step_seconds: list[float] = field(default_factory=list)  # without validations and saving
     validations: list[list[float]] = field(default_factory=list)  # [step, seconds, bits per byte]
+    samples: list[list] = field(default_factory=list)  # [step, text]
+    memorisation: Memorisation | None = None  # when the training has ended
 
     @property
     def n_tokens(self) -> int:
@@ -121,6 +128,10 @@ def train(given: dict, resume: bool) -> int:
         with Interrupt() as interrupt:
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
+            if run.step:
+                run.memorisation = measure_memorisation(
+                    run.model, run.examples, run.step, run.validation.windows
+                )
             export(run, out)
         report.finish(run, out)
         return 0 if run.is_done else 128 + interrupt.signal
@@ -144,7 +155,8 @@ def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report
             validate(run)
             report.validated(run)
         if run.step in milestones(run.n_steps, N_SAMPLES + 1) and not run.is_done:
-            report.sample(sample(run, folder))
+            run.samples.append([run.step, sample(run, folder)])
+            report.sample(run.samples[-1][1])
         if time.perf_counter() - last_save > run.settings.save_seconds:
             save(run, saved)
             last_save = time.perf_counter()
@@ -158,7 +170,7 @@ def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report
 
 
 def take_step(run: Run) -> None:
-    settings, model = run.settings, run.model
+    settings, model, start = run.settings, run.model, time.perf_counter()
     loss = gradient(run, run.step, 0, settings.n_slots)
     norm = math.sqrt(model.ops.sum_squares(model.grads))
     if not math.isfinite(norm):
@@ -168,6 +180,9 @@ def take_step(run: Run) -> None:
     rate = schedule(run.step, run.n_steps or 0, settings.warmup, settings.lr)
     run.optimizer.step(model.params, model.grads, rate, clip_scale(norm, settings.clip))
     run.losses.append(loss)
+    run.rates.append(rate)
+    run.norms.append(norm)
+    run.step_seconds.append(time.perf_counter() - start)
     run.step += 1
 
 
@@ -281,7 +296,9 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
         run = prepare(settings, corpus, vocabulary, training, held)
         run.model.params[...] = arrays["params"]
         run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["step"]})
-        run.losses = arrays["losses"].tolist()
+        for name in CURVES:  # once a checkpoint had the losses alone
+            setattr(run, name, arrays.get(name, np.full(state["step"], np.nan)).tolist())
+        run.samples = state.get("samples", [])
         run.step, run.n_steps = state["step"], state["n_steps"]
         run.n_validations = state["n_validations"]
         run.seconds, run.validations = state["seconds"], state["validations"]
@@ -387,12 +404,13 @@ def save(run: Run, path: Path) -> None:
         "n_validations": run.n_validations,
         "seconds": run.seconds,
         "validations": run.validations,
+        "samples": run.samples,
     }
     arrays = {
         "params": run.model.params,
         "m": run.optimizer.state["m"],
         "v": run.optimizer.state["v"],
-        "losses": np.array(run.losses, np.float64),
+        **{name: np.array(getattr(run, name), np.float32) for name in CURVES},
         **vocabulary_to_arrays(run.vocabulary),
     }
     save_checkpoint(path, state, arrays)
@@ -412,6 +430,7 @@ def export(run: Run, path: Path) -> None:
 
 def provenance(run: Run) -> Provenance:
     config = run.model.config
+    memorised = run.memorisation.figures() if run.memorisation else {}
     return Provenance(
         name=f"{run.corpus.name}, {config.n_params / 1e6:.1f} M parameters",
         corpus_name=run.corpus.name,
@@ -422,7 +441,7 @@ def provenance(run: Run) -> Provenance:
         train_seed=run.settings.seed,
         train_flops=float(run.n_tokens * config.flops_per_token),
         validation_bits_per_byte=run.bits_per_byte,
-        figures={"corpus.tokens": len(run.examples.tokens)},
+        figures={"corpus.tokens": len(run.examples.tokens), **memorised},
         run={
             "seconds": run.seconds,
             "tokens_per_second": run.n_tokens / max(run.seconds, 1e-9),

@@ -52,7 +52,7 @@ PYTHON_LAYERS = (
         "vocabularies",
     ),
     ("model", "optim"),
-    ("parameter_file", "checkpoint", "evaluate"),
+    ("parameter_file", "checkpoint", "evaluate", "memorisation"),
     ("quantize calibrate",),
     ("vocabulary", "convert convert_* export export_*"),
     ("report",),

@@ -85,6 +85,8 @@ def test_the_file_runs_verifies_and_carries_its_origin(text, unbroken):
         assert keys["two_file.train.tokens"] == 80 * 4 * 32
         assert keys["two_file.train.flops"] > 0
         assert 0 < keys["two_file.validation.bits_per_byte"] < 8
+        assert 0 <= keys["two_file.memorisation.training"] <= 1
+        assert keys["two_file.corpus.tokens"] > 1000
         assert model.generate("the cat", max_tokens=5, temperature=0)
     assert (unbroken.out.parent / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -179,6 +181,15 @@ def test_a_signal_ends_the_run_in_good_order(text, unbroken, tmp_path, number):
         assert 24 <= model.metadata["two_file.train.steps"] < 80
     finish(text, tmp_path, *STEPS, "--resume")
     assert compare_files(unbroken.out, tmp_path / "out.bin") == []
+    assert drawn(tmp_path / "run") == drawn(unbroken.out.parent / "run")
+
+
+def drawn(folder):
+    """What the report draws of a run's steps, but the seconds."""
+    state, arrays = load_checkpoint(folder / "checkpoint.npz")
+    assert (arrays["step_seconds"] > 0).all() and len(arrays["step_seconds"]) == state["step"]
+    curves = {name: arrays[name].tolist() for name in ("losses", "rates", "norms")}
+    return curves, state["samples"], [(step, bits) for step, _, bits in state["validations"]]
 
 
 def test_minutes_become_steps_once(text, tmp_path):
