@@ -75,17 +75,20 @@ static llm_status resolve_options(llm_context *c, llm_error *err) {
 
 /* ---- memory ---- */
 
-/* Two passes over the same list: the first adds up sizes, the second hands out addresses. Products
- * stay far below 2^64: model.c caps every factor (n_embd, heads 2^20; n_ff 2^24; threads 2^10,
- * n_ctx 2^31). */
+/* What no size_t holds is SIZE_MAX, which no allocation gives. */
+static size_t times(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
+static size_t plus(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
+
+/* Two passes over the same list: the first adds up sizes, the second hands out addresses. */
 typedef struct arena {
   char *base;
   size_t used;
 } arena;
 
-static void *arena_take(arena *a, size_t n, size_t size) {
+static void *arena_take(arena *a, size_t rows, size_t width, size_t size) {
   void *p = a->base ? a->base + a->used : NULL;
-  a->used += (n * size + ALIGN - 1) / ALIGN * ALIGN;
+  size_t n_bytes = plus(times(times(rows, width), size), ALIGN - 1) / ALIGN * ALIGN;
+  a->used = plus(a->used, n_bytes);
   return p;
 }
 
@@ -99,53 +102,59 @@ static void lay_out(llm_context *c, arena *a) {
   size_t n_q = (size_t)(m->n_head * m->head_dim), n_kv = (size_t)(m->n_kv_head * m->head_dim);
   size_t widest = max_size(max_size(n_embd, n_q), n_ff), n_threads = (size_t)c->options.n_threads;
 
-  c->x = arena_take(a, rows * n_embd, sizeof(float));
-  c->xn = arena_take(a, rows * n_embd, sizeof(float));
-  c->q = arena_take(a, rows * n_q, sizeof(float));
-  c->att = arena_take(a, rows * n_q, sizeof(float));
-  c->k = arena_take(a, rows * n_kv, sizeof(float));
-  c->v = arena_take(a, rows * n_kv, sizeof(float));
-  c->gate = arena_take(a, rows * n_ff, sizeof(float));
-  c->up = arena_take(a, rows * n_ff, sizeof(float));
+  c->x = arena_take(a, rows, n_embd, sizeof(float));
+  c->xn = arena_take(a, rows, n_embd, sizeof(float));
+  c->q = arena_take(a, rows, n_q, sizeof(float));
+  c->att = arena_take(a, rows, n_q, sizeof(float));
+  c->k = arena_take(a, rows, n_kv, sizeof(float));
+  c->v = arena_take(a, rows, n_kv, sizeof(float));
+  c->gate = arena_take(a, rows, n_ff, sizeof(float));
+  c->up = arena_take(a, rows, n_ff, sizeof(float));
   for (int local = 0; local < 2; local++) {
-    c->rope[local].inv_freq = arena_take(a, half, sizeof(double));
-    c->rope[local].cos = arena_take(a, rope_rows * half, sizeof(float));
-    c->rope[local].sin = arena_take(a, rope_rows * half, sizeof(float));
+    c->rope[local].inv_freq = arena_take(a, 1, half, sizeof(double));
+    c->rope[local].cos = arena_take(a, rope_rows, half, sizeof(float));
+    c->rope[local].sin = arena_take(a, rope_rows, half, sizeof(float));
   }
-  c->act.q = arena_take(a, rows * widest, 1);
-  c->act.scale = arena_take(a, rows * (widest / 32 + 1), sizeof(float));
-  c->act.scaled_sum = arena_take(a, rows * (widest / 32 + 1), sizeof(float));
-  c->act.sum = arena_take(a, rows * (widest / 32 + 1), sizeof(int32_t));
+  c->act.q = arena_take(a, rows, widest, 1);
+  c->act.scale = arena_take(a, rows, widest / 32 + 1, sizeof(float));
+  c->act.scaled_sum = arena_take(a, rows, widest / 32 + 1, sizeof(float));
+  c->act.sum = arena_take(a, rows, widest / 32 + 1, sizeof(int32_t));
   c->scores =
-      arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head) * c->n_ctx, sizeof(float));
+      arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head), c->n_ctx, sizeof(float));
   c->matmul_scratch_bytes = (c->kernels->scratch_bytes(widest) + ALIGN - 1) / ALIGN * ALIGN;
-  c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes);
-  c->ids = arena_take(a, c->n_ctx, sizeof *c->ids);
+  c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes, 1);
+  c->ids = arena_take(a, 1, c->n_ctx, sizeof *c->ids);
   if (!context_slides(c)) return;
-  c->slide_k = arena_take(a, n_kv * c->n_ctx, sizeof(float));
-  c->slide_v = arena_take(a, (size_t)m->n_kv_head * c->n_ctx, c->kv_row_bytes);
+  c->slide_k = arena_take(a, n_kv, c->n_ctx, sizeof(float));
+  c->slide_v = arena_take(a, (size_t)m->n_kv_head, c->n_ctx, c->kv_row_bytes);
 }
 
-static llm_status allocate_scratch(llm_context *c, llm_error *err) {
+llm_status context_plan(llm_context *c, const llm_model *model, const llm_context_options *options,
+                        llm_error *err) {
+  const llm_config *m = &model->config;
+  *c = (llm_context){.model = model};
+  c->options = options ? *options : llm_context_default_options();
+  llm_status status = resolve_options(c, err);
+  if (status) return status;
+  if (c->options.n_threads == 0) c->options.n_threads = threads_available();
+  c->kv_row_bytes = type_row_bytes((llm_type)c->options.kv_type, (size_t)m->head_dim);
+  size_t per_token = times(times((size_t)m->n_layer, (size_t)m->n_kv_head), c->kv_row_bytes);
+  c->kv_bytes = times(2, times(per_token, c->n_ctx));
   arena a = {0};
   lay_out(c, &a);
-  c->arena = aligned_alloc(ALIGN, a.used);
-  if (!c->arena) return error_nomem(err, a.used, "the scratch of a context");
-  a = (arena){c->arena, 0};
-  lay_out(c, &a);
+  c->arena_bytes = a.used;
   return LLM_OK;
 }
 
-static llm_status allocate_cache(llm_context *c, llm_error *err) {
-  const llm_config *m = &c->model->config;
-  uint64_t per_token = (uint64_t)m->n_layer * (uint64_t)m->n_kv_head * c->kv_row_bytes;
-  uint64_t bytes = per_token * c->n_ctx; /* at most 2^10 * 2^20 * 4 * 2^31 = 2^63 */
-  if (bytes > SIZE_MAX / 4) return error_nomem(err, bytes, "the key/value cache: lower n_ctx");
-  c->k_cache = calloc(bytes, 1); /* calloc: the pages come zeroed and untouched */
-  c->v_cache = calloc(bytes, 1);
+static llm_status allocate(llm_context *c, llm_error *err) {
+  c->arena = aligned_alloc(ALIGN, c->arena_bytes / ALIGN * ALIGN);
+  if (!c->arena) return error_nomem(err, c->arena_bytes, "the scratch of a context");
+  arena a = {c->arena, 0};
+  lay_out(c, &a);
+  c->k_cache = calloc(c->kv_bytes / 2, 1); /* calloc: the pages come zeroed and untouched */
+  c->v_cache = calloc(c->kv_bytes / 2, 1);
   if (!c->k_cache || !c->v_cache)
-    return error_nomem(err, 2 * bytes, "the key/value cache: lower n_ctx");
-  c->kv_bytes = 2 * bytes;
+    return error_nomem(err, c->kv_bytes, "the key/value cache: lower n_ctx");
   return LLM_OK;
 }
 
@@ -221,14 +230,8 @@ llm_status llm_context_new(llm_context **out, const llm_model *model,
   *out = NULL;
   llm_context *c = calloc(1, sizeof *c);
   if (!c) return error_nomem(err, sizeof *c, "a context");
-  c->model = model;
-  c->options = options ? *options : llm_context_default_options();
-  llm_status status = resolve_options(c, err);
-  if (!status)
-    c->kv_row_bytes = type_row_bytes((llm_type)c->options.kv_type, (size_t)model->config.head_dim);
-  if (c->options.n_threads == 0) c->options.n_threads = threads_available();
-  if (!status) status = allocate_scratch(c, err);
-  if (!status) status = allocate_cache(c, err);
+  llm_status status = context_plan(c, model, options, err);
+  if (!status) status = allocate(c, err);
   if (!status) status = thread_pool_new(&c->pool, c->options.n_threads, err);
   if (status) {
     llm_context_free(c);

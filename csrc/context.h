@@ -60,8 +60,14 @@ struct llm_context {
   float *scores;        /* (n_threads, n_head / n_kv_head, n_ctx) */
   char *matmul_scratch; /* (n_threads, matmul_scratch_bytes) */
   size_t matmul_scratch_bytes;
-  void *arena; /* all of the above in one allocation */
+  void *arena; /* all of the above in one allocation, */
+  size_t arena_bytes;
 };
+
+/* Fills in what follows from the options, arena_bytes and kv_bytes among it, and allocates nothing.
+ * Sizes that no size_t holds are SIZE_MAX or near it. */
+llm_status context_plan(llm_context *c, const llm_model *model, const llm_context_options *options,
+                        llm_error *err);
 
 /* How many of the ids [0, n) the context has read since it was empty, before any other. Where text
  * slid out of the window, all that was read or nothing. */

@@ -259,6 +259,26 @@ int32_t llm_context_n_threads(const llm_context *context);
 const char *llm_context_kernels(const llm_context *context);
 uint64_t llm_context_kv_bytes(const llm_context *context);
 
+/* What a model needs to run well on this machine. Sizes in bytes; those that 64 bits do not hold
+ * are UINT64_MAX or near it. */
+typedef struct llm_needs {
+  uint64_t file_bytes, kv_bytes, scratch_bytes; /* of memory; kv_bytes: of a full window */
+  uint64_t total_bytes;                         /* their sum */
+  uint64_t machine_bytes;                       /* memory that the machine has; 0: unknown */
+  uint64_t token_bytes;                         /* of weights that every token reads */
+  double bytes_per_second;  /* that all threads read, measured in about 0.1 s as decoding reads: a
+                               buffer as large as the weights (at most 512 MiB), again and again */
+  double seconds_per_token; /* token_bytes at that rate: the least for one token after the other.
+                               Where total_bytes > machine_bytes the disk sets the pace instead. */
+  int64_t n_ctx;
+  int32_t n_threads;
+  char kernels[16];
+} llm_needs;
+
+/* For a context of these options (NULL: the defaults), which is not made. */
+llm_status llm_model_needs(const llm_model *model, const llm_context_options *options,
+                           llm_needs *out, llm_error *err);
+
 /* Appends n_ids >= 1 tokens and writes the logits of the last n_rows of them, (n_rows, n_vocab)
  * float32 row-major, 0 <= n_rows <= n_ids (logits may be NULL when n_rows is 0). On any failure
  * the context holds what it held before; where text slid out of the window by then, what was read

@@ -68,11 +68,37 @@ static void print_types(const llm_model *model) {
   putchar('\n');
 }
 
+static void print_bytes(uint64_t n, const char *after) {
+  if (n >= 1000000000)
+    printf("%.2f GB%s", (double)n / 1e9, after);
+  else
+    printf("%.2f MB%s", (double)n / 1e6, after);
+}
+
+static void print_needs(const llm_needs *n, llm_type kv_type) {
+  printf("%-14s ", "memory");
+  print_bytes(n->total_bytes, ": the file, ");
+  print_bytes(n->kv_bytes, " of keys and values of ");
+  printf("%" PRId64 " tokens (%s), ", n->n_ctx, llm_type_describe(kv_type).name);
+  print_bytes(n->scratch_bytes, " of scratch");
+  if (n->machine_bytes) {
+    fputs("; the machine has ", stdout);
+    print_bytes(n->machine_bytes, "");
+  }
+  printf("\n%-14s %.3g s a token or more: ", "speed", n->seconds_per_token);
+  print_bytes(n->token_bytes, " of weights");
+  printf(" at %.1f GB/s, measured on %d threads (%s kernels)\n", n->bytes_per_second / 1e9,
+         (int)n->n_threads, n->kernels);
+  if (n->machine_bytes && n->total_bytes > n->machine_bytes)
+    printf("%-14s it does not fit: the disk sets the pace, %.3g s a token at 1 GB/s\n", "",
+           (double)n->token_bytes / 1e9);
+}
+
 static int show_info(const llm_model *model, const options *o,
                      const llm_context_options *context_options) {
   const llm_config *c = llm_model_config(model);
   const llm_tokenizer *t = llm_model_tokenizer(model);
-  llm_context *context;
+  llm_needs needs;
   llm_error err;
   print_meta(model, "general.name", "name");
   printf("%-14s %s\n", "architecture", c->architecture);
@@ -93,13 +119,8 @@ static int show_info(const llm_model *model, const options *o,
   printf("%-14s %" PRId64 " tokens, %" PRId64 " of 256 single bytes, BOS %d%s, EOS %d\n",
          "vocabulary", c->n_vocab, llm_tokenizer_n_byte_tokens(t), (int)llm_tokenizer_bos(t),
          llm_tokenizer_add_bos(t) ? " (added)" : "", (int)llm_tokenizer_eos(t));
-  if (llm_context_new(&context, model, context_options, &err)) return failed(&err);
-  printf("%-14s %" PRId64 " tokens take %.1f MB of keys and values (%s)\n", "running",
-         llm_context_n_ctx(context), (double)llm_context_kv_bytes(context) / 1e6,
-         llm_type_describe(o->kv_type).name);
-  printf("%-14s %s, %d threads\n", "kernels", llm_context_kernels(context),
-         (int)llm_context_n_threads(context));
-  llm_context_free(context);
+  if (llm_model_needs(model, context_options, &needs, &err)) return failed(&err);
+  print_needs(&needs, o->kv_type);
   print_meta(model, "two_file.corpus.name", "corpus");
   print_meta(model, "two_file.tensor_sha256", "tensor sha256");
   return finish_stdout(0);

@@ -63,17 +63,23 @@ def call_cancellable(function: Callable, *args) -> None:
         raise_error(err)
 
 
-class Context:
-    """One timeline of tokens. Calls from several threads wait for each other.
+class ContextOptions:
+    """llm_context_options, with the memory that they point at.
 
     n_ctx 0: the trained length, at most 4096. on_full: what makes room in a full window: "stop",
     "forget" the oldest text, or "slide" behind the first n_sink tokens. cancel_check: called
     between layers; an exception that it raises ends the call, leaves the context as it was, and is
     raised from the call."""
 
+    _KV_TYPES = {"f16": lib.LLM_TYPE_F16, "f32": lib.LLM_TYPE_F32, "q8_0": lib.LLM_TYPE_Q8_0}
+    _ON_FULL = {
+        "stop": lib.LLM_ON_FULL_STOP,
+        "forget": lib.LLM_ON_FULL_FORGET,
+        "slide": lib.LLM_ON_FULL_SLIDE,
+    }
+
     def __init__(
         self,
-        model: Model,
         n_ctx: int = 0,
         n_threads: int = 0,
         kv_type: str = "f16",
@@ -83,34 +89,37 @@ class Context:
         n_sink: int = 4,
         cancel_check: Callable[[], object] | None = None,
     ):
-        kv_types = {"f16": lib.LLM_TYPE_F16, "f32": lib.LLM_TYPE_F32, "q8_0": lib.LLM_TYPE_Q8_0}
-        if kv_type not in kv_types:
+        if kv_type not in self._KV_TYPES:
             raise ValueError(f"kv_type is {kv_type!r}, expected 'f16', 'f32' or 'q8_0'")
-        modes = {
-            "stop": lib.LLM_ON_FULL_STOP,
-            "forget": lib.LLM_ON_FULL_FORGET,
-            "slide": lib.LLM_ON_FULL_SLIDE,
-        }
-        if on_full not in modes:
+        if on_full not in self._ON_FULL:
             raise ValueError(f"on_full is {on_full!r}, expected 'stop', 'forget' or 'slide'")
+        self._check = ffi.new_handle(cancel_check)
+        self._kernels = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
+        self.pointer = ffi.new("llm_context_options *")
+        self.pointer.n_ctx, self.pointer.n_threads = n_ctx, n_threads
+        self.pointer.kv_type, self.pointer.kernels = self._KV_TYPES[kv_type], self._kernels
+        self.pointer.allow_long_context = int(allow_long_context)
+        self.pointer.on_full, self.pointer.n_sink = self._ON_FULL[on_full], n_sink
+        self.pointer.cancel_check = lib.llm_python_cancel_check
+        self.pointer.cancel_user = self._check
+
+
+class Context:
+    """One timeline of tokens. Calls from several threads wait for each other."""
+
+    def __init__(self, model: Model, **options):
+        """options: those of ContextOptions."""
         self._handle = model._handle
         self._n_vocab, self._n_embd = model.config.n_vocab, model.config.n_embd
         self._lock = threading.RLock()
         self._busy = False  # inside a call; seen under the lock by its own thread only
-        self._check = ffi.new_handle(cancel_check)
-        name = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
-        options = ffi.new("llm_context_options *")
-        options.n_ctx, options.n_threads = n_ctx, n_threads
-        options.kv_type, options.kernels = kv_types[kv_type], name
-        options.allow_long_context = int(allow_long_context)
-        options.on_full, options.n_sink = modes[on_full], n_sink
-        options.cancel_check, options.cancel_user = lib.llm_python_cancel_check, self._check
+        self._options = ContextOptions(**options)
         self._pointer = new(
             lib.llm_context_new,
             "llm_context",
             lib.llm_context_free,
             self._handle.use(),
-            options,
+            self._options.pointer,
         )
 
     @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from llm._llm import ffi, lib
 from llm.binding import Handle, Metadata, Tensors, call, id_array, pointer_to
 from llm.chat_template import recognised, render
-from llm.context import Context, Step
+from llm.context import Context, ContextOptions, Step
 from llm.sampler import Sampler
 from llm.tokenizer import Tokenizer
 
@@ -225,6 +225,14 @@ class Model:
         """Context.embed of a text or of ids, on a context of the call's own."""
         with self._context() as context:
             return context.embed(self._ids(text))
+
+    def needs(self) -> dict:
+        """llm_needs: bytes of memory for the file and a full window, and seconds a token at the
+        measured bandwidth of this machine, by the Model's options. Takes about 0.1 s."""
+        options, needs = ContextOptions(**self._options), ffi.new("llm_needs *")
+        call(lib.llm_model_needs, self._handle.use(), options.pointer, needs)
+        out = {name: getattr(needs, name) for name, _ in ffi.typeof("llm_needs").fields}
+        return out | {"kernels": ffi.string(needs.kernels).decode()}
 
     def verify(self) -> dict:
         """Checks the hash of the weights and replays the proof block; FormatError on a mismatch."""

@@ -25,7 +25,7 @@ C_LAYERS = (
     ("model model_*",),
     ("context",),
     ("forward",),
-    ("generate stop chat chat_template chat_render session", "score proof embed", "zip"),
+    ("generate stop chat chat_template chat_render session", "score proof embed needs", "zip"),
     ("run run_*",),
 )
 # The trainer's C may use what stands low in the engine; no engine file may use the trainer's.
