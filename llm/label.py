@@ -44,6 +44,7 @@ def facts(path: str) -> dict:
             "vocabulary": c.n_vocab,
             "tokenizer": keys.text("tokenizer.ggml.model"),
             "pre_tokenizer": keys.text("tokenizer.ggml.pre"),
+            "needs": model.needs(),
         }
         own = {key[9:]: keys.plain(key) for key in keys if key.startswith("two_file.")}
     out["provenance"] = {key: value for key, value in own.items() if value is not None}
@@ -153,11 +154,22 @@ def _file_rows(told: dict) -> list[tuple[str, str, str]]:
         ("Bits each", f"{bits:.3g}", f"of the file; parameters by type: {types}"),
         ("Context", _amount(told["context"]), "tokens"),
         ("Vocabulary", _amount(told["vocabulary"]), f"tokens ({kind})"),
+        *_needs_rows(told["needs"]),
     ]
     for name, key in (("Author", "author"), ("Licence", "license")):
         if key in told:
             rows.append((name, told[key], ""))
     return rows
+
+
+def _needs_rows(needs: dict) -> list[tuple[str, str, str]]:
+    rate = f"{human_bytes(needs['token_bytes'])} at {human_bytes(needs['bytes_per_second'])}/s"
+    fits = needs["total_bytes"] <= (needs["machine_bytes"] or needs["total_bytes"])
+    rest = "" if fits else f", more than the {human_bytes(needs['machine_bytes'])} here: from disk"
+    return [
+        ("Memory", human_bytes(needs["total_bytes"]), f"with {needs['n_ctx']} tokens held{rest}"),
+        ("Speed", f"{needs['seconds_per_token']:.3g}", f"s a token or more: {rate}"),
+    ]
 
 
 def _origin_rows(own: _Own, file_bytes: int) -> list[tuple[str, str, str]]:

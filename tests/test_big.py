@@ -77,8 +77,13 @@ def test_it_is_described(big, run_binary, capsys):
     path, _, _ = big
     done = subprocess.run([run_binary, path, "--info"], capture_output=True, text=True, check=True)
     assert f"68976648192 (68976.6 M), file of {path.stat().st_size} bytes" in done.stdout
+    assert "GB: the file, 1.34 GB of keys and values of 4096 tokens (F16)" in done.stdout
+    assert "s a token or more: 137.43 GB of weights" in done.stdout
     assert main(["inspect", str(path)]) == 0
-    assert f"{path.stat().st_size:,} bytes" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{path.stat().st_size:,} bytes" in shown
+    assert "Memory 140 GB with 4096 tokens held" in shown
+    assert "s a token or more: 137 GB at" in shown
 
 
 @pytest.mark.skipif("LLM_TEST_BIG" not in os.environ, reason="minutes: make test-big")

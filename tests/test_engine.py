@@ -418,6 +418,17 @@ def test_a_sampler_of_another_vocabulary(model):
 # ---- proof ----
 
 
+def test_needs(path):
+    with llm.Model(path, n_ctx=32, kv_type="f32", n_threads=1) as m:
+        needs, c = m.needs(), m.config
+    assert needs["kv_bytes"] == 2 * 4 * c.n_layer * c.n_kv_head * c.head_dim * 32
+    assert needs["file_bytes"] == path.stat().st_size
+    assert (needs["n_ctx"], needs["n_threads"]) == (32, 1)
+    assert needs["seconds_per_token"] == needs["token_bytes"] / needs["bytes_per_second"] > 0
+    with pytest.raises(ValueError, match="longer than"):
+        llm.Model(path, n_ctx=1 << 20).needs()
+
+
 def test_verify_and_a_flipped_bit(path, tmp_path, model):
     report = model.verify()
     assert report["has_hash"] and report["has_proof"] and report["n_probes"] == 2

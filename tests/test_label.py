@@ -3,10 +3,12 @@ ones."""
 
 import json
 import math
+import re
 
 import pytest
 from models import TINY, byte_vocabulary, provenance, random_params, write_trained, write_typed
 
+import llm
 from llm.config import layout
 from llm.label import WIDTH, facts, label
 from llm.parameter_file import (
@@ -121,6 +123,16 @@ def test_a_published_file(smollm2):
     assert shown["Parameters"].startswith("134,515,008 llama: n_layer 30")
     assert shown["Licence"] == "apache-2.0"
     assert shown["Author"] == "HuggingFaceTB"
+
+
+def test_what_a_model_needs(tmp_path, monkeypatch):
+    path = write_with(tmp_path / "tiny.bin", {})
+    shown = rows(path)
+    assert re.fullmatch(r"\d+ kB with 64 tokens held", shown["Memory"])
+    assert re.fullmatch(r"\S+ s a token or more: 313 kB at \S+ [kMG]B/s", shown["Speed"])
+    needs = facts(path)["needs"] | {"machine_bytes": 2 * 10**5}
+    monkeypatch.setattr(llm.Model, "needs", lambda self: needs)
+    assert rows(path)["Memory"].endswith("64 tokens held, more than the 200 kB here: from disk")
 
 
 def test_facts_are_json(tmp_path):
