@@ -2,16 +2,22 @@
 
     .venv/bin/python bench/bench_zip.py [--model FILE] [--bytes N] [--threads N] [TEXT ...]
 
-Without texts: the World English Bible (fetched), this repository's Markdown and its C.
+Without texts: the World English Bible, the documentation and the sources of this Python's standard
+library, and Debian's reference in French; packages are fetched.
 """
 
 import argparse
+import gzip
+import hashlib
 import io
 import lzma
 import shutil
 import subprocess
+import tarfile
+import tempfile
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 
@@ -21,21 +27,35 @@ from llm.corpus import read_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = {"zstd": "zstd --ultra -22 -c".split(), "brotli": "brotli -q 11 -w 24 -c".split()}
+LIBRARY, SOURCES = Path(tarfile.__file__).parent, ("argparse", "subprocess", "tarfile", "typing")
+FRENCH = "debian-reference-fr"  # a package of Debian, GPL
 
 
 def texts(paths, n):
+    """n bytes each, from the middle of what is not given by path."""
     if paths:
         return {Path(path).name: Path(path).read_bytes()[:n] for path in paths}
-    bible = b"\n\n".join(read_corpus().documents)
-
-    def joined(pattern):
-        return b"".join(path.read_bytes() for path in sorted(ROOT.glob(pattern)))[:n]
-
-    return {
-        "prose": bible[len(bible) // 2 :][:n],
-        "documentation": joined("**/*.md"),
-        "source code": joined("csrc/[f-t]*.c"),
+    whole = {
+        "prose": b"\n\n".join(read_corpus().documents),
+        "documentation": "\n\n".join(topics[name] for name in sorted(topics)).encode(),
+        "source code": b"".join((LIBRARY / f"{name}.py").read_bytes() for name in SOURCES),
+        "French": french(),
     }
+    return {name: text[len(text) // 2 :][:n] for name, text in whole.items() if text}
+
+
+def french():
+    """Documentation in French, by apt-get download; nothing where there is no apt-get."""
+    if not shutil.which("apt-get"):
+        return b""
+    with tempfile.TemporaryDirectory() as folder:
+        for command in (
+            f"apt-get -qq -o APT::Sandbox::User=root download {FRENCH}",
+            f"dpkg-deb -x {FRENCH}_*.deb .",
+        ):
+            subprocess.run(command, shell=True, cwd=folder, check=True)
+        (path,) = Path(folder).glob("usr/share/debian-reference/*.txt.gz")
+        return gzip.decompress(path.read_bytes())
 
 
 def others(text):
@@ -74,8 +94,10 @@ def main():
             zips.compress(model, io.BytesIO(text), archive, n_threads=given.threads)
             seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
             size = len(archive.getvalue())
-            print(f"{name}: {len(text):,} bytes; {len(text) / seconds / 1e3:.2f} KB/s zipping,")
-            print(f"  {len(text) / cpu / 1e3:.2f} KB/s a processor second")
+            digest = hashlib.sha256(text).hexdigest()[:8]
+            print(f"{name}: {len(text):,} bytes, SHA-256 {digest}...")
+            print(f"  {len(text) / seconds / 1e3:.2f} KB/s zipping,", end=" ")
+            print(f"{len(text) / cpu / 1e3:.2f} KB/s a processor second", flush=True)
             sizes = dict(others(text))
             rows = sizes | {"two-file zip": size, "with the parameter file": size + n_model}
             for label, n in rows.items():

@@ -208,6 +208,7 @@ def _origin_rows(own: _Own, file_bytes: int) -> list[tuple[str, str, str]]:
         own.text("run.precision"),
     )
     row("Bits per byte", own.number("validation.bits_per_byte"), "{:.4g}".format, "held-out text")
+    _zip_rows(own, row)
     _memorisation_row(own, row)
     change, kind = own.number("quantization.bits_per_byte_change"), own.text("quantization.type")
     if kind:
@@ -216,6 +217,19 @@ def _origin_rows(own: _Own, file_bytes: int) -> list[tuple[str, str, str]]:
     if not own.values:
         rows.append(("Origin", "unknown", "the file does not say where it comes from"))
     return rows
+
+
+def _zip_rows(own: _Own, row) -> None:
+    """The held-out text beside what xz and the model before rounding make of it: what the training
+    was worth, as `python -m llm zip` would find but for the archive's frame."""
+    n_bytes, xz = own.number("validation.bytes"), own.number("run.xz_bytes")
+    bits = own.number("validation.bits_per_byte")
+    if not n_bytes or xz is None or bits is None:
+        return
+    row("Unseen text", n_bytes, _amount, "bytes of validation")
+    row("  xz -9e", xz, _amount, f"bytes, {8 * xz / n_bytes:.4g} bits per byte")
+    model, part = bits * n_bytes / 8, f", {bits * n_bytes / 8 / xz:.3g} of xz" if xz > 0 else ""
+    row("  this model", model, "{:,.0f}".format, f"bytes{part}")
 
 
 def _memorisation_row(own: _Own, row) -> None:

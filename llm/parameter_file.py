@@ -303,6 +303,7 @@ class Provenance:
     train_steps: int
     train_seed: int
     train_flops: float
+    validation_bytes: int
     validation_bits_per_byte: float
     quantization_bits_per_byte_change: float = 0.0
     figures: Mapping[str, int | float | str] = field(default_factory=dict)
@@ -319,6 +320,7 @@ class Provenance:
             Entry("two_file.train.steps", self.train_steps, ValueType.UINT64),
             Entry("two_file.train.seed", self.train_seed, ValueType.UINT64),
             Entry("two_file.train.flops", self.train_flops, ValueType.FLOAT64),
+            Entry("two_file.validation.bytes", self.validation_bytes, ValueType.UINT64),
             Entry(
                 "two_file.validation.bits_per_byte",
                 self.validation_bits_per_byte,

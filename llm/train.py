@@ -8,6 +8,7 @@ save and, once, how many steps there are (fix_steps).
 from __future__ import annotations
 
 import errno
+import lzma
 import math
 import os
 import secrets
@@ -440,9 +441,11 @@ def provenance(run: Run) -> Provenance:
         train_steps=run.step,
         train_seed=run.settings.seed,
         train_flops=float(run.n_tokens * config.flops_per_token),
+        validation_bytes=run.validation.n_bytes,
         validation_bits_per_byte=run.bits_per_byte,
         figures={"corpus.tokens": len(run.examples.tokens), **memorised},
         run={
+            "xz_bytes": xz_bytes(run),
             "seconds": run.seconds,
             "tokens_per_second": run.n_tokens / max(run.seconds, 1e-9),
             "threads": run.model.ops.n_threads,
@@ -450,6 +453,12 @@ def provenance(run: Run) -> Provenance:
             "precision": run.model.ops.precision,
         },
     )
+
+
+def xz_bytes(run: Run) -> int:
+    """What xz -9e makes of the held-out text that the bits per byte are of: the model's rival."""
+    text = run.tokenizer.decode_bytes(run.validation.targets.ravel(), render_special=False)
+    return len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
 
 
 def sample(run: Run, folder: Path) -> str:

@@ -44,6 +44,7 @@ def provenance(**changes) -> Provenance:
         "train_steps": 0,
         "train_seed": 1,
         "train_flops": 0.0,
+        "validation_bytes": 500,
         "validation_bits_per_byte": 8.0,
     }
     return Provenance(**(values | changes))
@@ -58,10 +59,11 @@ def random_params(config: ModelConfig, seed: int = 1) -> np.ndarray:
     return flat
 
 
-def write_trained(path, config: ModelConfig = TINY, seed: int = 1, flat=None) -> None:
+def write_trained(path, config: ModelConfig = TINY, seed: int = 1, flat=None, **changes) -> None:
     """A file as the trainer exports it: F32, with provenance and a proof block."""
     flat = random_params(config, seed) if flat is None else flat
-    export_model(path, config, flat, byte_vocabulary(), provenance(), [[116, 104], [72]], n_new=4)
+    origin, probes = provenance(**changes), [[116, 104], [72]]
+    export_model(path, config, flat, byte_vocabulary(), origin, probes, n_new=4)
 
 
 NO_BOS_EOS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")

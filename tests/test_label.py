@@ -30,6 +30,10 @@ MEMORISATION = {
 }
 
 
+XZ = "two_file.run.xz_bytes"
+ZIPPED = {"validation_bytes": 4000, "validation_bits_per_byte": 1.5}
+
+
 def write_with(path, changes: dict[str, Entry], **provenance_changes) -> str:
     """A tiny file with entries of ours in the place of those of the same key, or added."""
     metadata = trained_model_metadata(TINY, byte_vocabulary(), provenance(**provenance_changes))
@@ -181,3 +185,15 @@ def test_absurd_figures_do_not_end_the_label(tmp_path, value):
     path = write_with(tmp_path / "absurd.bin", entries)
     assert label(path)
     json.dumps(facts(path), allow_nan=False)
+
+
+def test_what_the_training_was_worth(tmp_path):
+    """The held-out text, xz and the model, in bytes; nothing where xz was not asked."""
+    path, xz = tmp_path / "tiny.bin", {XZ: Entry(XZ, 1000, ValueType.INT64)}
+    shown = rows(write_with(path, xz, **ZIPPED))
+    assert shown["Unseen text"] == "4,000 bytes of validation"
+    assert shown["xz -9e"] == "1,000 bytes, 2 bits per byte"
+    assert shown["this model"] == "750 bytes, 0.75 of xz"
+    assert "xz -9e" not in rows(write_with(path, {}, **ZIPPED))
+    bits = Entry("two_file.validation.bits_per_byte", 1e308, ValueType.FLOAT64)
+    assert "inf" in rows(write_with(path, xz | {bits.key: bits}, **ZIPPED))["this model"]

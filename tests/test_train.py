@@ -4,6 +4,7 @@ The corpus and the model are tiny; what the processes do is what a long run does
 """
 
 import errno
+import lzma
 import os
 import random
 import re
@@ -98,6 +99,10 @@ def test_the_bits_per_byte_are_the_engines(unbroken):
     with Model(unbroken.out) as model:
         nats = sum(model.score(window)[1] for window in windows)
         stored = model.metadata["two_file.validation.bits_per_byte"]
+        held = model.tokenizer.decode_bytes(run.validation.targets.ravel(), render_special=False)
+        assert model.metadata["two_file.validation.bytes"] == len(held) == run.validation.n_bytes
+        packed = lzma.compress(held, preset=9 | lzma.PRESET_EXTREME)
+        assert model.metadata["two_file.run.xz_bytes"] == len(packed)
     assert nats / np.log(2) / run.validation.n_bytes == pytest.approx(stored, rel=1e-3)
 
 
