@@ -24,7 +24,13 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=["llm"],
-    install_requires=["cffi>=1.15", "matplotlib", "numpy>=1.24", "tqdm"],
+    install_requires=[
+        "cffi>=1.15",
+        "matplotlib",
+        "numpy>=1.24",
+        "tomli; python_version < '3.11'",
+        "tqdm",
+    ],
     extras_require={
         "data": ["pyarrow", "zstandard"],  # .parquet and .zst
         "test": ["hypothesis", "pyarrow", "pytest", "zstandard"],

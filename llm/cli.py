@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from .errors import LlmError
 
@@ -46,9 +47,20 @@ def _fail(message: str) -> int:
     return 1
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Names the nearest flag where one is unknown."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        for flag in (u.split("=")[0] for u in unknown if u.startswith("--")):
+            near = get_close_matches(flag, self._option_string_actions, n=1)
+            self.error(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+        return namespace, unknown
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m llm", description=(__doc__ or "").split(".")[0])
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         # No abbreviations: a misspelled option must not pass for another.
@@ -81,14 +93,22 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
         return add
 
+    command.add_argument("--config", metavar="FILE.toml", help="settings; flags override them")
     add = group("what to learn")
     add("--text", "files, folders of .txt, .md, .jsonl, .parquet (default: the Bible)", nargs="+")
     add("--holdout", "the 5 %% kept for validation: by hash, or the last", choices=["hash", "last"])
     add("--prompt", "what samples continue (default: the first words of the text)")
 
     add = group("how long")
-    add("--minutes", "of training; measured once, then a number of steps (5)", type=float)
-    add("--steps", "exactly so many steps, instead of minutes", type=int)
+    add(
+        "--minutes",
+        "until the file is written; measured once, then a number of steps (5)",
+        type=float,
+    )
+    add("--tokens", "to train on; the size follows from it", type=int)
+    add("--steps", "exactly so many steps", type=int)
+    add("--depth", "blocks; width and, without one of the above, tokens follow from it", type=int)
+    add("--tokens-per-param", "tokens that the chosen size sees for each parameter (4)", type=float)
     options = command.add_argument_group("stop and go on")
     options.add_argument("--resume", action="store_true", help="go on from the checkpoint, exactly")
     add = group("where")
@@ -118,7 +138,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     )
 
     add = group("recipe")
-    add("--batch", "sequences of a step (4)", type=int)
+    add("--batch", "sequences of a step (4, more where the arithmetic is much)", type=int)
     add("--slot-sequences", "sequences of a slot; batch / this is a power of two", type=int)
     add("--optimizer", "of the blocks' matrices (adamw)", choices=["adamw", "muon"])
     add("--lr", "peak learning rate (adamw: 0.0015, muon: 0.02)", type=float)
@@ -130,9 +150,11 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int:
+    from .settings_file import merge_given, read_settings
     from .train import train
 
-    given = {k: v for k, v in vars(options).items() if k not in ("command", "resume")}
+    given = {k: v for k, v in vars(options).items() if k not in ("command", "resume", "config")}
+    given = merge_given(read_settings(options.config) if options.config else {}, given)
     if "text" in given:
         given["text"] = tuple(os.path.abspath(path) for path in given["text"])
     return train(given, options.resume)

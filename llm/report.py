@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -88,6 +89,10 @@ class Report:
             f"budget     {budget}, {ops.n_threads} threads, {ops.kernels} kernels, "
             f"{ops.precision} products, in {s.run_dir}"
         )
+
+    def settings(self, toml: str, path: Path) -> None:
+        shown = textwrap.wrap("; ".join(escape(toml).splitlines()), 88, break_on_hyphens=False)
+        self.say("settings   " + "\n           ".join([*shown, f"(kept as {path}: --config)"]))
 
     # ---- while it runs ----
 

@@ -1,8 +1,9 @@
-"""What a run is asked for, and the sizes that follow. Layer 1.
+"""What a run is asked for, and the sizes that follow. Layer 2.
 
-Settings is one dataclass: the command line fills it, the checkpoint keeps it. A field that is None
-is chosen when the run starts and stored, so that a resumed run chooses nothing again. FREE fields
-may change on resume: they cannot change a bit of the parameter file (of the text, the hash counts).
+Settings is one dataclass: a TOML file and the command line fill it, the checkpoint keeps it. A
+field that is None is chosen when the run starts (budget.py) and stored, so that a resumed run
+chooses nothing again. FREE fields may change on resume: they cannot change a bit of the weights at
+a step (of the text, the hash counts).
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ from dataclasses import dataclass, fields, replace
 from .config import LIMITS, ModelConfig
 from .errors import LlmError
 
-FREE = {"text", "minutes", "threads", "out", "run_dir", "save_seconds"}
+FREE = {"text", "threads", "out", "run_dir", "save_seconds"}
+BUDGETS = ("minutes", "tokens", "steps")  # at most one is given
 
-# The widest model that is affordable sees this many tokens for each parameter. Trials with equal
-# arithmetic on the default corpus, in bits per byte: with 1e13 operations, widths 64, 96, 128, 160
-# and 192 reached 1.384, 1.396, 1.466, 1.535 and 1.568 (12, 4.1, 1.2, 0.4, 0.2 tokens for each
-# parameter); with 3.75e13, widths 128 and 160 reached 1.240 and 1.280 (4.7, 1.6).
-TOKENS_PER_PARAM = 4.0
-WIDTHS = range(64, 1025, 32)
+DEFAULT_MINUTES = 5.0
 DEFAULT_LR = {"adamw": 1.5e-3, "muon": 0.02}
-DEFAULT_WIDTH = 224  # of a run whose budget is in steps
+HEAD_WIDTH = 48  # about; a block for each 48 of width, too
 
 
 @dataclass(frozen=True)
@@ -30,8 +27,11 @@ class Settings:
 
     text: tuple[str, ...] = ()
     holdout: str = "hash"
-    minutes: float = 5.0
-    steps: int | None = None  # given: minutes count for nothing
+    minutes: float | None = None  # DEFAULT_MINUTES where nothing else says how long
+    tokens: int | None = None
+    steps: int | None = None
+    depth: int | None = None  # n_layer, the width and, without a budget, the tokens that go with it
+    tokens_per_param: float = 4.0  # budget.py says why
 
     n_embd: int | None = None
     n_layer: int | None = None
@@ -43,7 +43,7 @@ class Settings:
     tied: bool = True
     precision: str | None = None  # of products: "fp32" or "bf16"
 
-    batch: int = 4
+    batch: int | None = None
     slot_sequences: int | None = None
     optimizer: str = "adamw"
     lr: float | None = None
@@ -62,7 +62,10 @@ class Settings:
     def __post_init__(self):
         for name, low, high in (
             ("minutes", 0.01, 1e6),
+            ("tokens", 1, 1 << 50),
             ("steps", 1, 1 << 40),
+            ("depth", 1, LIMITS["n_layer"]),
+            ("tokens_per_param", 1e-3, 1e6),
             *((name, 1, limit) for name, limit in LIMITS.items()),
             ("n_vocab", 257, 1 << 16),
             ("n_ctx", 2, LIMITS["n_ctx"]),  # a prompt and what follows it
@@ -89,7 +92,7 @@ class Settings:
             if value not in choices:
                 expected = " or ".join(repr(c) for c in choices if c)
                 raise ValueError(f"{name} is {value!r}, expected {expected}")
-        slots, rest = divmod(self.batch, self.slot_sequences or self.batch)
+        slots, rest = self.n_slots, (self.batch or 0) % (self.slot_sequences or 1)
         if rest or slots & (slots - 1) or not slots:
             raise ValueError(
                 f"batch {self.batch} is not a power of two times slot_sequences "
@@ -98,7 +101,11 @@ class Settings:
 
     @property
     def n_slots(self) -> int:
-        return self.batch // (self.slot_sequences or self.batch)
+        return self.batch // self.slot_sequences if self.batch and self.slot_sequences else 1
+
+    @property
+    def step_tokens(self) -> int:
+        return self.batch * self.n_ctx
 
     @classmethod
     def from_dict(cls, values: dict) -> Settings:
@@ -110,7 +117,7 @@ class Settings:
         n_head = self.n_head or _head_count(n_embd)
         sizes = {
             "n_embd": n_embd,
-            "n_layer": self.n_layer or -(-n_embd // 48),
+            "n_layer": self.n_layer or -(-n_embd // HEAD_WIDTH),
             "n_head": n_head,
             "n_kv_head": self.n_kv_head or n_head,
             "n_ff": self.n_ff or max(16, round(n_embd * 8 / 3 / 16) * 16),
@@ -131,23 +138,23 @@ class Settings:
 
 
 def _head_count(n_embd: int) -> int:
-    """Heads of about 48, an even width each."""
+    """Heads of about HEAD_WIDTH, an even width each."""
     counts = [h for h in range(1, n_embd + 1) if n_embd % h == 0 and (n_embd // h) % 2 == 0]
-    return min(counts, key=lambda h: abs(n_embd / h - 48), default=1)
+    return min(counts, key=lambda h: abs(n_embd / h - HEAD_WIDTH), default=1)
 
 
-def choose_width(settings: Settings, n_vocab: int, flops_per_second: float) -> int:
-    """The widest model that sees TOKENS_PER_PARAM tokens for each parameter in the minutes."""
+def check_given(given: dict) -> None:
+    """Refuses what contradicts itself, in a new run."""
+    budgets = [_flag(name) for name in BUDGETS if given.get(name) is not None]
+    if len(budgets) > 1:
+        raise ValueError(f"{' and '.join(budgets)} contradict each other: give one of them")
+    depth, n_layer = given.get("depth"), given.get("n_layer")
+    if None not in (depth, n_layer) and depth != n_layer:
+        raise ValueError(f"--depth is {depth} and --n-layer {n_layer}: they are the same, give one")
 
-    def is_affordable(n_embd: int) -> bool:
-        config = settings.with_width(n_embd).model_config(n_vocab)
-        n_tokens = 60 * settings.minutes * flops_per_second / config.flops_per_token
-        return n_tokens >= TOKENS_PER_PARAM * config.n_params
 
-    widths = [w for w in WIDTHS if not settings.n_head or w % (2 * settings.n_head) == 0]
-    if not widths:
-        raise ValueError(f"n_head is {settings.n_head}: give --n-embd too")
-    return max(filter(is_affordable, widths), default=widths[0])
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def merge_resumed(saved: Settings, given: dict) -> Settings:
@@ -157,6 +164,10 @@ def merge_resumed(saved: Settings, given: dict) -> Settings:
         if field.name in given and field.name not in FREE:
             asked, kept = given[field.name], getattr(saved, field.name)
             if asked != kept:
-                flag = "--" + field.name.replace("_", "-")
-                raise LlmError(f"{flag} is {asked}, but the run to resume was begun with {kept}")
+                begun = "no such limit" if kept is None else kept
+                hint = ", and its length stays" if field.name in BUDGETS else ""
+                raise LlmError(
+                    f"{_flag(field.name)} is {asked}, but the run to resume was begun with "
+                    f"{begun}{hint}"
+                )
     return replace(saved, **{name: value for name, value in given.items() if name in FREE})

@@ -2,7 +2,7 @@
 
 train() is the story: prepare or resume, step until the schedule ends or someone says stop, write
 the parameter file. What decides the file's bits is in the checkpoint; clocks only decide when to
-save and, once, how many steps there are (fix_steps).
+save and, once, how many steps there are (measure).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .atomic import atomic_file
+from .budget import BATCH, Costs, choose, split
 from .checkpoint import load_checkpoint, run_folder, save_checkpoint
 from .config import ModelConfig, layout
 from .corpus import Corpus, read_corpus
@@ -39,7 +41,8 @@ from .parameter_file import (
     write_parameter_file,
 )
 from .report import Report
-from .settings import DEFAULT_LR, DEFAULT_WIDTH, Settings, choose_width, merge_resumed
+from .settings import DEFAULT_LR, Settings, check_given, merge_resumed
+from .settings_file import to_toml
 from .tokenizer import Tokenizer
 from .vocabulary import (
     learn_vocabulary,
@@ -51,8 +54,8 @@ from .vocabulary import (
 
 CURVES = ("losses", "rates", "norms", "step_seconds")  # of Run: a number for each step
 N_SAMPLES = 3
-PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses width and warm-up
-MEASURE_SECONDS = 3.0  # of steps that count: fix their number
+PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses sizes, batch and warm-up
+MEASURE_SECONDS = 20.0  # of steps that count, at most the warm-up: fix their number
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Run:
     n_steps: int | None = None
     n_validations: int = 10  # after the one before the first step
     seconds: float = 0.0  # of training, over all sittings
+    began: float = field(default_factory=time.perf_counter)  # this sitting: the minutes count on
     losses: list[float] = field(default_factory=list)  # nats per token, of each step
     rates: list[float] = field(default_factory=list)  # of learning
     norms: list[float] = field(default_factory=list)  # of the gradient before clipping
@@ -82,7 +86,7 @@ class Run:
     @property
     def n_tokens(self) -> int:
         """Trained so far."""
-        return self.step * self.settings.batch * self.settings.n_ctx
+        return self.step * self.settings.step_tokens
 
     @property
     def bits_per_byte(self) -> float:
@@ -109,6 +113,7 @@ class Run:
 def train(given: dict, resume: bool) -> int:
     """Trains as asked by `given` (fields of Settings); returns the exit status: 0, or 128 + the
     signal that ended the run early, in good order."""
+    began = time.perf_counter()
     folder = Path(given.get("run_dir", Settings.run_dir))
     report = Report()
     if resume and not folder.is_dir():
@@ -121,11 +126,14 @@ def train(given: dict, resume: bool) -> int:
         else:
             if resume:
                 report.say(f"{folder} holds no checkpoint yet: starting from the beginning")
+            check_given(given)
             run = start_run(Settings(**given), report)
+        run.began = began
         out = Path(run.settings.out)
         check_writable(out)
         if not goes_on:  # only now: a mistake in the text or the options costs no checkpoint
             set_aside(saved, report)
+            write_settings(run, folder, report)
         with Interrupt() as interrupt:
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
@@ -145,7 +153,7 @@ def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report
     if not run.validations:
         validate(run)
     if run.n_steps is None:
-        measure(run, clock_start, interrupt, report)
+        measure(run, folder, clock_start, interrupt, report)
     save(run, saved)
     last_save = time.perf_counter()
     while not run.is_done and not interrupt.signal:
@@ -214,10 +222,10 @@ def milestones(n_steps: int, count: int) -> set[int]:
 # ---- how many steps ----
 
 
-def measure(run: Run, clock_start: float, interrupt: Interrupt, report: Report) -> None:
+def measure(run: Run, folder: Path, clock_start: float, interrupt: Interrupt, report: Report):
     """Takes the first steps of the warm-up, whose rates do not depend on the number of steps, and
-    fixes that number by their speed."""
-    validation_seconds = time.perf_counter() - clock_start
+    fixes that number by their speed and by what else the minutes must hold."""
+    costs = rehearse(run, folder)
     marks = [time.perf_counter()]
     while not interrupt.signal:
         take_step(run)
@@ -227,37 +235,34 @@ def measure(run: Run, clock_start: float, interrupt: Interrupt, report: Report) 
             break
     run.seconds = marks[-1] - clock_start
     seconds = np.diff(marks)[1:] if len(marks) > 2 else np.diff(marks)  # the first touches memory
-    fix_steps(run, float(seconds.mean()) if len(seconds) else MEASURE_SECONDS, validation_seconds)
+    step_seconds = float(seconds.mean()) if len(seconds) else MEASURE_SECONDS
+    spent = marks[-1] - run.began
+    n_steps, run.n_validations = split(run.settings, spent, step_seconds, N_SAMPLES, costs)
+    run.n_steps = run.step + n_steps
 
 
-def fix_steps(run: Run, step_seconds: float, validation_seconds: float) -> None:
-    """Turns the minutes into a number of steps, once; validations may take 5 % of them."""
-    budget = 60 * run.settings.minutes
-    run.n_validations = max(3, min(10, int(0.05 * budget / validation_seconds)))
-    left = budget - run.seconds - run.n_validations * validation_seconds
-    run.n_steps = run.step + max(1, int(left / step_seconds))
+def rehearse(run: Run, folder: Path) -> Costs:
+    """Does once what a run does now and then; what cannot be written fails before the training."""
 
+    def seconds(action, *arguments) -> float:
+        start = time.perf_counter()
+        action(*arguments)
+        return time.perf_counter() - start
 
-def plan(settings: Settings, model_of, examples: Examples, n_vocab: int) -> Settings:
-    """Chooses the width and the warm-up that are not given: 3 % of the steps, which for a budget in
-    minutes are estimated from a second of gradients that are thrown away."""
-    settings = replace(settings, slot_sequences=settings.batch // settings.n_slots)
-    sized = settings.with_width(settings.n_embd or DEFAULT_WIDTH)
-    if settings.n_embd is not None and settings.warmup is not None:
-        return sized
-    n_steps = settings.steps
-    if n_steps is None:
-        rate = flops_per_second(model_of(sized), examples)
-        if settings.n_embd is None:
-            sized = settings.with_width(choose_width(settings, n_vocab, rate))
-        step_tokens = settings.batch * settings.n_ctx
-        step_seconds = step_tokens * sized.model_config(n_vocab).flops_per_token / rate
-        n_steps = int(60 * settings.minutes / step_seconds)
-    warmup = max(1, n_steps * 3 // 100) if settings.warmup is None else settings.warmup
-    return replace(sized, warmup=warmup)
+    trial = folder / "rehearsal.tmp"
+    try:
+        return Costs(
+            validation=seconds(run.validation.bits_per_byte, run.model),
+            sample=seconds(sample, run, folder),
+            save=seconds(save, run, trial),
+            export=seconds(export, run, trial),
+        )
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def flops_per_second(model, examples: Examples) -> float:
+    """Of gradients that are thrown away."""
     tokens, targets = examples.slot(0, 0)
     model.loss_and_grad(tokens, targets)  # first touches of memory
     n, start = 0, time.perf_counter()
@@ -323,8 +328,6 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
     n_vocab = len(vocabulary.tokens)
     held_tokens = token_stream(tokenizer, held, eot)
     tokens = token_stream(tokenizer, training, eot)
-    slots = (settings.n_slots, settings.batch // settings.n_slots)
-    examples = Examples(tokens, settings.n_ctx, settings.seed, *slots)
     settings = replace(
         settings,
         precision=settings.precision or best_precision(),
@@ -337,17 +340,24 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
 
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
-        check_memory(config, slots[1] * settings.n_ctx)
+        check_memory(config, (settings.slot_sequences or settings.batch or BATCH) * settings.n_ctx)
         return Transformer(config, ops, init_params(config, settings.seed))
 
-    settings = plan(settings, model_of, examples, n_vocab)
+    def examples_of(settings: Settings) -> Examples:
+        sequences = settings.slot_sequences or settings.batch or BATCH
+        return Examples(tokens, settings.n_ctx, settings.seed, settings.n_slots, sequences)
+
+    def speed(settings: Settings) -> float:
+        return flops_per_second(model_of(settings), examples_of(settings))
+
+    settings = choose(settings, n_vocab, speed)
     model = model_of(settings)
     return Run(
         settings=settings,
         corpus=corpus,
         vocabulary=vocabulary,
         tokenizer=tokenizer,
-        examples=examples,
+        examples=examples_of(settings),
         validation=Validation(held_tokens, token_bytes(vocabulary), settings.n_ctx),
         model=model,
         optimizer=OPTIMIZERS[settings.optimizer](
@@ -355,6 +365,14 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
         ),
         n_steps=settings.steps,
     )
+
+
+def write_settings(run: Run, folder: Path, report: Report) -> None:
+    """Prints every setting, and keeps them for --config."""
+    text = to_toml(run.settings)
+    with atomic_file(folder / "settings.toml") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+    report.settings(text, folder / "settings.toml")
 
 
 def check_prompt(settings: Settings, tokenizer: Tokenizer) -> None:
@@ -443,7 +461,11 @@ def provenance(run: Run) -> Provenance:
         train_flops=float(run.n_tokens * config.flops_per_token),
         validation_bytes=run.validation.n_bytes,
         validation_bits_per_byte=run.bits_per_byte,
-        figures={"corpus.tokens": len(run.examples.tokens), **memorised},
+        figures={
+            "corpus.tokens": len(run.examples.tokens),
+            "train.settings": to_toml(run.settings, run.n_steps, all_fields=False),
+            **memorised,
+        },
         run={
             "xz_bytes": xz_bytes(run),
             "seconds": run.seconds,

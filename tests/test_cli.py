@@ -58,9 +58,17 @@ def test_wrong_usage_is_status_2(arguments, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+def test_an_unknown_option_names_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--n-embed=5"])
+    assert "unknown option --n-embed; did you mean --n-embd?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["train", "--steps", "5", "--tokens", "5"], "--tokens and --steps contradict each other"),
+        (["train", "--config", "no-such.toml"], "no-such.toml: No such file"),
         (["train", "--steps", "0"], "steps is 0, expected 1 to"),
         (["train", "--minutes", "-1"], "minutes is -1.0, expected 0.01 to"),
         (["train", "--batch", "6", "--slot-sequences", "2"], "batch 6 is not a power of two times"),

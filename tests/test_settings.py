@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from llm.budget import WIDTHS
 from llm.errors import LlmError
-from llm.settings import FREE, WIDTHS, Settings, choose_width, merge_resumed
+from llm.settings import FREE, Settings, check_given, merge_resumed
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from llm.settings import FREE, WIDTHS, Settings, choose_width, merge_resumed
         ("n_ctx", -1),
         ("batch", 0),
         ("batch", -4),
-        ("slot_sequences", 3),
+        ("slot_sequences", 0),
         ("lr", 0.0),
         ("lr", float("inf")),
         ("clip", 0.0),
@@ -57,24 +58,23 @@ def test_every_width_of_the_ladder_is_a_model():
         Settings().with_width(width).model_config(4096)
 
 
-def test_more_time_or_a_faster_machine_buys_a_wider_model():
-    widths = [choose_width(Settings(minutes=m), 4096, 1e11) for m in (0.1, 1, 5, 30, 300)]
-    assert widths == sorted(widths) and widths[0] < widths[-1]
-    assert choose_width(Settings(minutes=5), 4096, 2e11) == choose_width(
-        Settings(minutes=10), 4096, 1e11
-    )
-    assert choose_width(Settings(minutes=0.01), 4096, 1.0) == WIDTHS[0]
-
-
-def test_the_width_fits_a_given_number_of_heads():
-    assert choose_width(Settings(n_head=7), 4096, 1e11) % 14 == 0
-    with pytest.raises(ValueError, match="n_head is 4096: give --n-embd"):
-        choose_width(Settings(n_head=4096), 4096, 1e11)
-
-
 def test_slots():
     assert Settings(batch=4).n_slots == 1
     assert Settings(batch=8, slot_sequences=2).n_slots == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"minutes": 1.0, "steps": 5}, "--minutes and --steps contradict each other: give one"),
+        ({"tokens": 5, "steps": 5}, "--tokens and --steps contradict"),
+        ({"depth": 3, "n_layer": 4}, "--depth is 3 and --n-layer 4"),
+    ],
+)
+def test_contradictions_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        check_given(given)
+    check_given({"minutes": 1.0, "depth": 3, "n_layer": 3, "steps": None})
 
 
 def test_settings_survive_json():
@@ -84,8 +84,16 @@ def test_settings_survive_json():
 
 def test_resuming_keeps_what_decides_the_file_and_takes_what_does_not():
     saved = Settings(lr=0.002, minutes=7.0, n_embd=64)
-    merged = merge_resumed(saved, {"lr": 0.002, "minutes": 1.0, "threads": 3, "out": "x.bin"})
-    assert (merged.lr, merged.minutes, merged.threads, merged.out) == (0.002, 1.0, 3, "x.bin")
+    merged = merge_resumed(saved, {"lr": 0.002, "threads": 3, "out": "x.bin"})
+    assert (merged.lr, merged.minutes, merged.threads, merged.out) == (0.002, 7.0, 3, "x.bin")
     with pytest.raises(LlmError, match=r"--n-embd is 96, but the run to resume was begun with 64"):
         merge_resumed(saved, {"n_embd": 96})
+    with pytest.raises(
+        LlmError, match=r"--minutes is 9.0, .* begun with 7.0, and its length stays"
+    ):
+        merge_resumed(saved, {"minutes": 9.0})
+    with pytest.raises(
+        LlmError, match=r"--steps is 9, .* begun with no such limit, and its length"
+    ):
+        merge_resumed(saved, {"steps": 9})
     assert {field.name for field in dataclasses.fields(Settings)} >= FREE

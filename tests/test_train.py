@@ -198,14 +198,14 @@ def drawn(folder):
 
 
 def test_minutes_become_steps_once(text, tmp_path):
-    minutes = ("--minutes", 0.03, "--save-seconds", 0)
+    minutes = ("--minutes", 0.1, "--save-seconds", 0)
     with start(text, tmp_path, *minutes) as process:
         wait_for(process, "step ")
         process.send_signal(signal.SIGINT)
         said = process.communicate()[0]
     state, _ = load_checkpoint(tmp_path / "run" / "checkpoint.npz")
     assert state["n_steps"] > state["step"] > 0
-    said = finish(text, tmp_path, "--minutes", 5, "--resume")
+    said = finish(text, tmp_path, "--minutes", 0.1, "--resume")
     again, _ = load_checkpoint(tmp_path / "run" / "checkpoint.npz")
     assert again["step"] == again["n_steps"] == state["n_steps"], said
     assert again["settings"]["warmup"] == state["settings"]["warmup"]
@@ -219,6 +219,20 @@ def refused(capfd, *args):
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+def test_a_file_of_settings_repeats_the_run(text, unbroken, tmp_path):
+    """What a run prints, and what its file carries, begin the same run again."""
+    kept = (unbroken.out.parent / "run" / "settings.toml").read_text()
+    assert "n_embd = 32" in unbroken.said and "n_embd = 32" in kept
+    with Model(unbroken.out) as model:
+        carried = model.metadata["two_file.train.settings"]
+    for i, toml in enumerate((kept, carried)):
+        (tmp_path / "run.toml").write_text(toml)
+        places = ["--out", tmp_path / f"{i}.bin", "--run-dir", tmp_path / f"run{i}"]
+        where = ["--config", tmp_path / "run.toml", "--text", text]
+        assert cli.main([str(a) for a in ("train", *where, *places)]) == 0
+        assert compare_files(unbroken.out, tmp_path / f"{i}.bin") == []
 
 
 @pytest.fixture
@@ -253,6 +267,11 @@ def test_the_same_text_may_have_moved(text, unbroken, begun, tmp_path):
 def test_a_gradient_that_explodes_ends_the_run(text, tmp_path, capfd):
     line = refused(capfd, *arguments(text, tmp_path, *STEPS, "--lr", 1000, "--clip", 1e9))
     assert re.search(r"step \d+: the gradient is (nan|inf); try a lower --lr", line)
+
+
+def test_a_finished_run_stays_as_long_as_it_was(text, begun, capfd):
+    line = refused(capfd, *arguments(text, begun, "--resume", "--minutes", 9))
+    assert "--minutes is 9.0, but the run to resume was begun with no such limit, and its" in line
 
 
 def test_another_setting_is_refused(text, begun, capfd):
@@ -373,19 +392,6 @@ def test_slots_are_summed_in_a_binary_tree():
     assert loss == 3.5
     train.gradient(run, 0, 0, 4)  # an aligned subtree, as another rank would hold it
     assert run.model.grads[0] == left
-
-
-def test_the_budget_counts_what_has_passed_and_the_validations_to_come():
-    run = SimpleNamespace(settings=Settings(minutes=1), step=30, seconds=4.0)
-    train.fix_steps(run, step_seconds=0.1, validation_seconds=0.5)
-    assert run.n_validations == 6
-    assert run.n_steps == 30 + int((60 - 4 - 6 * 0.5) / 0.1)
-
-
-def test_a_budget_that_is_used_up_still_ends():
-    run = SimpleNamespace(settings=Settings(minutes=0.01), step=1, seconds=3.0)
-    train.fix_steps(run, step_seconds=1.0, validation_seconds=0.5)
-    assert (run.n_steps, run.n_validations) == (2, 3)
 
 
 def test_milestones():

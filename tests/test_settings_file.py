@@ -1,0 +1,67 @@
+"""TOML in and out: every mistake is named, what is written is what is read."""
+
+import pytest
+
+from llm.errors import LlmError
+from llm.settings import FREE, Settings
+from llm.settings_file import merge_given, read_settings, to_toml
+
+
+def read(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_settings(path)
+
+
+def test_a_file_holds_the_fields(tmp_path):
+    values = read(tmp_path, 'text = ["a", "b"]\nminutes = 3\ntied = false\nn_embd = 64\n')
+    assert values == {"text": ("a", "b"), "minutes": 3.0, "tied": False, "n_embd": 64}
+    assert isinstance(values["minutes"], float)
+    assert read(tmp_path, 'text = "a"')["text"] == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_embed = 64", "run.toml: unknown key n_embed; did you mean n_embd?"),
+        ("zzz = 64", "run.toml: unknown key zzz$"),
+        ("n_embd = 'wide'", "run.toml: n_embd is 'wide', expected an integer"),
+        ("n_embd = 64.0", "n_embd is 64.0, expected an integer"),
+        ("n_embd = true", "n_embd is True, expected an integer"),
+        ("lr = '1'", "lr is '1', expected a number"),
+        ("lr = true", "lr is True, expected a number"),
+        ("tied = 1", "tied is 1, expected true or false"),
+        ("out = 1", "out is 1, expected a text"),
+        ("text = [1]", r"text is \[1\], expected a list of texts"),
+        ("[model]\nn_embd = 64", "unknown key model"),
+        ("lr = = 1", "run.toml: not TOML: "),
+        ("lr = 1\nlr = 2", "run.toml: not TOML: "),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, text, message):
+    with pytest.raises(LlmError, match=message):
+        read(tmp_path, text)
+
+
+def test_what_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "run.toml").write_bytes(b"out = '\xff'")
+    with pytest.raises(LlmError, match="run.toml: not TOML"):
+        read_settings(tmp_path / "run.toml")
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    odd = 'a "quoted" \\ name\n\t\x01\x7f ü 猫'
+    settings = Settings(text=("b", odd), prompt=odd, lr=1e-5, minutes=3.0, tied=False, n_embd=64)
+    assert Settings(**read(tmp_path, to_toml(settings))) == settings
+
+
+def test_with_its_steps_a_text_repeats_the_run(tmp_path):
+    text = to_toml(Settings(minutes=3.0, threads=2, lr=0.5), n_steps=70, all_fields=False)
+    values = read(tmp_path, text)
+    assert (values["steps"], values["lr"]) == (70, 0.5)
+    assert not {"minutes", "tokens", "depth"} & set(values) and not FREE & set(values)
+
+
+def test_flags_override_the_file():
+    merged = merge_given({"minutes": 5.0, "lr": 0.1, "seed": 3}, {"steps": 7, "lr": 0.2})
+    assert merged == {"steps": 7, "lr": 0.2, "seed": 3}
