@@ -138,9 +138,7 @@ def train(given: dict, resume: bool) -> int:
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
             if run.step:
-                run.memorisation = measure_memorisation(
-                    run.model, run.examples, run.step, run.validation.windows
-                )
+                run.memorisation = memorisation(run)
             export(run, out)
         report.finish(run, out)
         return 0 if run.is_done else 128 + interrupt.signal
@@ -255,7 +253,7 @@ def rehearse(run: Run, folder: Path) -> Costs:
             validation=seconds(run.validation.bits_per_byte, run.model),
             sample=seconds(sample, run, folder),
             save=seconds(save, run, trial),
-            export=seconds(export, run, trial),
+            export=seconds(export, run, trial) + seconds(memorisation, run),
         )
     finally:
         trial.unlink(missing_ok=True)
@@ -445,6 +443,11 @@ def export(run: Run, path: Path) -> None:
     export_model(
         path, run.model.config, run.model.params, run.vocabulary, provenance(run), probes, n_new
     )
+
+
+def memorisation(run: Run) -> Memorisation:
+    last_step = max(1, run.step)
+    return measure_memorisation(run.model, run.examples, last_step, run.validation.windows)
 
 
 def provenance(run: Run) -> Provenance:
