@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .convert_config import from_config, llama3_factors, to_gguf
-from .convert_llama2c import read_llama2c
+from .convert_llama2c import TOKENIZER, read_llama2c
 from .convert_tensors import Source, Weight, match_tensors
 from .convert_tensors import to_gguf as rows_to_gguf
 from .convert_tokenizer import tokenizer_entries
@@ -36,7 +36,7 @@ def convert(
     of RECIPES; None: as stored. FormatError and UnsupportedError say what the source contradicts,
     or has that does not run; OSError names the file."""
     path = Path(source)
-    _check_out(path, Path(out))
+    _check_out(path, Path(out), tokenizer)
     found = _read_source(path, tokenizer)
     kinds = _types(found, type_name)
     entries = [*found.entries[:1], Entry("general.name", found.name, ValueType.STRING)]
@@ -51,13 +51,14 @@ def convert(
     return found.notes
 
 
-def _check_out(source: Path, out: Path) -> None:
+def _check_out(source: Path, out: Path, tokenizer: str | os.PathLike | None) -> None:
     if not source.exists():
         raise FileNotFoundError(2, os.strerror(2), os.fspath(source))
     if out.is_dir():
         raise IsADirectoryError(21, os.strerror(21), os.fspath(out))
-    parts = source.iterdir() if source.is_dir() else [source]
-    if out.exists() and any(os.path.samefile(part, out) for part in parts):
+    beside = tokenizer or source.parent / TOKENIZER
+    parts = source.iterdir() if source.is_dir() else (source, beside)
+    if out.exists() and any(os.path.exists(p) and os.path.samefile(p, out) for p in parts):
         raise ValueError(f"{out}: the output is a file of the input")
 
 

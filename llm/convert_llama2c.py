@@ -11,16 +11,17 @@ from .convert_config import Hyperparameters, to_gguf
 from .convert_tensors import Source, Weight, named_tensors
 from .errors import FormatError, UnsupportedError
 from .parameter_file import Entry, ValueType
-from .safetensors_file import StoredTensor, pickle_error
+from .safetensors_file import StoredTensor, is_pickle, pickle_error
 
+TOKENIZER = "tokenizer.bin"  # beside the checkpoint
 _VERSIONED = 0x616B3432  # "ak42"
 UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1  # llm_token_type
 
 
 def read_llama2c(path: Path, tokenizer: Path | None) -> Source:
-    """tokenizer: tokenizer.bin; when None the file of that name beside the checkpoint."""
+    """tokenizer: when None the one beside the checkpoint."""
     h = _read_header(path)
-    tokenizer = tokenizer or path.parent / "tokenizer.bin"
+    tokenizer = tokenizer or path.parent / TOKENIZER
     if not tokenizer.exists():
         raise FormatError(f"{path}: no {tokenizer.name} beside it; name it with --tokenizer")
     return Source(path.stem, [*to_gguf(h), *_tokens(tokenizer, h.n_vocab)], _weights(path, h), [])
@@ -29,7 +30,7 @@ def read_llama2c(path: Path, tokenizer: Path | None) -> Source:
 def _read_header(path: Path) -> Hyperparameters:
     with open(path, "rb") as file:
         raw = file.read(28)
-    if raw[:2] == b"PK" or raw[:1] == b"\x80":
+    if is_pickle(raw):
         raise pickle_error(path)
     if len(raw) < 28:
         raise FormatError(f"{path}: {len(raw)} bytes, too short for a llama2.c checkpoint")

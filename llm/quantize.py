@@ -306,6 +306,10 @@ def quantize_file(
             if probes:
                 metadata += proof_entries(first, probes, n_new)
             _finish(model, first, target, metadata)
+        except OSError as error:
+            if error.filename != first:
+                raise
+            raise OSError(error.errno, error.strerror, target) from error
         finally:
             if os.path.exists(first):
                 os.unlink(first)

@@ -97,6 +97,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(size - 8, _MAX_HEADER):
+            if is_pickle(start):
+                raise pickle_error(path)
             raise FormatError(f"{path}: a header of {length} bytes in a file of {size}")
         header = read_json(path, file.read(length))
     header.pop("__metadata__", None)
@@ -147,6 +149,12 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
         if path.suffix in PICKLES:
             raise pickle_error(path)
     raise FormatError(f"{folder}: neither {SINGLE} nor {INDEX}")
+
+
+def is_pickle(start: bytes) -> bool:
+    """By the first bytes of a file that cannot be what its name says: a zip archive, or pickle's
+    protocol 2 and up."""
+    return start[:2] == b"PK" or start[:1] == b"\x80"
 
 
 def pickle_error(path: Path) -> UnsupportedError:

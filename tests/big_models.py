@@ -7,7 +7,10 @@ The first two layers lie behind the others, so that a short run reads what is fu
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,25 +127,38 @@ def write_big(path: Path, config: ModelConfig, planted: dict) -> dict[str, int]:
 
 @contextlib.contextmanager
 def sparse_file(n_bytes: int) -> Iterator[Path]:
-    """A path on a disk that keeps holes, empty again afterwards; skips where there is none."""
+    """A new path on a disk that keeps holes, empty again afterwards; skips where there is none."""
     if sys.maxsize < 2**40:
         pytest.skip("a file of this size needs 64-bit addresses")
-    folder = ROOT / "build"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"big-{os.getpid()}.gguf"
+    (ROOT / "build").mkdir(exist_ok=True)
+    path = ROOT / "build" / f"big-{secrets.token_hex(4)}.gguf"
     try:
-        with open(path, "xb") as file:
-            file.truncate(n_bytes)
-        if path.stat().st_blocks * 512 > n_bytes // 100:
-            pytest.skip("the disk keeps no sparse files")
-        path.unlink()
+        _try_holes(path, n_bytes)
         yield path
-    except OSError as error:
-        if path.exists() and path.stat().st_size < n_bytes:
-            pytest.skip(f"the disk holds no file of {n_bytes} bytes: {error.strerror}")
-        raise
     finally:
         path.unlink(missing_ok=True)
+
+
+def _try_holes(path: Path, n_bytes: int) -> None:
+    try:
+        with open(path, "x+b") as file:
+            file.truncate(n_bytes)
+            with mmap.mmap(file.fileno(), n_bytes, prot=mmap.PROT_READ):
+                pass
+    except (OSError, ValueError) as error:
+        pytest.skip(f"no file of {n_bytes} bytes here: {error}")
+    if path.stat().st_blocks * 512 > n_bytes // 100:
+        pytest.skip("the disk keeps no sparse files")
+    path.unlink()
+
+
+def forget_pages(path: Path, address: int) -> None:
+    """Gives back the memory of a file that is mapped at `address`; what is read again comes again.
+    So holes fill the same few pages again and again, many times faster than ever new ones."""
+    c, n_bytes = ctypes.CDLL(None), path.stat().st_size
+    c.madvise(ctypes.c_void_p(address), ctypes.c_size_t(n_bytes), mmap.MADV_DONTNEED)
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def reference_logits(config: ModelConfig, planted: dict, ids, n_layer: int) -> np.ndarray:

@@ -3,18 +3,31 @@
 `make test-big` runs a whole token of it and of the 7B and 13B shapes, which reads every hole.
 """
 
+import json
 import os
 import resource
+import struct
 import subprocess
 import time
 
 import numpy as np
 import pytest
-from big_models import IDS, SHAPES, n_file_bytes, plant, reference_logits, sparse_file, write_big
+from big_models import (
+    IDS,
+    SHAPES,
+    forget_pages,
+    n_file_bytes,
+    plant,
+    reference_logits,
+    sparse_file,
+    write_big,
+)
 
 import llm
 from llm._llm import lib
 from llm.cli import main
+from llm.quantize import plan, quantize
+from llm.safetensors_file import read_header
 
 
 def resident_bytes(kind: str = "VmRSS") -> int:
@@ -53,12 +66,15 @@ def test_every_tensor_lies_where_it_should(big):
             np.testing.assert_array_equal(view, values)
 
 
-def evaluate(path, planted, config, n_layer: int) -> np.ndarray:
-    """Logits of the first n_layer layers, and those of the specification in float64."""
+def evaluate(path, begins, planted, config, n_layer: int) -> np.ndarray:
+    """Logits of the first n_layer layers beside those of the specification in float64."""
     with llm.Model(path) as model:
+        base = model.tensors.address("output.weight") - begins["output.weight"]
         # What the engine runs follows from its config, which only a test may change.
         lib.llm_model_config(model._handle.use()).n_layer = n_layer
-        logits = llm.Context(model, n_ctx=len(IDS), kv_type="f32").eval(IDS, n_rows=len(IDS))
+        context = llm.Context(model, n_ctx=len(IDS), kv_type="f32")
+        with context.observed(lambda weight, x: forget_pages(path, base)):  # before each product
+            logits = context.eval(IDS, n_rows=len(IDS))
     expected = reference_logits(config, planted, IDS, n_layer)
     assert np.ptp(expected) > 4
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -68,9 +84,20 @@ def evaluate(path, planted, config, n_layer: int) -> np.ndarray:
 def test_two_layers_and_the_output(big):
     path, begins, planted = big
     assert begins["blk.0.attn_norm.weight"] > 133e9
-    two = evaluate(path, planted, SHAPES["70B"], 2)
+    two = evaluate(path, begins, planted, SHAPES["70B"], 2)
     one = reference_logits(SHAPES["70B"], planted, IDS, 1)
     assert np.abs(two - one).max() > 0.1  # the second layer's share is seen
+
+
+def test_it_can_be_quantized(big):
+    """Its plan and its far end; the whole would take minutes."""
+    with llm.Model(big[0]) as model:
+        kinds = plan(model, "Q4_K_M")
+        assert len(kinds) == len(model.tensors) and kinds["output.weight"] == "Q6_K"
+        rows = model.tensors["output.weight"][-2:].astype(np.float32)
+    raw = quantize("Q8_0", rows).view(np.dtype([("d", "<f2"), ("q", "i1", 32)]))
+    back = (raw["d"][..., None].astype(np.float32) * raw["q"]).reshape(rows.shape)
+    assert np.abs(back - rows).max() <= np.abs(rows).max() / 100
 
 
 def test_it_is_described(big, run_binary, capsys):
@@ -86,6 +113,26 @@ def test_it_is_described(big, run_binary, capsys):
     assert "s a token or more: 137 GB at" in shown
 
 
+def test_safetensors_of_its_size():
+    """Three shards would be usual; one file takes the offsets furthest."""
+    shape, n = [32000, 8192], 264
+    n_bytes = 2 * 32000 * 8192
+    entries = {
+        str(i): {"dtype": "F16", "shape": shape, "data_offsets": [i * n_bytes, (i + 1) * n_bytes]}
+        for i in range(n)
+    }
+    head = json.dumps(entries).encode()
+    with sparse_file(n * n_bytes) as path:
+        with open(path, "xb") as file:
+            file.write(struct.pack("<Q", len(head)) + head)
+            file.truncate(8 + len(head) + n * n_bytes)
+            file.seek(-4, os.SEEK_END)
+            file.write(np.array([1.5, -2.5], "<f2"))
+        last = read_header(path)[str(n - 1)]
+        assert last.offset == 8 + len(head) + (n - 1) * n_bytes > 2**37
+        assert last.read(32000 * 8192 - 3, 3).tolist() == [0, 1.5, -2.5]
+
+
 @pytest.mark.skipif("LLM_TEST_BIG" not in os.environ, reason="minutes: make test-big")
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_whole_token(name):
@@ -93,7 +140,7 @@ def test_a_whole_token(name):
     with sparse_file(n_file_bytes(config)) as path:
         begins = write_big(path, config, planted)
         start, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        evaluate(path, planted, config, config.n_layer)
+        evaluate(path, begins, planted, config, config.n_layer)
         seconds = time.perf_counter() - start
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         touched = path.stat().st_size - begins["blk.2.attn_norm.weight"]

@@ -3,6 +3,9 @@ and sentencepiece give them, and how much memory a large tensor takes on its way
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 import tracemalloc
 import unicodedata
 
@@ -19,7 +22,7 @@ from hugging_face import (
     save_tokenizer,
 )
 from llama_server import log_softmax, next_logprobs, start_server
-from test_convert_bad import write_folder
+from test_convert_bad import tensors_of, write_folder
 from test_sentencepiece import NASTY_SPM, USER
 from test_tokenizer import ENGLISH, NASTY
 
@@ -28,6 +31,7 @@ from llm.convert import convert
 from llm.convert_tokenizer import tokenizer_entries
 from llm.parameter_file import write_parameter_file
 from llm.quantize import quantize
+from llm.safetensors_file import write_safetensors
 from llm.tokenizer import Tokenizer
 
 EXACT = 1e-4  # float32 sums in another order
@@ -195,3 +199,36 @@ def test_memory_is_for_pieces_not_tensors(tmp_path):
     assert peak < 100e6
     with llm.Model(tmp_path / "out.gguf") as model:
         assert model.tensors.type_name("blk.0.ffn_down.weight") == "F16"
+
+
+PEAK = """
+import resource, sys
+from llm.cli import main
+status = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+raise SystemExit(status)
+"""
+
+
+@pytest.mark.parametrize("type_name", ["BF16", "Q4_0"])
+def test_a_model_passes_through_memory_tensor_by_tensor(tmp_path, type_name):
+    """225 million weights, 450 MB as they are stored; the largest tensor has 34 MB in float32."""
+    shape, n_layer = {"n_embd": 1024, "n_ff": 1 << 13, "dtype": "BF16"}, 8
+    source = write_folder(tmp_path / "model", {"num_hidden_layers": n_layer}, **shape)
+    tensors = tensors_of(**shape)
+    layers = [
+        tensor._replace(name=tensor.name.replace(".0.", f".{layer}."))
+        for layer in range(1, n_layer)
+        for tensor in tensors
+        if ".0." in tensor.name
+    ]
+    write_safetensors(source / "model.safetensors", tensors + layers)
+    assert (source / "model.safetensors").stat().st_size > 450e6
+    arguments = ["convert", str(source), str(tmp_path / "m.gguf"), "--type", type_name]
+    command = [sys.executable, "-c", PEAK, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    shutil.rmtree(source)
+    assert int(done.stdout) < (4 << 23) + (256 << 20)
+    with llm.Model(tmp_path / "m.gguf") as model:
+        assert model.n_params > 225e6
+    (tmp_path / "m.gguf").unlink()

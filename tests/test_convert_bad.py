@@ -250,10 +250,31 @@ def test_a_folder_of_pickles(folder, tmp_path, capsys, name):
     refused(folder, tmp_path / "o", capsys, name, "a pickle", "never loaded", "safetensors")
 
 
-@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02}q"])
+PICKLE_STARTS = [b"PK\x03\x04\x14\0\0\0\x08\x08", b"\x80\x02}q\0(X\x05"]
+
+
+@pytest.mark.parametrize("start", PICKLE_STARTS)
 def test_a_pickle(tmp_path, capsys, start):
     (tmp_path / "model.bin").write_bytes(start + bytes(100))
     refused(tmp_path / "model.bin", tmp_path / "o", capsys, "a pickle")
+
+
+@pytest.mark.parametrize("start", PICKLE_STARTS)
+def test_a_pickle_under_another_name(folder, tmp_path, capsys, start):
+    (folder / "model.safetensors").write_bytes(start + bytes(100))
+    refused(folder, tmp_path / "o", capsys, "model.safetensors: a pickle", "never loaded")
+
+
+def test_a_header_that_begins_like_a_pickle(tmp_path):
+    """A length of 0x280, 0x480 ...: its first byte is that of a pickle."""
+    source = write_folder(tmp_path / "model")
+    path = source / "model.safetensors"
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    longer = -(-length // 256) * 256 + 128
+    text = raw[8 : 8 + length] + b" " * (longer - length)
+    path.write_bytes(struct.pack("<Q", longer) + text + raw[8 + length :])
+    convert(source, tmp_path / "m.gguf")
 
 
 def test_no_weights_at_all(folder, tmp_path, capsys):
@@ -361,6 +382,8 @@ def test_bad_shards(shards, tmp_path, capsys):
     with_index("../b.safetensors", "expected a file name")
     with_index(str(shards / "b.safetensors"), "expected a file name")
     with_index(7, "expected a file name")
+    (shards / "p.bin").write_bytes(PICKLE_STARTS[0] + bytes(100))
+    with_index("p.bin", "p.bin: a pickle")
     with_index(None, f"tensor {name} of b.safetensors is not in the index")
     (shards / "b.safetensors").unlink()
     refused(shards, out, capsys, "the shard b.safetensors is missing")
@@ -469,14 +492,29 @@ def test_a_bad_checkpoint(tmp_path, capsys, name):
 
 def test_the_output_is_a_file_of_the_input(folder, tmp_path, capsys):
     before = (folder / "model.safetensors").read_bytes()
-    link = tmp_path / "link.gguf"
+    link, hard = tmp_path / "link.gguf", tmp_path / "hard.gguf"
     link.symlink_to(folder / "model.safetensors")
-    for out in (folder / "model.safetensors", link):
+    hard.hardlink_to(folder / "model.safetensors")
+    for out in (folder / "model.safetensors", folder / "config.json", link, hard):
         assert main(["convert", str(folder), str(out)]) == 1
         assert "the output is a file of the input" in capsys.readouterr().err
     assert main(["convert", str(folder), str(folder)]) == 1
     assert "Is a directory" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_the_output_is_a_file_of_a_checkpoint(tmp_path, capsys):
+    for name in ("m.bin", "tokenizer.bin", "other.bin"):
+        (tmp_path / name).write_bytes(b"stays")
+    source, other = str(tmp_path / "m.bin"), str(tmp_path / "other.bin")
+    for out, *more in (
+        (source,),
+        (str(tmp_path / "tokenizer.bin"),),
+        (other, "--tokenizer", other),
+    ):
+        assert main(["convert", source, out, *more]) == 1
+        assert "the output is a file of the input" in capsys.readouterr().err
+        assert (tmp_path / out).read_bytes() == b"stays"
 
 
 def test_a_type_that_is_not_written(folder, tmp_path, capsys):

@@ -1,6 +1,9 @@
 """Rounding of weights and of whole files, against the public gguf package and llama.cpp."""
 
 import ctypes
+import errno
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -18,12 +21,13 @@ from llm.binding import call, pointer_to
 from llm.calibrate import collect, feedback_of
 from llm.cli import main
 from llm.context import Context
-from llm.parameter_file import export_model
+from llm.parameter_file import TensorData, export_model, write_parameter_file
 from llm.quantize import (
     RECIPES,
     TYPES,
     bits_per_byte,
     fitting,
+    kept_entries,
     plan,
     quantize,
     quantize_file,
@@ -358,6 +362,31 @@ def test_a_failure_leaves_out_as_it_was(tiny, tmp_path, error):
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
         quantize_file(tiny, out, "Q4_0", progress=progress)
     assert out.read_bytes() == b"something else" and sorted(tmp_path.iterdir()) == there
+
+
+def test_a_full_disk(tiny, tmp_path, capsys):
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # a write past it fails
+    try:
+        assert main(["quantize", str(tiny), str(out), "--type", "Q8_0"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"{out}: {os.strerror(errno.EFBIG)}" in capsys.readouterr().err
+    assert out.read_bytes() == b"old" and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_without_a_tokenizer(tiny, tmp_path, capsys):
+    with llm.Model(tiny) as model:
+        tensors = [TensorData(n, t.shape, "F32", t.copy()) for n, t in model.tensors.items()]
+        entries = [e for e in kept_entries(model) if not e.key.startswith("tokenizer.")]
+    write_parameter_file(tmp_path / "none.gguf", entries, tensors)
+    assert (
+        main(["quantize", str(tmp_path / "none.gguf"), str(tmp_path / "o"), "--type", "F16"]) == 1
+    )
+    assert "none.gguf: key tokenizer.ggml.model is missing" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_weights_that_are_no_numbers_are_named(tiny, tmp_path):

@@ -3,6 +3,7 @@ integers; what is refused."""
 
 import dataclasses
 import io
+import os
 import resource
 import signal
 
@@ -295,6 +296,11 @@ def test_same_file_and_damage(files, tmp_path, capsys):
     text, archive, *rest = files
     assert main(["zip", text, text, *rest]) == 1
     assert "OUT is IN" in capsys.readouterr().err
+    for make in (os.symlink, os.link):
+        make(text, tmp_path / "alias")
+        assert main(["zip", text, str(tmp_path / "alias"), *rest]) == 1
+        assert "OUT is IN" in capsys.readouterr().err
+        os.unlink(tmp_path / "alias")
     assert main(["zip", text, rest[1], *rest]) == 1
     assert "OUT is the parameter file" in capsys.readouterr().err
     assert main(["zip", text + "-gone", archive, *rest]) == 1
