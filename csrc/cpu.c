@@ -32,6 +32,19 @@ unsigned cpu_features(void) {
     features |= CPU_AVX512_BF16;
   return features;
 }
+
+/* Intel says it in leaf 4, AMD in another of the same form; the first subleaf is L1 data. */
+unsigned cpu_l1_bytes(void) {
+  static const uint32_t leaves[] = {4, 0x8000001d};
+  for (int i = 0; i < 2; i++) {
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid_count(leaves[i], 0, &eax, &ebx, &ecx, &edx) || (eax & 0xff) != 0x21) continue;
+    uint32_t line = (ebx & 0xfff) + 1, parts = (ebx >> 12 & 0x3ff) + 1, ways = (ebx >> 22) + 1;
+    return line * parts * ways * (ecx + 1);
+  }
+  return 0;
+}
 #else
 unsigned cpu_features(void) { return 0; }
+unsigned cpu_l1_bytes(void) { return 0; }
 #endif

@@ -11,4 +11,7 @@ enum {
 
 unsigned cpu_features(void);
 
+/* Of one core's first data cache; 0: not known. */
+unsigned cpu_l1_bytes(void);
+
 #endif

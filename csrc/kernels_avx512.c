@@ -4,8 +4,10 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#include "cpu.h"
 #include "kernels_avx512.h"
 
+AVX512_SHARED int avx512_small_l1;
 static kernels below; /* the set that this one started from: takes odd widths and few rows */
 
 /* ---- float weights ---- */
@@ -116,6 +118,7 @@ FOR_QUANTIZED_TYPES(DEFINE_QUANTIZED_MATMUL)
 
 void kernels_set_avx512(kernels *k) {
   below = *k;
+  avx512_small_l1 = cpu_l1_bytes() <= 32 << 10;
   k->scratch_bytes = scratch_bytes_avx512;
   k->matmul[LLM_TYPE_F32] = matmul_f32_avx512;
   k->matmul[LLM_TYPE_F16] = matmul_f16_avx512;

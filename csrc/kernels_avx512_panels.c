@@ -81,7 +81,9 @@ AVX512_INLINE void fill_scales(const llm_type type, const uint8_t *w, size_t row
 AVX512_INLINE void fill_panel(const llm_type type, const uint8_t *w, panels *p, size_t panel) {
   const size_t per = is_super(type) ? QK_SUPER / QK : 1, size = block_bytes(type);
   const size_t row_bytes = p->n_blocks / per * size;
-  for (size_t b = 0; b < p->n_blocks; b += per, w += size) {
+  const uint8_t *ahead = w;
+  for (size_t b = 0; b < p->n_blocks; b += per, w += size, ahead += PANEL_ROWS * size) {
+    for (size_t k = 0; k < PANEL_ROWS * size; k += 64) prefetch(ahead + k);
     fill_quants(type, w, row_bytes, p->quants[panel] + b * STEPS * 64);
     fill_scales(type, w, row_bytes, p->scales[panel] + b * PANEL_ROWS,
                 p->second[panel] + b * PANEL_ROWS);

@@ -9,13 +9,6 @@
 #if defined(__x86_64__)
 #include "kernels_avx512.h"
 
-/* Each line is asked for three times: a single request is lost when the miss buffers are full. */
-AVX512_INLINE void prefetch(const uint8_t *p) {
-  _mm_prefetch((const char *)p + (16 << 10), _MM_HINT_T0);
-  _mm_prefetch((const char *)p + (20 << 10), _MM_HINT_T0);
-  _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T0);
-}
-
 enum { ROWS = 4 };
 
 /* One or two groups of 4 rows are computed side by side: two hide the latency of each other's sums
