@@ -196,6 +196,14 @@ llm_status llm_tokenizer_encode(const llm_tokenizer *tokenizer, const char *text
                                 int32_t parse_special, int32_t *dst, size_t capacity,
                                 size_t *n_needed, llm_error *err);
 
+/* Many documents in one call, first_id before each; document d is text[offsets[d] ..
+ * offsets[d + 1]). The ids are those of llm_tokenizer_encode on each alone with parse_special 0;
+ * their number adds up likewise, plus one for each document. */
+llm_status llm_tokenizer_encode_documents(const llm_tokenizer *tokenizer, const char *text,
+                                          const uint64_t *offsets, uint64_t n_documents,
+                                          int32_t first_id, int32_t *dst, size_t capacity,
+                                          size_t *n_needed, llm_error *err);
+
 /* Ids to bytes, not NUL-terminated, possibly cut inside a UTF-8 character at either end. Control
  * tokens give their text when render_special = 1, else nothing. Every id gives the same bytes
  * wherever it stands: this is how a text goes on, id by id. */

@@ -152,6 +152,27 @@ static llm_status unify_spaces(const uint8_t *text, size_t n_bytes, uint8_t **co
   return LLM_OK;
 }
 
+/* One text into e->sink; the piece cache lives on. */
+static llm_status encode_text(encoder *e, const uint8_t *text, size_t n_bytes, int parse_special) {
+  uint8_t *copy = NULL;
+  llm_status status = LLM_OK;
+  if (n_bytes == 0) return LLM_OK;
+  if (e->t->spm) status = unify_spaces(text, n_bytes, &copy, &n_bytes, e->err);
+  if (!status) status = encode_all(e, copy ? copy : text, n_bytes, parse_special);
+  free(copy);
+  return status;
+}
+
+static llm_status encode_end(encoder *e, llm_status status, size_t *n_needed) {
+  free(e->cache.entries);
+  if (status) return status;
+  *n_needed = e->sink.n;
+  if (e->sink.n > e->sink.capacity)
+    return error_set(e->err, LLM_ERR_ARG, "the text has %zu tokens, the buffer holds %zu",
+                     e->sink.n, e->sink.capacity);
+  return LLM_OK;
+}
+
 llm_status llm_tokenizer_encode(const llm_tokenizer *t, const char *text, size_t n_bytes,
                                 int32_t parse_special, int32_t *dst, size_t capacity,
                                 size_t *n_needed, llm_error *err) {
@@ -161,20 +182,33 @@ llm_status llm_tokenizer_encode(const llm_tokenizer *t, const char *text, size_t
     return error_set(err, LLM_ERR_ARG, "llm_tokenizer_encode: %s is NULL",
                      !text && n_bytes ? "text" : "dst");
   if (n_bytes == 0) return LLM_OK;
-  uint8_t *copy = NULL;
   encoder e = {.t = t, .sink = {dst, capacity, 0}, .err = err};
   llm_status status = cache_init(&e.cache, n_bytes, err);
-  if (!status && t->spm)
-    status = unify_spaces((const uint8_t *)text, n_bytes, &copy, &n_bytes, err);
-  if (!status) status = encode_all(&e, copy ? copy : (const uint8_t *)text, n_bytes, parse_special);
-  free(copy);
-  free(e.cache.entries);
-  if (status) return status;
-  *n_needed = e.sink.n;
-  if (e.sink.n > capacity)
-    return error_set(err, LLM_ERR_ARG, "the text has %zu tokens, the buffer holds %zu", e.sink.n,
-                     capacity);
-  return LLM_OK;
+  if (!status) status = encode_text(&e, (const uint8_t *)text, n_bytes, parse_special);
+  return encode_end(&e, status, n_needed);
+}
+
+llm_status llm_tokenizer_encode_documents(const llm_tokenizer *t, const char *text,
+                                          const uint64_t *offsets, uint64_t n_documents,
+                                          int32_t first_id, int32_t *dst, size_t capacity,
+                                          size_t *n_needed, llm_error *err) {
+  *n_needed = 0;
+  error_clear(err);
+  if ((!text && n_documents) || !offsets || (!dst && capacity))
+    return error_set(err, LLM_ERR_ARG, "llm_tokenizer_encode_documents: a pointer is NULL");
+  if (first_id < 0 || first_id >= t->n_vocab)
+    return error_set(err, LLM_ERR_ARG, "first_id %" PRId32 " is not in the vocabulary", first_id);
+  for (uint64_t d = 0; d < n_documents; d++)
+    if (offsets[d + 1] < offsets[d])
+      return error_set(err, LLM_ERR_ARG, "document %" PRIu64 " ends before it begins", d);
+  encoder e = {.t = t, .sink = {dst, capacity, 0}, .err = err};
+  llm_status status = cache_init(&e.cache, (size_t)(offsets[n_documents] - offsets[0]), err);
+  for (uint64_t d = 0; d < n_documents && !status; d++) {
+    id_sink_put(&e.sink, first_id);
+    status = encode_text(&e, (const uint8_t *)text + offsets[d],
+                         (size_t)(offsets[d + 1] - offsets[d]), 0);
+  }
+  return encode_end(&e, status, n_needed);
 }
 
 /* ---- decoding ---- */

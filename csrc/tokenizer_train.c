@@ -50,6 +50,7 @@ typedef struct learner {
   size_t n_words, words_capacity, n_word_slots;
   position *positions;
   size_t n_positions; /* bytes of all words */
+  size_t most_bytes;  /* of them */
   pair *pairs;
   uint32_t *pair_slots; /* like word_slots */
   size_t n_pairs, pairs_capacity, n_pair_slots;
@@ -57,7 +58,7 @@ typedef struct learner {
   size_t n_heap, heap_capacity;
   uint32_t *token_bytes; /* of what merge m makes: its length */
   size_t n_merges, token_capacity;
-  llm_status failed; /* sticky, looked at once a step: LLM_ERR_NOMEM, or _ARG for too much text */
+  llm_status failed; /* sticky, looked at once a step: LLM_ERR_NOMEM, or _ARG: too many pairs */
 } learner;
 
 /* ---- growing ---- */
@@ -103,12 +104,26 @@ static uint32_t *word_slot(const learner *l, const word *key) {
   return &l->word_slots[i];
 }
 
+/* Forgets the rarest words until half of the room is free: those seen once, then twice ... */
+static void forget_rare_words(learner *l) {
+  for (uint64_t least = 2; l->n_positions > l->most_bytes / 2; least++) {
+    size_t n_kept = 0;
+    l->n_positions = 0;
+    for (size_t i = 0; i < l->n_words; i++) {
+      if (l->words[i].count < least) continue;
+      l->n_positions += l->words[i].n_bytes;
+      l->words[n_kept++] = l->words[i];
+    }
+    l->n_words = n_kept;
+  }
+  memset(l->word_slots, 0, l->n_word_slots * sizeof *l->word_slots);
+  for (size_t i = 0; i < l->n_words; i++) *word_slot(l, &l->words[i]) = (uint32_t)i + 1;
+}
+
 /* Counts one occurrence. */
 static void add_word(learner *l, uint64_t offset, size_t n_bytes) {
-  if (n_bytes >= NONE - l->n_positions) { /* positions have 32-bit numbers */
-    l->failed = LLM_ERR_ARG;
-    return;
-  }
+  if (n_bytes > l->most_bytes / 2) return; /* one such word would drive out the rest */
+  if (n_bytes > l->most_bytes - l->n_positions) forget_rare_words(l);
   if (l->n_words * 2 >= l->n_word_slots) {
     if (!double_slots(l, &l->word_slots, &l->n_word_slots)) return;
     for (size_t i = 0; i < l->n_words; i++) *word_slot(l, &l->words[i]) = (uint32_t)i + 1;
@@ -316,14 +331,14 @@ static llm_status check_arguments(const char *pre, const uint8_t *text, const ui
 }
 
 llm_status llm_bpe_train(const char *pre, const uint8_t *text, const uint64_t *offsets,
-                         uint64_t n_documents, int64_t n_vocab, int32_t *merges, int64_t *n_merges,
-                         llm_error *err) {
+                         uint64_t n_documents, int64_t n_vocab, uint32_t most_bytes,
+                         int32_t *merges, int64_t *n_merges, llm_error *err) {
   *n_merges = 0;
   error_clear(err);
   llm_status status = check_arguments(pre, text, offsets, n_documents, n_vocab, err);
   if (status) return status;
 
-  learner l = {.text = text};
+  learner l = {.text = text, .most_bytes = most_bytes};
   count_words(&l, pretokenizer_find(pre, strlen(pre)), offsets, n_documents);
   if (!l.failed) lay_out(&l);
   if (!l.failed) learn(&l, (size_t)n_vocab - 256, merges);
@@ -333,7 +348,7 @@ llm_status llm_bpe_train(const char *pre, const uint8_t *text, const uint64_t *o
     error_set(err, l.failed, "out of memory after %zu distinct words of %zu bytes and %zu merges",
               l.n_words, l.n_positions, l.n_merges);
   else
-    error_set(err, l.failed, "the distinct words of the text have 2^32 bytes or more");
+    error_set(err, l.failed, "the words of the text have 2^32 distinct pairs or more");
   free(l.words);
   free(l.word_slots);
   free(l.positions);

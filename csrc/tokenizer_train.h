@@ -13,11 +13,12 @@
  * occurs most often merges first, among equals the one with the smallest ids; learning ends early
  * when no pair occurs twice. merges has room for 2 * (n_vocab - 256) ids, 256 <= n_vocab < 2^31,
  * and gets *n_merges pairs. Memory grows with the distinct pieces (about 40 bytes for each of their
- * bytes, below 2^32 of them), not with the text. The result depends on nothing but the arguments.
+ * bytes), not with the text: where they would have more than most_bytes (below 2^32 - 1) bytes, the
+ * rarest so far are forgotten. The result depends on nothing but the arguments.
  */
 llm_status llm_bpe_train(const char *pre, const uint8_t *text, const uint64_t *offsets,
-                         uint64_t n_documents, int64_t n_vocab, int32_t *merges, int64_t *n_merges,
-                         llm_error *err);
+                         uint64_t n_documents, int64_t n_vocab, uint32_t most_bytes,
+                         int32_t *merges, int64_t *n_merges, llm_error *err);
 
 /* cffi: end */
 

@@ -19,6 +19,8 @@ FLAGS = "-std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -pthread".
 # Engine files that the trainer's module takes along: threads, errors, and how text is cut.
 SHARED = ("cpu", "error", "numeric", "pretokenize", "threads", "unicode", "unicode_tables")
 
+TRAINER_HEADERS = ("train.h", "tokenizer_train.h", "train_documents.h")
+
 CALLBACKS = """
 extern "Python" int llm_python_cancel_check(void *);
 extern "Python" void llm_python_input_observer(void *, const void *, const float *, size_t, size_t);
@@ -85,7 +87,7 @@ def trainer() -> cffi.FFI:
     # setuptools does not compile .cu, so the kernels' one text is included here, as C.
     return builder(
         "llm._train",
-        error_declarations() + declarations("train.h") + declarations("tokenizer_train.h"),
-        '#include "train.h"\n#include "tokenizer_train.h"\n#include "train_kernels.cu"',
+        error_declarations() + "".join(map(declarations, TRAINER_HEADERS)),
+        "".join(f'#include "{name}"\n' for name in (*TRAINER_HEADERS, "train_kernels.cu")),
         trainer_sources(),
     )

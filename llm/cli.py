@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     add_train(command("train", "learn a text, write a parameter file"))
+    add_data(command("data", "text of any size to shards for train --data"))
     add_inspect(command("inspect", "what a parameter file is; compare two"))
     add_generate(command("generate", "continue a prompt"))
     add_tokenize(command("tokenize", "how a text falls into tokens"))
@@ -158,6 +159,16 @@ def run_train(options: argparse.Namespace) -> int:
     if "text" in given:
         given["text"] = tuple(os.path.abspath(path) for path in given["text"])
     return train(given, options.resume)
+
+
+# ---- data ----
+
+
+def add_data(command: argparse.ArgumentParser) -> None:
+    from . import data_command
+
+    data_command.add_arguments(command)
+    command.set_defaults(command=data_command.run)
 
 
 # ---- inspect ----

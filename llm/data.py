@@ -43,7 +43,7 @@ def _hold_out_by_hash(documents: list[bytes], min_bytes: int):
     if len(documents) >= MIN_DOCUMENTS:
         groups = [[document] for document in documents]
     else:
-        groups = [_blocks(document) for document in documents]
+        groups = [blocks_of(document) for document in documents]
     blocks = {block: _fraction(block) for group in groups for block in group}
     held, n_held = set(), 0
     for block in sorted(blocks, key=blocks.get):
@@ -62,7 +62,7 @@ def _fraction(block: bytes) -> float:
     return int.from_bytes(hashlib.sha256(block).digest()[:8], "big") / 2**64
 
 
-def _blocks(document: bytes) -> list[bytes]:
+def blocks_of(document: bytes) -> list[bytes]:
     """Pieces of at least BLOCK_BYTES that end at a blank line; together they are the document."""
     blocks, start = [], 0
     for match in re.finditer(rb"\n\s*\n", document):

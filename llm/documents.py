@@ -24,7 +24,7 @@ from .errors import CorpusError
 FORMATS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".xz", ".zst")
 FIELDS = ("text", "content", "raw_content", "body", "document", "article", "markdown")
-PART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
 LONGEST_RECORD = 64 << 20  # bytes of a line of JSON
 ZERO_BYTE = b"\0"
 

@@ -130,6 +130,27 @@ class Tokenizer:
         )
         return ids[: needed[0]].copy()
 
+    def encode_documents(self, documents: Sequence[bytes], first_id: int) -> np.ndarray:
+        """All documents' ids in one int32 array, first_id before each."""
+        text, source = b"".join(documents), self._use()
+        offsets = np.zeros(len(documents) + 1, np.uint64)
+        np.cumsum([len(document) for document in documents], out=offsets[1:])
+        each = 2 if lib.llm_tokenizer_adds_space(source) else 1
+        ids = np.empty(len(text) + each * len(documents), np.int32)
+        needed = ffi.new("size_t *")
+        call(
+            lib.llm_tokenizer_encode_documents,
+            source,
+            ffi.from_buffer("char[]", text),
+            pointer_to("uint64_t", offsets),
+            len(documents),
+            first_id,
+            pointer_to("int32_t", ids),
+            ids.size,
+            needed,
+        )
+        return ids[: needed[0]]
+
     def encode(self, text: str | bytes, parse_special: bool = False) -> list[int]:
         return self.encode_array(text, parse_special).tolist()
 

@@ -10,6 +10,8 @@
 
 enum { MAX_TEXT = 2048, MAX_TOKENS = 256 + 120 };
 
+static const uint32_t MOST = UINT32_MAX - 1; /* bytes of distinct words: all of them */
+
 static uint32_t seed = 7;
 
 static uint32_t random_below(uint32_t n) {
@@ -96,7 +98,8 @@ static void test_against_slow(void) {
     int32_t want[2 * MAX_TOKENS], got[2 * MAX_TOKENS];
     int64_t n_want = learn_slowly(text, offsets, 3, n_vocab, want);
     llm_error err;
-    CHECK(llm_bpe_train("gpt-2", (const uint8_t *)text, offsets, 3, n_vocab, got, &n, &err) == 0);
+    CHECK(llm_bpe_train("gpt-2", (const uint8_t *)text, offsets, 3, n_vocab, MOST, got, &n, &err) ==
+          0);
     CHECK_MSG(n == n_want, "round %d: %d merges, expected %d", round, (int)n, (int)n_want);
     for (int64_t i = 0; i < n && i < n_want; i++)
       CHECK_MSG(got[2 * i] == want[2 * i] && got[2 * i + 1] == want[2 * i + 1],
@@ -141,7 +144,8 @@ static void test_long_word(void) {
   uint64_t offsets[] = {0, n_bytes};
   int32_t *merges = calloc(2 * 2000, sizeof *merges), *ids = malloc(n_bytes * sizeof *ids);
   int64_t n = 0;
-  CHECK(llm_bpe_train("gpt-2", (uint8_t *)text, offsets, 1, 2256, merges, &n, NULL) == LLM_OK);
+  CHECK(llm_bpe_train("gpt-2", (uint8_t *)text, offsets, 1, 2256, MOST, merges, &n, NULL) ==
+        LLM_OK);
   CHECK_MSG(n == 2000, "%d", (int)n);
   llm_tokenizer *t = build(merges, n);
   CHECK(llm_tokenizer_encode(t, text, n_bytes, 0, ids, n_bytes, &n_ids, NULL) == LLM_OK);
@@ -160,7 +164,7 @@ static void test_noise(void) {
   uint64_t offsets[] = {0, 0, sizeof text};
   int32_t merges[2 * 300];
   int64_t n = 0;
-  CHECK(llm_bpe_train("smollm", text, offsets, 2, 556, merges, &n, NULL) == LLM_OK);
+  CHECK(llm_bpe_train("smollm", text, offsets, 2, 556, MOST, merges, &n, NULL) == LLM_OK);
   CHECK(n > 0);
   llm_tokenizer_free(build(merges, n));
 }
@@ -169,7 +173,8 @@ static void expect_merges(const char *pre, const char *text, const char *want) {
   uint64_t offsets[] = {0, strlen(text)};
   int32_t merges[2 * 64];
   int64_t n = -1;
-  CHECK(llm_bpe_train(pre, (const uint8_t *)text, offsets, 1, 256 + 64, merges, &n, NULL) == 0);
+  CHECK(llm_bpe_train(pre, (const uint8_t *)text, offsets, 1, 256 + 64, MOST, merges, &n, NULL) ==
+        0);
   char got[256] = "";
   for (int64_t i = 0; i < 2 * n; i++)
     snprintf(got + strlen(got), sizeof got - strlen(got), i ? " %d" : "%d", merges[i]);
@@ -192,17 +197,18 @@ static void test_arguments(void) {
   int64_t n = 9;
   int32_t merges[8];
   llm_error err;
-  CHECK(llm_bpe_train("gpt-9", text, offsets, 1, 260, merges, &n, &err) == LLM_ERR_ARG && n == 0);
+  CHECK(llm_bpe_train("gpt-9", text, offsets, 1, 260, MOST, merges, &n, &err) == LLM_ERR_ARG &&
+        n == 0);
   CHECK_MSG(strstr(err.message, "\"gpt-9\", expected one of gpt-2, smollm"), "%s", err.message);
-  CHECK(llm_bpe_train("gpt-2", text, offsets, 1, 255, merges, &n, &err) == LLM_ERR_ARG);
+  CHECK(llm_bpe_train("gpt-2", text, offsets, 1, 255, MOST, merges, &n, &err) == LLM_ERR_ARG);
   CHECK_MSG(strstr(err.message, "n_vocab is 255"), "%s", err.message);
-  CHECK(llm_bpe_train("gpt-2", text, offsets, 1, (int64_t)1 << 31, merges, &n, &err) ==
+  CHECK(llm_bpe_train("gpt-2", text, offsets, 1, (int64_t)1 << 31, MOST, merges, &n, &err) ==
         LLM_ERR_ARG);
-  CHECK(llm_bpe_train("gpt-2", text, offsets, 2, 260, merges, &n, &err) == LLM_ERR_ARG);
+  CHECK(llm_bpe_train("gpt-2", text, offsets, 2, 260, MOST, merges, &n, &err) == LLM_ERR_ARG);
   CHECK_MSG(strstr(err.message, "document 1"), "%s", err.message);
-  CHECK(llm_bpe_train("gpt-2", NULL, offsets, 1, 260, merges, &n, &err) == LLM_ERR_ARG);
-  CHECK(llm_bpe_train("gpt-2", text, offsets, 1, 256, NULL, &n, &err) == LLM_OK && n == 0);
-  CHECK(llm_bpe_train("gpt-2", NULL, NULL, 0, 260, merges, &n, &err) == LLM_OK && n == 0);
+  CHECK(llm_bpe_train("gpt-2", NULL, offsets, 1, 260, MOST, merges, &n, &err) == LLM_ERR_ARG);
+  CHECK(llm_bpe_train("gpt-2", text, offsets, 1, 256, MOST, NULL, &n, &err) == LLM_OK && n == 0);
+  CHECK(llm_bpe_train("gpt-2", NULL, NULL, 0, 260, MOST, merges, &n, &err) == LLM_OK && n == 0);
 }
 
 int main(void) {
