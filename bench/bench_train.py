@@ -30,31 +30,6 @@ SIZES = {  # ModelConfig, sequences of a step
     "M": ({"n_embd": 512, "n_layer": 8, "n_head": 8, "n_kv_head": 4, "n_ff": 1376,
            "n_vocab": 8192, "n_ctx": 512}, 4),
 }  # fmt: skip
-PARTS = {  # operation -> the part of the step that it is counted in
-    "gemm": "products", "attention": "attention", "attention_backward": "attention",
-    "cross_entropy": "cross-entropy", "adamw": "AdamW", "sum_squares": "AdamW",
-}  # fmt: skip
-
-
-class Clocked:
-    """An ops back end that adds up the CPU seconds of each part."""
-
-    def __init__(self, ops):
-        self._ops, self.parts = ops, {}
-
-    def __getattr__(self, name):
-        found = getattr(self._ops, name)
-        if name == "empty" or not callable(found):
-            return found
-
-        def call(*args, **options):
-            start = time.process_time()
-            result = found(*args, **options)
-            part = PARTS.get(name, "rows")
-            self.parts[part] = self.parts.get(part, 0.0) + time.process_time() - start
-            return result
-
-        return call
 
 
 def our_step(size: str, precision: str, n_threads: int):
@@ -64,6 +39,7 @@ def our_step(size: str, precision: str, n_threads: int):
     from llm.config import ModelConfig
     from llm.model import Transformer, init_params
     from llm.ops_c import OpsC
+    from llm.ops_clocked import Clocked
     from llm.optim import AdamW
 
     sizes, batch = SIZES[size]

@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_train(command("train", "learn a text, write a parameter file"))
     add_data(command("data", "text of any size to shards for train --data"))
+    add_plan(command("plan", "what a pile of text and a time on GPUs can become"))
     add_inspect(command("inspect", "what a parameter file is; compare two"))
     add_generate(command("generate", "continue a prompt"))
     add_tokenize(command("tokenize", "how a text falls into tokens"))
@@ -112,6 +113,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--tokens-per-param", "tokens that the chosen size sees for each parameter (4)", type=float)
     options = command.add_argument_group("stop and go on")
     options.add_argument("--resume", action="store_true", help="go on from the checkpoint, exactly")
+    text = "where the time of ten steps goes; nothing is written"
+    options.add_argument("--profile", action="store_true", help=text)
     add = group("where")
     add("--out", "the parameter file (weights/weights.bin); loss.png lies beside it")
     add("--run-dir", "folder of the checkpoint, one run each (runs/default)")
@@ -154,11 +157,12 @@ def run_train(options: argparse.Namespace) -> int:
     from .settings_file import merge_given, read_settings
     from .train import train
 
-    given = {k: v for k, v in vars(options).items() if k not in ("command", "resume", "config")}
+    about = ("command", "config", "resume", "profile")
+    given = {k: v for k, v in vars(options).items() if k not in about}
     given = merge_given(read_settings(options.config) if options.config else {}, given)
     if "text" in given:
         given["text"] = tuple(os.path.abspath(path) for path in given["text"])
-    return train(given, options.resume)
+    return train(given, options.resume, options.profile)
 
 
 # ---- data ----
@@ -169,6 +173,15 @@ def add_data(command: argparse.ArgumentParser) -> None:
 
     data_command.add_arguments(command)
     command.set_defaults(command=data_command.run)
+
+
+# ---- plan ----
+
+
+def add_plan(command: argparse.ArgumentParser) -> None:
+    from . import plan
+
+    plan.add_arguments(command)
 
 
 # ---- inspect ----

@@ -94,6 +94,24 @@ class Report:
         shown = textwrap.wrap("; ".join(escape(toml).splitlines()), 88, break_on_hyphens=False)
         self.say("settings   " + "\n           ".join([*shown, f"(kept as {path}: --config)"]))
 
+    def profile(self, run, seconds: float, parts: dict[str, float], peak: float) -> None:
+        """seconds: of a step; parts: of it, by operation; peak: FLOP/s of large products."""
+        c, n_tokens = run.model.config, run.settings.step_tokens
+        flops = n_tokens * c.flops_per_token
+        products = flops - n_tokens * 6 * c.n_layer * c.n_embd * c.n_ctx
+        self.say(
+            f"profile    a step of {n_tokens:,} tokens takes {seconds * 1e3:.1f} ms: "
+            f"{human(n_tokens / seconds)} tok/s, {flops / seconds / peak:.0%} of the peak of "
+            f"{human(peak)}FLOP/s that a large product reaches here"
+        )
+        parts = parts | {"Python": seconds - sum(parts.values())}
+        for part, part_seconds in sorted(parts.items(), key=lambda p: -p[1]):
+            share = f" at {products / part_seconds / peak:.0%} of the peak"
+            self.say(
+                f"           {part:20} {part_seconds * 1e3:8.2f} ms {part_seconds / seconds:6.1%}"
+                + (share if part == "products" else "")
+            )
+
     # ---- while it runs ----
 
     def begin(self, run) -> None:
@@ -116,6 +134,9 @@ class Report:
         n_tokens = (run.step - step) * run.settings.batch * run.settings.n_ctx
         return n_tokens / max(time.perf_counter() - start, 1e-9)
 
+    def share_of_peak(self, run) -> float:
+        return self.tokens_per_second(run) * run.model.config.flops_per_token / run.peak
+
     def step(self, run) -> None:
         loss = run.losses[-1]
         self._loss = loss if math.isnan(self._loss) else 0.98 * self._loss + 0.02 * loss
@@ -127,7 +148,7 @@ class Report:
     def _figures(self, run) -> str:
         return (
             f"loss {self._loss:.3f}, held-out {run.bits_per_byte:.3f} bits/byte, "
-            f"{human(self.tokens_per_second(run))} tok/s"
+            f"{human(self.tokens_per_second(run))} tok/s, {self.share_of_peak(run):.0%} of peak"
         )
 
     def validated(self, run) -> None:

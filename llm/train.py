@@ -31,6 +31,7 @@ from .evaluate import Validation
 from .memorisation import Memorisation, measure_memorisation
 from .model import Transformer, init_params, training_bytes
 from .ops_c import OpsC, best_precision
+from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, SCHEDULES, AdamW, clip_scale
 from .parameter_file import (
     Provenance,
@@ -54,6 +55,7 @@ from .vocabulary import (
 
 CURVES = ("losses", "rates", "norms", "step_seconds")  # of Run: a number for each step
 N_SAMPLES = 3
+PROFILED_STEPS = 10
 PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses sizes, batch and warm-up
 MEASURE_SECONDS = 20.0  # of steps that count, at most the warm-up: fix their number
 
@@ -75,6 +77,7 @@ class Run:
     n_validations: int = 10  # after the one before the first step
     seconds: float = 0.0  # of training, over all sittings
     began: float = field(default_factory=time.perf_counter)  # this sitting: the minutes count on
+    peak: float = math.nan  # FLOP/s of large products on this machine
     losses: list[float] = field(default_factory=list)  # nats per token, of each step
     rates: list[float] = field(default_factory=list)  # of learning
     norms: list[float] = field(default_factory=list)  # of the gradient before clipping
@@ -110,9 +113,10 @@ class Run:
 # ---- the story ----
 
 
-def train(given: dict, resume: bool) -> int:
+def train(given: dict, resume: bool, profiled: bool = False) -> int:
     """Trains as asked by `given` (fields of Settings); returns the exit status: 0, or 128 + the
-    signal that ended the run early, in good order."""
+    signal that ended the run early, in good order. profiled: tells where the time of some steps
+    goes, and writes nothing."""
     began = time.perf_counter()
     folder = Path(given.get("run_dir", Settings.run_dir))
     report = Report()
@@ -129,6 +133,9 @@ def train(given: dict, resume: bool) -> int:
             check_given(given)
             run = start_run(Settings(**given), report)
         run.began = began
+        if profiled:
+            profile(run, report)
+            return 0
         out = Path(run.settings.out)
         check_writable(out)
         if not goes_on:  # only now: a mistake in the text or the options costs no checkpoint
@@ -146,6 +153,7 @@ def train(given: dict, resume: bool) -> int:
 
 def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report) -> None:
     saved = folder / "checkpoint.npz"
+    run.peak = measure_peak(run.model.ops)
     report.begin(run)
     clock_start = time.perf_counter() - run.seconds
     if not run.validations:
@@ -215,6 +223,20 @@ def validate(run: Run) -> None:
 
 def milestones(n_steps: int, count: int) -> set[int]:
     return {n_steps * i // count for i in range(1, count + 1)} - {0}
+
+
+def profile(run: Run, report: Report) -> None:
+    peak = measure_peak(run.model.ops)
+    ops = run.model.ops = run.optimizer.ops = Clocked(run.model.ops, time.perf_counter)
+    for _ in range(2):  # first touches of memory
+        take_step(run)
+    ops.parts.clear()
+    start = time.perf_counter()
+    for _ in range(PROFILED_STEPS):
+        take_step(run)
+    seconds = (time.perf_counter() - start) / PROFILED_STEPS
+    parts = {part: total / PROFILED_STEPS for part, total in ops.parts.items()}
+    report.profile(run, seconds, parts, peak)
 
 
 # ---- how many steps ----

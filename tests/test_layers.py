@@ -59,7 +59,7 @@ PYTHON_LAYERS = (
     ("vocabulary", "convert convert_* export export_*"),
     ("report", "prepare prepare_items", "tokenizer_report", "material"),
     ("label",),
-    ("train",),
+    ("train", "plan"),
     ("tokenize_command", "data_command", "quantize_command", "zip"),
     ("zip_command",),
     ("cli", "server"),

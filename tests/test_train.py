@@ -244,6 +244,17 @@ def begun(text, unbroken, tmp_path):
     return tmp_path
 
 
+def test_a_profile_names_the_parts_and_writes_nothing(text, begun, capsys):
+    before = (begun / "run" / "checkpoint.npz").read_bytes()
+    assert cli.main(arguments(text, begun, "--steps", 5, "--profile")) == 0
+    said = capsys.readouterr().out
+    shares = [float(x) for x in re.findall(r" ms +([\d.]+)%", said)]
+    assert sum(shares) == pytest.approx(100, abs=1) and len(shares) == 6
+    assert re.search(r"products .* of the peak", said)
+    assert (begun / "run" / "checkpoint.npz").read_bytes() == before
+    assert not (begun / "out.bin").exists()
+
+
 @pytest.fixture
 def begun_fp32(text, tmp_path):
     assert cli.main(arguments(text, tmp_path, "--steps", 2, "--precision", "fp32")) == 0
