@@ -67,9 +67,9 @@ enum { FLOAT_BLOCK_BYTES = 256 << 10 }; /* of weights that stay in L2 while all 
 AVX512_INLINE void float_matmul(const llm_type type, const matmul_args *m, size_t r0, size_t r1) {
   const size_t n_tok = m->act->n_tok, row_bytes = m->act->n_in * (type == LLM_TYPE_F32 ? 4 : 2);
   if (n_tok == 1) {
-    const size_t apart = (r1 - r0) / 8;
-    for (size_t r = r0; r < r0 + apart; r++) float_tile(type, 8, 1, m, r, apart, 0);
-    for (size_t r = r0 + 8 * apart; r < r1; r++) float_tile(type, 1, 1, m, r, 1, 0);
+    const size_t apart = (r1 - r0) / 4;
+    for (size_t r = r0; r < r0 + apart; r++) float_tile(type, 4, 1, m, r, apart, 0);
+    for (size_t r = r0 + 4 * apart; r < r1; r++) float_tile(type, 1, 1, m, r, 1, 0);
     return;
   }
   const size_t step = FLOAT_BLOCK_BYTES / row_bytes / 4 * 4 + 4;
@@ -105,11 +105,16 @@ static size_t scratch_bytes_avx512(size_t n_in) {
   return n < prefill_scratch_avx512(n_in) ? prefill_scratch_avx512(n_in) : n;
 }
 
+/* Whether one token goes through this file's kernel. Zen 4, which splits every operation of 512
+ * bits in two and has the small L1, reads faster by AVX2's long streams, but for Q6_K, whose zero
+ * point is dear without VNNI. */
+static int decodes(llm_type type) { return !avx512_small_l1 || type == LLM_TYPE_Q6_K; }
+
 #define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \
   static void matmul_##name##_avx512(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
-    if (m->act->n_tok == 1 && m->n_out >= 4)                                                       \
+    if (m->act->n_tok == 1 && decodes(type) && m->n_out >= 4)                                      \
       decode_##name##_avx512(m, r0, r1, scratch);                                                  \
-    else if (m->n_out >= 16)                                                                       \
+    else if (m->act->n_tok > 1 && m->n_out >= 16)                                                  \
       prefill_##name##_avx512(m, r0, r1, scratch);                                                 \
     else                                                                                           \
       below.matmul[type](m, r0, r1, scratch);                                                      \

@@ -492,6 +492,12 @@ static int print_digest(void) {
 #define TEST_NAME   "test_kernels"
 #endif
 
+#if defined(__x86_64__)
+extern int avx512_small_l1;
+#else
+static int avx512_small_l1;
+#endif
+
 int main(int argc, char **argv) {
   const kernels *tables[8];
   size_t n = 0;
@@ -503,6 +509,8 @@ int main(int argc, char **argv) {
   if (argc > 1 && strcmp(argv[1], "bench") == 0) return kernel_bench(scalar, tables, argv[2]);
   if (EXTRA_TABLE) tables[0] = EXTRA_TABLE, tables[1] = NULL;
   test_tables();
+  test_products(tables);
+  avx512_small_l1 = !avx512_small_l1; /* what another processor would take */
   test_products(tables);
   test_attention(tables);
   test_rows(tables);
