@@ -98,6 +98,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="FILE.toml", help="settings; flags override them")
     add = group("what to learn")
     add("--text", "files, folders of .txt, .md, .jsonl, .parquet (default: the Bible)", nargs="+")
+    add("--data", "a shard set of python -m llm data, instead", metavar="FOLDER")
     add("--holdout", "the 5 %% kept for validation: by hash, or the last", choices=["hash", "last"])
     add("--prompt", "what samples continue (default: the first words of the text)")
 
@@ -162,6 +163,8 @@ def run_train(options: argparse.Namespace) -> int:
     given = merge_given(read_settings(options.config) if options.config else {}, given)
     if "text" in given:
         given["text"] = tuple(os.path.abspath(path) for path in given["text"])
+    if "data" in given:
+        given["data"] = os.path.abspath(given["data"])
     return train(given, options.resume, options.profile)
 
 

@@ -31,7 +31,6 @@ from .data import HELD_OUT, MIN_DOCUMENTS, blocks_of, permute
 from .documents import NotText, Source, find_files, format_of, read_documents
 from .duplicates import Duplicates, document_key
 from .errors import CorpusError
-from .parameter_file import write_parameter_file
 from .prepare_items import (
     Rules,
     Skipped,
@@ -46,7 +45,7 @@ from .prepare_items import (
 )
 from .shards import MANIFEST, TOKENIZER, ShardSet, file_hash, write_manifest
 from .tokenizer import Tokenizer
-from .vocabulary import fingerprint, learn_vocabulary, save_tokenizer
+from .vocabulary import fingerprint, learn_vocabulary, save_tokenizer, save_vocabulary
 
 PLAN, STDIN = "plan.json", "stdin"
 N_ITEMS = 256  # of a corpus in the middle
@@ -284,7 +283,7 @@ def find_tokenizer(folder: Path, wishes: Wishes, plan: Plan, report) -> Tokenize
             documents = sample(wishes, plan)
             report.say(f"tokenizer  learning from {sum(map(len, documents)):,} bytes")
             vocabulary = learn_vocabulary(documents, wishes.n_vocab)
-            write_parameter_file(path, vocabulary.entries(), [])
+            save_vocabulary(path, vocabulary)
     return Tokenizer.open(path)
 
 

@@ -56,8 +56,8 @@ class Report:
 
     # ---- before the first step ----
 
-    def corpus(self, corpus) -> None:
-        n = len(corpus.documents)
+    def material(self, corpus) -> None:
+        n = corpus.n_documents
         documents = f"{n:,} documents" if n > 1 else "1 document"
         self.say(f"text       {escape(corpus.name)}: {corpus.n_bytes:,} bytes in {documents}")
         for line in corpus.skipped[:5]:

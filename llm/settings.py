@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from .config import LIMITS, ModelConfig
 from .errors import LlmError
 
-FREE = {"text", "threads", "out", "run_dir", "save_seconds"}
+FREE = {"text", "data", "threads", "out", "run_dir", "save_seconds"}
 BUDGETS = ("minutes", "tokens", "steps")  # at most one is given
 
 DEFAULT_MINUTES = 5.0
@@ -26,6 +26,7 @@ class Settings:
     """Sizes as in ModelConfig; the rest is said where the command line describes it (cli.py)."""
 
     text: tuple[str, ...] = ()
+    data: str | None = None  # a shard set, instead
     holdout: str = "hash"
     minutes: float | None = None  # DEFAULT_MINUTES where nothing else says how long
     tokens: int | None = None
@@ -92,6 +93,8 @@ class Settings:
             if value not in choices:
                 expected = " or ".join(repr(c) for c in choices if c)
                 raise ValueError(f"{name} is {value!r}, expected {expected}")
+        if self.data is not None and self.text:
+            raise ValueError("give --text or --data, not both")
         slots, rest = self.n_slots, (self.batch or 0) % (self.slot_sequences or 1)
         if rest or slots & (slots - 1) or not slots:
             raise ValueError(

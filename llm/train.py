@@ -23,11 +23,11 @@ from .atomic import atomic_file
 from .budget import BATCH, Costs, choose, split
 from .checkpoint import load_checkpoint, run_folder, save_checkpoint
 from .config import ModelConfig, layout
-from .corpus import Corpus, read_corpus
-from .data import Examples, hold_out, token_stream
+from .data import Examples
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
+from .material import Material, gather
 from .memorisation import Memorisation, measure_memorisation
 from .model import Transformer, init_params, training_bytes
 from .ops_c import OpsC, best_precision
@@ -46,9 +46,7 @@ from .settings import DEFAULT_LR, Settings, check_given, merge_resumed
 from .settings_file import to_toml
 from .tokenizer import Tokenizer
 from .vocabulary import (
-    learn_vocabulary,
     token_bytes,
-    tokenizer_of,
     vocabulary_from_arrays,
     vocabulary_to_arrays,
 )
@@ -65,7 +63,7 @@ class Run:
     """Everything that a step needs, and what a checkpoint keeps of it."""
 
     settings: Settings
-    corpus: Corpus
+    material: Material
     vocabulary: Vocabulary
     tokenizer: Tokenizer
     examples: Examples
@@ -105,7 +103,7 @@ class Run:
         fill more than half a context (some scripts have no spaces)."""
         if self.settings.prompt is not None:
             return self.settings.prompt
-        words = self.corpus.documents[0][:1000].decode("utf-8", "ignore").split()[:3]
+        words = self.material.first_words.decode("utf-8", "ignore").split()[:3]
         ids = self.tokenizer.encode(" ".join(words))[: max(1, self.settings.n_ctx // 2)]
         return self.tokenizer.decode_bytes(ids).decode("utf-8", "ignore")
 
@@ -296,11 +294,9 @@ def flops_per_second(model, examples: Examples) -> float:
 
 
 def start_run(settings: Settings, report: Report) -> Run:
-    corpus = read_corpus(settings.text)
-    report.corpus(corpus)
-    training, held = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
-    vocabulary = learn_vocabulary(training, settings.n_vocab)
-    run = prepare(settings, corpus, vocabulary, training, held)
+    material = gather(settings)
+    report.material(material)
+    run = prepare(settings, material)
     report.plan(run)
     return run
 
@@ -309,17 +305,18 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
     state, arrays = load_checkpoint(path)
     try:
         settings = merge_resumed(Settings.from_dict(state["settings"]), given)
-        vocabulary = vocabulary_from_arrays(arrays)
-        corpus = read_corpus(settings.text)
-        if corpus.sha256 != state["corpus_sha256"]:
+        # That of shards comes with them, and so changes with their hash.
+        vocabulary = None if settings.data else vocabulary_from_arrays(arrays)
+        material = gather(settings, vocabulary)
+        if material.sha256 != state["corpus_sha256"]:
+            where = settings.data or ", ".join(settings.text) or material.name
             raise CheckpointError(
-                f"{', '.join(settings.text) or corpus.name}: the text has changed since the run "
-                f"began (SHA-256 {corpus.sha256}, expected {state['corpus_sha256']})"
+                f"{where}: the text has changed since the run began (SHA-256 {material.sha256}, "
+                f"expected {state['corpus_sha256']})"
             )
-        corpus.name = state["corpus_name"]
-        report.corpus(corpus)
-        training, held = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
-        run = prepare(settings, corpus, vocabulary, training, held)
+        material.name = state["corpus_name"]
+        report.material(material)
+        run = prepare(settings, material)
         run.model.params[...] = arrays["params"]
         run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["step"]})
         for name in CURVES:  # once a checkpoint had the losses alone
@@ -337,17 +334,10 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
     return run
 
 
-def min_held_bytes(settings: Settings) -> int:
-    """About a window of tokens."""
-    return 4 * settings.n_ctx
-
-
-def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> Run:
+def prepare(settings: Settings, material: Material) -> Run:
     """A run at step 0."""
-    tokenizer, eot = tokenizer_of(vocabulary), vocabulary.eos
+    vocabulary, tokenizer, tokens = material.vocabulary, material.tokenizer, material.tokens
     n_vocab = len(vocabulary.tokens)
-    held_tokens = token_stream(tokenizer, held, eot)
-    tokens = token_stream(tokenizer, training, eot)
     settings = replace(
         settings,
         precision=settings.precision or best_precision(),
@@ -374,11 +364,11 @@ def prepare(settings: Settings, corpus: Corpus, vocabulary, training, held) -> R
     model = model_of(settings)
     return Run(
         settings=settings,
-        corpus=corpus,
+        material=material,
         vocabulary=vocabulary,
         tokenizer=tokenizer,
         examples=examples_of(settings),
-        validation=Validation(held_tokens, token_bytes(vocabulary), settings.n_ctx),
+        validation=Validation(material.held_tokens, token_bytes(vocabulary), settings.n_ctx),
         model=model,
         optimizer=OPTIMIZERS[settings.optimizer](
             model.config, weight_decay=settings.weight_decay, ops=ops
@@ -435,8 +425,8 @@ def set_aside(path: Path, report: Report) -> None:
 def save(run: Run, path: Path) -> None:
     state = {
         "settings": asdict(run.settings),
-        "corpus_name": run.corpus.name,
-        "corpus_sha256": run.corpus.sha256,
+        "corpus_name": run.material.name,
+        "corpus_sha256": run.material.sha256,
         "kernels": run.model.ops.kernels,
         "step": run.step,
         "n_steps": run.n_steps,
@@ -476,10 +466,10 @@ def provenance(run: Run) -> Provenance:
     config = run.model.config
     memorised = run.memorisation.figures() if run.memorisation else {}
     return Provenance(
-        name=f"{run.corpus.name}, {config.n_params / 1e6:.1f} M parameters",
-        corpus_name=run.corpus.name,
-        corpus_bytes=run.corpus.n_bytes,
-        corpus_sha256=run.corpus.sha256,
+        name=f"{run.material.name}, {config.n_params / 1e6:.1f} M parameters",
+        corpus_name=run.material.name,
+        corpus_bytes=run.material.n_bytes,
+        corpus_sha256=run.material.sha256,
         train_tokens=run.n_tokens,
         train_steps=run.step,
         train_seed=run.settings.seed,

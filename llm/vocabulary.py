@@ -8,6 +8,7 @@ so a prompt needs no token before it.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from llm._train import ffi, lib
 from .atomic import atomic_file
 from .binding import raise_error
 from .corpus import SEPARATOR
-from .errors import FormatError, UnsupportedError
+from .engine import Model
+from .errors import CorpusError, FormatError, UnsupportedError
 from .parameter_file import Vocabulary, write_parameter_file
+from .quantize import kept_entries
 from .tokenizer import Tokenizer
 
 PRE = "gpt-2"
@@ -59,16 +62,21 @@ def _vocabulary(tokens: list[bytes], merges: np.ndarray) -> Vocabulary:
     return Vocabulary(tokens=tokens, merges=merges, pre=PRE, bos=eot, eos=eot)
 
 
+def control_ids(vocabulary: Vocabulary) -> list[int]:
+    ends = {vocabulary.bos, vocabulary.eos} - {None}
+    return sorted(vocabulary.control | ends)
+
+
 def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
-    types = [NORMAL] * len(vocabulary.tokens)
-    types[vocabulary.eos] = CONTROL
+    types = np.full(len(vocabulary.tokens), NORMAL, np.int32)
+    types[control_ids(vocabulary)] = CONTROL
     return Tokenizer.from_bpe(vocabulary.pre, vocabulary.tokens, vocabulary.merges, types)
 
 
 def token_bytes(vocabulary: Vocabulary) -> np.ndarray:
-    """Bytes of text that each id stands for; none for the control token."""
+    """Bytes of text that each id stands for; none for control tokens."""
     lengths = np.array([len(token) for token in vocabulary.tokens])
-    lengths[vocabulary.eos] = 0
+    lengths[control_ids(vocabulary)] = 0
     return lengths
 
 
@@ -81,28 +89,88 @@ def vocabulary_to_arrays(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
 
 
 def vocabulary_from_arrays(arrays: dict[str, np.ndarray]) -> Vocabulary:
+    return _vocabulary(tokens_from_arrays(arrays), arrays["merges"])
+
+
+def tokens_from_arrays(arrays) -> list[bytes]:
     text, ends = arrays["token_text"].tobytes(), np.cumsum(arrays["token_lengths"]).tolist()
-    tokens = [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    return _vocabulary(tokens, arrays["merges"])
+    return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 # ---- tokenizers of shard sets ----
 
+VOCABULARY = "vocabulary.npz"  # beside the tokenizer: what writing it into a model's file takes
+
+
+def save_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """As a parameter file without tensors, and as arrays beside it."""
+    rest = {
+        "pre": vocabulary.pre,
+        "bos": vocabulary.bos,
+        "eos": vocabulary.eos,
+        "add_bos": vocabulary.add_bos,
+        "control": sorted(vocabulary.control),
+    }
+    text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+    with atomic_file(path.with_name(VOCABULARY)) as file:
+        np.savez_compressed(file, rest=text, **vocabulary_to_arrays(vocabulary))
+    write_parameter_file(path, vocabulary.entries(), [])
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    path = folder / VOCABULARY
+    if not path.exists():
+        raise CorpusError(
+            f"{folder}: its tokenizer is no byte-level BPE with merges: only a model that has it "
+            "already (train --init) can train on these shards"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            tokens, merges = tokens_from_arrays(file), file["merges"]
+            rest = json.loads(file["rest"].tobytes())
+        rest["control"] = frozenset(rest["control"])
+        return Vocabulary(tokens=tokens, merges=merges, **rest)
+    except Exception as error:  # whatever damage reads like
+        raise FormatError(f"{path}: damaged ({type(error).__name__})") from error
+
 
 def save_tokenizer(path: Path, source: str) -> None:
     """The tokenizer of a parameter file, whatever its kind, as a file of its own."""
-    from .engine import Model
-    from .quantize import kept_entries
-
     Tokenizer.open(source)  # what is wrong with the file is said before anything is written
     try:
-        with Model(source) as model:
-            entries = [e for e in kept_entries(model) if e.key.startswith("tokenizer.")]
+        model = Model(source)
     except (FormatError, UnsupportedError):  # a vocabulary alone: taken as it is
         with atomic_file(path) as file, open(source, "rb") as whole:
             shutil.copyfileobj(whole, file)
         return
-    write_parameter_file(path, entries, [])
+    with model:
+        vocabulary = vocabulary_of_model(model)
+        if vocabulary is not None:
+            save_vocabulary(path, vocabulary)
+        else:
+            entries = [e for e in kept_entries(model) if e.key.startswith("tokenizer.")]
+            write_parameter_file(path, entries, [])
+
+
+def vocabulary_of_model(model: Model) -> Vocabulary | None:
+    """None for what is no byte-level BPE of merges, normal and control tokens."""
+    keys, tokenizer = model.metadata, model.tokenizer
+    kinds = [tokenizer.token_type(id) for id in range(tokenizer.n_vocab)]
+    if tokenizer.model != "gpt2" or set(kinds) > {NORMAL, CONTROL}:
+        return None
+    ids = {text: id for id, text in enumerate(keys["tokenizer.ggml.tokens"])}
+    pairs = [merge.split(" ") for merge in keys.get("tokenizer.ggml.merges", [])]
+    vocabulary = Vocabulary(
+        tokens=[tokenizer.decode_bytes([id], whole=False) for id in range(tokenizer.n_vocab)],
+        merges=np.array([(ids[a], ids[b]) for a, b in pairs], np.int32).reshape(-1, 2),
+        pre=keys["tokenizer.ggml.pre"],
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        add_bos=tokenizer.add_bos,
+        control=frozenset(id for id, kind in enumerate(kinds) if kind == CONTROL),
+    )
+    same = fingerprint(tokenizer_of(vocabulary)) == fingerprint(tokenizer)
+    return vocabulary if same else None
 
 
 PROBE = "Grüße, 你好 Привет 12345\n\tif (x != 0) return;  don't 🙂 ".encode()
