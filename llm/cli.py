@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add_convert(command("convert", "published weights to a parameter file"))
     add_export(command("export", "a parameter file to a folder of Hugging Face's"))
     add_quantize(command("quantize", "a parameter file in fewer bits"))
+    add_bench(command("bench", "tokens a second, and the share of the memory's limit"))
     add_zip(command("zip", "compress any file with a parameter file"))
     add_unzip(command("unzip", "the file that an archive of zip holds"))
     return top
@@ -293,6 +294,15 @@ def run_export(options: argparse.Namespace) -> int:
     from .export import export
 
     return _print_notes(export(options.file, options.folder))
+
+
+# ---- bench ----
+
+
+def add_bench(command: argparse.ArgumentParser) -> None:
+    from . import bench_command
+
+    bench_command.add_arguments(command)
 
 
 # ---- quantize ----

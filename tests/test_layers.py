@@ -60,7 +60,7 @@ PYTHON_LAYERS = (
     ("report", "prepare prepare_items", "tokenizer_report", "material"),
     ("label",),
     ("train", "plan"),
-    ("tokenize_command", "data_command", "quantize_command", "zip"),
+    ("tokenize_command", "data_command", "quantize_command", "bench_command", "zip"),
     ("zip_command",),
     ("cli", "server"),
     ("__main__",),
