@@ -142,7 +142,7 @@ def _amount(value: str | int | float) -> str:
 
 
 def _file_rows(told: dict) -> list[tuple[str, str, str]]:
-    types = ", ".join(f"{name} {share:.3%}" for name, share in told["types"].items())
+    types = ", ".join(f"{name} {100 * share:.3g}%" for name, share in told["types"].items())
     sizes = ", ".join(
         f"{name} {told[name]}" for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "n_ff")
     )
@@ -195,11 +195,15 @@ def _origin_rows(own: _Own, file_bytes: int) -> list[tuple[str, str, str]]:
         "" if steps is None else f"{_amount(steps)} steps",
         "" if seed is None else f"seed {seed}",
     )
-    row("Arithmetic", own.number("train.flops"), "{:.3g}".format, "FLOPs of training")
+    flops, seconds = own.number("train.flops"), own.number("run.seconds")
+    peak = own.number("run.peak_flops") or 0
+    known = flops is not None and (seconds or 0) > 0 and peak > 0
+    share = f"{flops / seconds / peak:.1%} of what the machine can do" if known else ""
+    row("Arithmetic", flops, "{:.3g}".format, "FLOPs of training", share)
     speed, threads = own.number("run.tokens_per_second"), own.number("run.threads")
     row(
         "Time",
-        own.number("run.seconds"),
+        seconds,
         lambda seconds: f"{seconds / 3600:.3g}",
         "hours of training",
         "" if speed is None else f"{human(speed)} tokens/s",

@@ -1,4 +1,4 @@
-"""What a run tells: plain lines or a progress bar, samples, and the picture of its curves. Layer 4.
+"""What a run tells: plain lines or a progress bar, samples, and where its report lies. Layer 4.
 
 Text from files and models is printed with its control characters escaped. The bar appears only
 where standard output is a terminal.
@@ -14,8 +14,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-
-import numpy as np
 
 from .atomic import atomic_file
 
@@ -169,8 +167,6 @@ class Report:
     # ---- after the last step ----
 
     def finish(self, run, out: Path) -> None:
-        picture = out.with_name("loss.png")
-        draw_curves(run, picture)
         n_epochs = run.n_tokens / len(run.examples.tokens)
         self.say(
             f"trained    {run.step:,} steps, {run.n_tokens:,} tokens "
@@ -183,7 +179,10 @@ class Report:
                 f"note       step {best_step:,} was better on held-out text ({best:.3f}): "
                 "the text is small for so many steps"
             )
-        self.say(f"written    {out} ({out.stat().st_size:,} bytes), {picture}")
+        if run.memorisation:
+            self._memorised(run.memorisation)
+        self.say(f"written    {out} ({out.stat().st_size:,} bytes)")
+        self._write_pages(run, out)
         raw = run.prompt.encode("utf-8", "surrogateescape")  # whatever the locale
         command = [PROGRAM, "--max-tokens", "80", "--seed", "1", "--", out, raw]
         if not run.is_done:
@@ -200,46 +199,30 @@ class Report:
         dashes = "-- " if run.prompt.startswith("-") else ""
         self.say(f"try        ./run {dashes}{shlex.quote(str(out))} {prompt}")
 
+    def _memorised(self, found) -> None:
+        self.say(
+            f"memory     {found.verbatim(found.training):.1%} of {len(found.training)} windows it "
+            f"trained on go on word for word for {found.n_tokens} tokens, "
+            f"{found.verbatim(found.held_out):.1%} of {len(found.held_out)} it never saw"
+        )
 
-def draw_curves(run, path: Path) -> None:
-    """Training and validation loss in bits per byte, by step and by second, as a PNG."""
-    import matplotlib
+    def _write_pages(self, run, out: Path) -> None:
+        """loss.png, curves.png and report.html beside the file; nothing here fails the run."""
+        from . import curves, report_html
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
-    losses = np.array(run.losses) / math.log(2) / run.validation.bytes_per_token
-    at, _, bits = zip(*run.validations, strict=True)
-    if len(losses):
-        steps, window = np.arange(1, len(losses) + 1), max(1, len(losses) // 50)
-        mean = np.convolve(losses, np.ones(window) / window, "valid")
-        middle = steps[(window - 1) // 2 :][: len(mean)]
-        axes.plot(steps, losses, color="#c6dbef", linewidth=0.6, label="training, each step")
-        axes.plot(middle, mean, color="#2171b5", label=f"training, mean of {window} steps")
-        seconds_per_step = run.seconds / len(losses)
-        if seconds_per_step > 0:
-            clock = (lambda x: x * seconds_per_step, lambda x: x / seconds_per_step)
-            axes.secondary_xaxis("top", functions=clock).set_xlabel("seconds")
-    axes.plot(at, bits, "o-", color="#d94801", markersize=4, label="validation")
-    axes.annotate(
-        f"{bits[-1]:.3f}",
-        (at[-1], bits[-1]),
-        (0, 12),
-        textcoords="offset points",
-        ha="right",
-        color="#d94801",
-        weight="bold",
-    )
-    low, high = min([*bits, *losses]), max(bits[0], bits[-1])
-    axes.set_ylim(max(0, low - 0.1), high + 0.1)
-    axes.set_xlabel("step")
-    axes.set_ylabel("bits per byte")
-    title = f"{human(run.model.config.n_params)} parameters, {human(run.n_tokens)} tokens"
-    axes.set_title(title, loc="left")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    axes.spines["right"].set_visible(False)
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png")
-    pyplot.close(figure)
+        pictures = {"loss.png": (curves.loss_by_step,), "curves.png": curves.PANELS}
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            pictures = {}
+            self.say("note       no curves: matplotlib is missing; pip install matplotlib")
+        page, paths = out.with_name("report.html"), [out.with_name(name) for name in pictures]
+        try:
+            for path, panels in zip(paths, pictures.values(), strict=True):
+                with atomic_file(path) as file:
+                    curves.draw_png(run, file, panels)
+            report_html.write_report(run, out, page, bool(pictures))
+        except OSError as error:
+            self.say(f"note       no report: {escape(str(error))}")
+            return
+        self.say(f"report     {', '.join(map(str, [page, *paths]))}")

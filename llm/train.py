@@ -83,6 +83,7 @@ class Run:
     validations: list[list[float]] = field(default_factory=list)  # [step, seconds, bits per byte]
     samples: list[list] = field(default_factory=list)  # [step, text]
     memorisation: Memorisation | None = None  # when the training has ended
+    peak_flops: float = 0.0  # of this machine's products, in a second; measured then
 
     @property
     def n_tokens(self) -> int:
@@ -144,7 +145,10 @@ def train(given: dict, resume: bool, profiled: bool = False) -> int:
             save(run, saved)
             if run.step:
                 run.memorisation = memorisation(run)
+            run.peak_flops = peak_flops(run.model.ops)
             export(run, out)
+            with Model(out) as model:
+                run.samples.append([run.step, go_on(model, run)])
         report.finish(run, out)
         return 0 if run.is_done else 128 + interrupt.signal
 
@@ -288,6 +292,18 @@ def flops_per_second(model, examples: Examples) -> float:
         model.loss_and_grad(tokens, targets)
         n += 1
     return n * tokens.size * model.config.flops_per_token / (time.perf_counter() - start)
+
+
+def peak_flops(ops) -> float:
+    """Operations in a second of the fastest of a few large products: what a step could reach."""
+    n, seconds = 1024, []
+    a, b, c = (ops.empty(n, n) for _ in range(3))
+    a[...], b[...] = 1, 1
+    for _ in range(6):
+        start = time.perf_counter()
+        ops.gemm(c, a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
 
 
 # ---- beginning and going on ----
@@ -488,6 +504,7 @@ def provenance(run: Run) -> Provenance:
             "threads": run.model.ops.n_threads,
             "kernels": run.model.ops.kernels,
             "precision": run.model.ops.precision,
+            "peak_flops": run.peak_flops,
         },
     )
 
@@ -510,9 +527,13 @@ def sample(run: Run, folder: Path) -> str:
         metadata = trained_model_metadata(config, run.vocabulary, provenance(run))
         write_parameter_file(path, metadata, tensors)
         with Model(path) as model:
-            return run.prompt + model.generate(run.prompt, max_tokens=60, temperature=0.7, seed=1)
+            return go_on(model, run)
     finally:
         path.unlink(missing_ok=True)
+
+
+def go_on(model: Model, run: Run) -> str:
+    return run.prompt + model.generate(run.prompt, max_tokens=60, temperature=0.7, seed=1)
 
 
 # ---- stopping in good order ----

@@ -78,7 +78,7 @@ def test_the_label_of_a_trained_file(tmp_path):
     assert shown["File"].startswith(f"{n_bytes:,} bytes")
     assert shown["Parameters"].startswith("78,336 llama")
     assert "llama: n_layer 2, n_embd 64" in shown["Parameters"]
-    assert shown["Bits each"].endswith("F32 100.000%")
+    assert shown["Bits each"].endswith("F32 100%")
     assert shown["Vocabulary"] == "259 tokens (gpt2, gpt-2)"
     assert shown["Text read"] == "4,030,056 bytes, none"
     assert "4.03 MB of text became" in shown["Text : file"]

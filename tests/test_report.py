@@ -1,4 +1,4 @@
-"""What a run tells: escaping, the lines, the picture."""
+"""What a run tells: escaping, the lines, the bar, the pages at the end."""
 
 import fcntl
 import os
@@ -7,13 +7,13 @@ import struct
 import subprocess
 import sys
 import termios
-from types import SimpleNamespace
 
 import pytest
-from models import TINY
+from models import write_trained
+from report_runs import finished_run
 
 from conftest import ROOT
-from llm.report import draw_curves, escape, human, human_bytes
+from llm.report import Report, escape, human, human_bytes
 
 
 @pytest.mark.parametrize(
@@ -38,27 +38,6 @@ def test_human(n, shown):
 
 def test_human_bytes():
     assert [human_bytes(n) for n in (7, 4_030_056, 10e12)] == ["7 B", "4.03 MB", "10 TB"]
-
-
-def run_with(losses, validations):
-    return SimpleNamespace(
-        losses=losses,
-        validations=validations,
-        seconds=12.0,
-        n_tokens=len(losses) * 1024,
-        validation=SimpleNamespace(bytes_per_token=3.9),
-        model=SimpleNamespace(config=TINY),
-    )
-
-
-@pytest.mark.parametrize("n_steps", [0, 1, 2, 500])
-def test_the_picture_is_drawn_for_any_length_of_run(tmp_path, n_steps):
-    losses = [8.0 - i / 100 for i in range(n_steps)]
-    points = [[0, 0.0, 3.0]] + [[n_steps, 12.0, 2.5]] * bool(n_steps)
-    draw_curves(run_with(losses, points), tmp_path / "loss.png")
-    raw = (tmp_path / "loss.png").read_bytes()
-    assert raw.startswith(b"\x89PNG")
-    assert struct.unpack(">II", raw[16:24]) == (1200, 675)
 
 
 BAR = """
@@ -106,3 +85,39 @@ def test_a_pipe_gets_plain_lines():
     first, second = said.stdout.splitlines()
     assert first.startswith("step       3 of 3: loss 5.000, held-out 3.000 bits/byte, ")
     assert second == "sample     a\\x1bz"
+
+
+@pytest.fixture
+def finish(tmp_path, capsys):
+    """Ends a run, whose file is `w.bin`; returns what was said."""
+
+    def end(run) -> str:
+        write_trained(tmp_path / "w.bin")
+        Report().finish(run, tmp_path / "w.bin")
+        return capsys.readouterr().out
+
+    return end
+
+
+def test_the_end_of_a_run_says_where_its_report_lies(tmp_path, finish):
+    said = finish(finished_run(5))
+    names = ("report.html", "loss.png", "curves.png")
+    assert ", ".join(str(tmp_path / name) for name in names) in said
+    assert all((tmp_path / name).stat().st_size > 1000 for name in names)
+    assert "33.3% of 3 windows it trained on go on word for word for 32 tokens, 0.0% of 2" in said
+
+
+def test_without_matplotlib_a_run_ends_well(tmp_path, finish, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = finish(finished_run(5))
+    assert "note       no curves: matplotlib is missing; pip install matplotlib" in said
+    assert "report.html" in said and "loss.png" not in said
+    assert not (tmp_path / "loss.png").exists()
+    assert "try        ./run" in said
+
+
+def test_a_report_that_cannot_be_written_is_a_note(tmp_path, finish):
+    (tmp_path / "report.html").mkdir()
+    said = finish(finished_run(5))
+    assert "note       no report: " in said
+    assert "try        ./run" in said
