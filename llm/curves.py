@@ -132,7 +132,7 @@ def gradient_norm(run, axes) -> None:
 
 
 def speed(run, axes) -> None:
-    tokens = run.settings.batch * run.settings.n_ctx
+    tokens = run.settings.step_tokens
     middle, seconds, low, high = bins(run.step_seconds)
     if len(middle):
         rates = [tokens / np.maximum(x, 1e-9) for x in (seconds, high, low)]

@@ -104,8 +104,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[tuple[str, str]]]) -> st
 
 def _lead(run, told: dict) -> str:
     ended = "" if run.is_done else f" It was stopped at step {run.step:,} of {run.n_steps:,}."
+    n_bytes = told["provenance"]["corpus.bytes"]
     return (
-        f'<p class="lead">{human_bytes(run.corpus.n_bytes)} of text became a file of '
+        f'<p class="lead">{human_bytes(n_bytes)} of text became a file of '
         f"{human_bytes(told['file_bytes'])} with {human(told['parameters'])} parameters. It needs "
         f"{run.bits_per_byte:.3f} bits for a byte of text that it has not seen.{ended}</p>"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLE = 200_000  # tokens whose scripts are told
-COUNTED = 50_000_000  # tokens in which uses are counted
+COUNTED = 10_000_000  # tokens in which uses are counted
 LONGEST = 16
 
 

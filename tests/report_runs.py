@@ -11,7 +11,9 @@ from llm.settings import Settings
 
 def finished_run(n_steps: int, **changes):
     tokens = np.frombuffer(b"the cat and the \xd0\xba\xd0\xbe\xd1\x82 " * 40, np.uint8)
-    settings = Settings(n_embd=64, n_layer=2, n_head=4, n_kv_head=2, n_ff=96, n_ctx=64, lr=1e-3)
+    settings = Settings(
+        n_embd=64, n_layer=2, n_head=4, n_kv_head=2, n_ff=96, n_ctx=64, lr=1e-3, batch=4
+    )
     values = {
         "step": n_steps,
         "n_steps": n_steps,
@@ -32,7 +34,6 @@ def finished_run(n_steps: int, **changes):
         "validation": SimpleNamespace(bytes_per_token=3.9),
         "examples": SimpleNamespace(tokens=tokens.astype(np.int32)),
         "vocabulary": byte_vocabulary(),
-        "corpus": SimpleNamespace(name="text", n_bytes=4_000_000),
         "model": SimpleNamespace(
             config=TINY, ops=SimpleNamespace(n_threads=2, kernels="avx2", precision="fp32")
         ),
