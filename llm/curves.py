@@ -146,8 +146,8 @@ def speed(run, axes) -> None:
     axes.set_ylabel("tokens per second")
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(lambda x, _: human(x))
-    if run.peak_flops:
-        of_peak = 100 * run.model.config.flops_per_token / run.peak_flops
+    if run.peak > 0:
+        of_peak = 100 * run.model.config.flops_per_token / run.peak
         convert = (lambda rate: rate * of_peak, lambda share: share / of_peak)
         right = axes.secondary_yaxis("right", functions=convert)
         right.set_ylabel("% of peak", color=GREY)

@@ -146,7 +146,7 @@ class Report:
     def _figures(self, run) -> str:
         return (
             f"loss {self._loss:.3f}, held-out {run.bits_per_byte:.3f} bits/byte, "
-            f"{human(self.tokens_per_second(run))} tok/s, {self.share_of_peak(run):.0%} of peak"
+            f"{human(self.tokens_per_second(run))} tok/s"
         )
 
     def validated(self, run) -> None:
@@ -154,7 +154,8 @@ class Report:
         step, start = self._start
         seconds = (time.perf_counter() - start) / max(1, run.step - step)
         left = f"{seconds * (run.n_steps - run.step):.0f} s left"
-        self.say(f"step       {done}: {self._figures(run)}, {left}")
+        peak = f"{self.share_of_peak(run):.0%} of peak"
+        self.say(f"step       {done}: {self._figures(run)}, {peak}, {left}")
 
     def sample(self, text: str) -> None:
         self.say("sample     " + escape(text).replace("\n", "\n           "))

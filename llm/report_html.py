@@ -148,11 +148,11 @@ def _curves(run, pictures: bool) -> str:
         return ""
     figures = _figures(run, (curves.learning_rate, curves.gradient_norm, curves.speed))
     peak = ""
-    if run.peak_flops:
+    if run.peak > 0:
         peak = (
-            f"<p>Peak is {human(run.peak_flops)}FLOP/s, which this machine's matrix product ("
-            f"{_text(run.model.ops.precision)}, {run.model.ops.n_threads} threads) reached alone "
-            "at the end of the run.</p>"
+            f"<p>Peak is {human(run.peak)}FLOP/s, which this machine's matrix product ("
+            f"{_text(run.model.ops.precision)}, {run.model.ops.n_threads} threads) reached "
+            "alone.</p>"
         )
     notes = (
         "<div><p>Lines are means; pale bands reach from the lowest to the highest of the steps in "

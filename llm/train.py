@@ -83,7 +83,6 @@ class Run:
     validations: list[list[float]] = field(default_factory=list)  # [step, seconds, bits per byte]
     samples: list[list] = field(default_factory=list)  # [step, text]
     memorisation: Memorisation | None = None  # when the training has ended
-    peak_flops: float = 0.0  # of this machine's products, in a second; measured then
 
     @property
     def n_tokens(self) -> int:
@@ -145,7 +144,6 @@ def train(given: dict, resume: bool, profiled: bool = False) -> int:
             save(run, saved)
             if run.step:
                 run.memorisation = memorisation(run)
-            run.peak_flops = peak_flops(run.model.ops)
             export(run, out)
             with Model(out) as model:
                 run.samples.append([run.step, go_on(model, run)])
@@ -292,18 +290,6 @@ def flops_per_second(model, examples: Examples) -> float:
         model.loss_and_grad(tokens, targets)
         n += 1
     return n * tokens.size * model.config.flops_per_token / (time.perf_counter() - start)
-
-
-def peak_flops(ops) -> float:
-    """Operations in a second of the fastest of a few large products: what a step could reach."""
-    n, seconds = 1024, []
-    a, b, c = (ops.empty(n, n) for _ in range(3))
-    a[...], b[...] = 1, 1
-    for _ in range(6):
-        start = time.perf_counter()
-        ops.gemm(c, a, b)
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds)
 
 
 # ---- beginning and going on ----
@@ -504,7 +490,7 @@ def provenance(run: Run) -> Provenance:
             "threads": run.model.ops.n_threads,
             "kernels": run.model.ops.kernels,
             "precision": run.model.ops.precision,
-            "peak_flops": run.peak_flops,
+            "peak_flops": run.peak,
         },
     )
 

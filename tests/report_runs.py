@@ -27,7 +27,7 @@ def finished_run(n_steps: int, **changes):
         "samples": [[n_steps, "the end"]],
         "bits_per_byte": 2.5,
         "n_tokens": n_steps * 256,
-        "peak_flops": 1e11,
+        "peak": 1e11,
         "prompt": "the",
         "memorisation": Memorisation(32, 32, np.array([0, 5, 32]), np.array([0, 1])),
         "settings": settings,

@@ -45,7 +45,7 @@ def test_a_run_that_began_before_rates_were_kept_is_drawn():
     run = finished_run(20)
     run.rates = run.norms = run.step_seconds = [float("nan")] * 20
     run.memorisation = None
-    run.peak_flops = 0.0
+    run.peak = 0.0
     draw_png(run, io.BytesIO())
 
 

@@ -46,7 +46,8 @@ from types import SimpleNamespace
 from llm.report import Report
 run = SimpleNamespace(
     step=0, n_steps=None, losses=[], validations=[[0, 0.0, 3.0]], bits_per_byte=3.0,
-    settings=SimpleNamespace(batch=4, n_ctx=256), n_validations=2,
+    settings=SimpleNamespace(batch=4, n_ctx=256), n_validations=2, peak=1e9,
+    model=SimpleNamespace(config=SimpleNamespace(flops_per_token=1e3)),
 )
 report = Report()
 report.begin(run)
