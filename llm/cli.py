@@ -143,7 +143,12 @@ def add_train(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
     )
 
+    add_tuning(group("tune a parameter file"))
+
     add = group("recipe")
+    flag = {"action": "store_true"}
+    add("--isolate", "no document sees another that shares its window", **flag)
+    add("--recompute", "keep less for the backward pass: a third more time, less memory", **flag)
     add("--batch", "sequences of a step (4, more where the arithmetic is much)", type=int)
     add("--slot-sequences", "sequences of a slot; batch / this is a power of two", type=int)
     add("--optimizer", "of the blocks' matrices (adamw)", choices=["adamw", "muon"])
@@ -155,9 +160,20 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--seed", "of the first weights and of the order of examples (1)", type=int)
 
 
+def add_tuning(add) -> None:
+    add("--init", "a parameter file to go on from: llama, qwen2, qwen3, any type")
+    add("--chat", 'JSON lines of {"messages": [...]} instead of --text', nargs="+")
+    add("--epochs", "passes over the text, instead of --minutes or --steps (3)", type=float)
+    add("--lora-rank", "train low-rank adapters, merged into the new file", type=int)
+    add("--lora-alpha", "their scale times their rank (2 rank)", type=float)
+    add("--lora-targets", "some of q,k,v,o,gate,up,down (all)", type=lambda x: tuple(x.split(",")))
+
+
+TUNING = ("chat", "epochs", "lora_rank", "lora_alpha", "lora_targets")
+
+
 def run_train(options: argparse.Namespace) -> int:
     from .settings_file import merge_given, read_settings
-    from .train import train
 
     about = ("command", "config", "resume", "profile")
     given = {k: v for k, v in vars(options).items() if k not in about}
@@ -166,7 +182,19 @@ def run_train(options: argparse.Namespace) -> int:
         given["text"] = tuple(os.path.abspath(path) for path in given["text"])
     if "data" in given:
         given["data"] = os.path.abspath(given["data"])
-    return train(given, options.resume, options.profile)
+    if not given.get("init"):
+        alone = [k for k in TUNING if given.get(k)]
+        if alone:
+            raise ValueError(f"--{alone[0].replace('_', '-')} goes with --init FILE")
+        from .train import train
+
+        return train(given, options.resume, options.profile)
+    from .tune import tune
+
+    given["init"] = os.path.abspath(given["init"])
+    if "chat" in given:
+        given["chat"] = tuple(os.path.abspath(path) for path in given["chat"])
+    return tune(given, options.resume, options.profile)
 
 
 # ---- data ----

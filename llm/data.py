@@ -44,7 +44,7 @@ def _hold_out_by_hash(documents: list[bytes], min_bytes: int):
         groups = [[document] for document in documents]
     else:
         groups = [blocks_of(document) for document in documents]
-    blocks = {block: _fraction(block) for group in groups for block in group}
+    blocks = {block: fraction(block) for group in groups for block in group}
     held, n_held = set(), 0
     for block in sorted(blocks, key=blocks.get):
         if blocks[block] >= HELD_OUT and n_held >= min_bytes:
@@ -57,7 +57,7 @@ def _hold_out_by_hash(documents: list[bytes], min_bytes: int):
     return [text for text in training if text], [b for g in groups for b in g if b in held]
 
 
-def _fraction(block: bytes) -> float:
+def fraction(block: bytes) -> float:
     """The block's place in [0, 1), by its content alone."""
     return int.from_bytes(hashlib.sha256(block).digest()[:8], "big") / 2**64
 
@@ -97,6 +97,13 @@ def token_stream(tokenizer, documents: list[bytes], eot: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def document_starts(tokens: np.ndarray, eot: int) -> np.ndarray:
+    """Where in its row the document of each token begins, (B, T) int32: at the last `eot`, or at
+    the row's first token."""
+    positions = np.arange(tokens.shape[1], dtype=np.int32)
+    return np.maximum.accumulate(np.where(tokens == eot, positions, 0), axis=1, dtype=np.int32)
+
+
 # ---- the order of examples ----
 
 
@@ -127,13 +134,15 @@ def permute(index: int, n: int, key: int) -> int:
 
 @dataclass(frozen=True)
 class Examples:
-    """Windows of n_ctx + 1 tokens over a stream, n_sequences of them in a slot."""
+    """Windows of n_ctx + 1 tokens over a stream, slot_sequences of them in a slot. eot: given, no
+    document sees another."""
 
     tokens: np.ndarray
     n_ctx: int
     seed: int
     n_slots: int  # of a step
     slot_sequences: int
+    eot: int | None = None
 
     def __post_init__(self):
         if len(self.tokens) < self.n_ctx + 1:
@@ -156,9 +165,12 @@ class Examples:
         offset = mix(key) % (min(slack, self.n_ctx - 1) + 1)
         return offset + permute(index, self.n_windows, key) * self.n_ctx
 
-    def slot(self, step: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, targets) of a slot, (slot_sequences, n_ctx) int32 each."""
+    def slot(self, step: int, slot: int) -> tuple:
+        """(tokens, targets, starts of the documents or None) of a slot, (slot_sequences, n_ctx)
+        int32 each."""
         first = (step * self.n_slots + slot) * self.slot_sequences
         starts = [self.start(first + i) for i in range(self.slot_sequences)]
         windows = np.stack([self.tokens[at : at + self.n_ctx + 1] for at in starts])
-        return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+        tokens = np.ascontiguousarray(windows[:, :-1])
+        documents = None if self.eot is None else document_starts(tokens, self.eot)
+        return tokens, np.ascontiguousarray(windows[:, 1:]), documents

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from .data import document_starts
 from .errors import CorpusError
 
 MAX_WINDOWS = 128  # bounds the time of a validation
@@ -18,9 +19,12 @@ class Validation:
     tokens: the held-out stream; token_bytes: the length in bytes of each id's text, 0 for control
     tokens. Windows do not overlap and each starts from nothing; where there are more than
     MAX_WINDOWS, evenly spread ones are taken. The bytes counted are those of the scored tokens.
+    eot: given, no document sees another.
     """
 
-    def __init__(self, tokens: np.ndarray, token_bytes: np.ndarray, n_ctx: int):
+    def __init__(
+        self, tokens: np.ndarray, token_bytes: np.ndarray, n_ctx: int, eot: int | None = None
+    ):
         n_ctx = min(n_ctx, len(tokens) - 1)
         if n_ctx < 1:
             raise CorpusError(f"the held-out part has {len(tokens)} tokens, at least 2 are needed")
@@ -30,8 +34,13 @@ class Validation:
         self.windows = np.stack([tokens[at : at + n_ctx + 1] for at in starts])
         self.inputs = np.ascontiguousarray(self.windows[:, :-1])
         self.targets = np.ascontiguousarray(self.windows[:, 1:])
-        self.n_bytes = int(token_bytes[self.targets].sum())
-        self.n_tokens = self.targets.size
+        self.starts = None if eot is None else document_starts(self.inputs, eot)
+        self._count(token_bytes)
+
+    def _count(self, token_bytes: np.ndarray) -> None:
+        scored = self.targets[self.targets >= 0]
+        self.n_bytes = int(token_bytes[scored].sum())
+        self.n_tokens = scored.size
         if self.n_bytes == 0:
             raise CorpusError("the held-out part has no text")
 
@@ -43,5 +52,6 @@ class Validation:
         nats = 0.0
         for at in range(0, len(self.inputs), BATCH):
             batch = slice(at, at + BATCH)
-            nats += model.loss(self.inputs[batch], self.targets[batch])[0]
+            starts = None if self.starts is None else self.starts[batch]
+            nats += model.loss(self.inputs[batch], self.targets[batch], starts)[0]
         return nats / math.log(2) / self.n_bytes

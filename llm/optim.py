@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .config import ModelConfig, TensorSpec, layout, layout_size
+from .config import ModelConfig, TensorSpec, entries_size, layout
 from .ops_numpy import OpsNumpy
 
 # Muon: the quintic whose five steps bring singular values from (0, 1] to about (0.7, 1.2).
@@ -44,7 +44,7 @@ def clip_scale(norm: float, max_norm: float) -> float:
 
 
 class AdamW:
-    """State and step for one flat buffer of `config.layout`.
+    """State and step for one flat buffer of `config.layout`, or of other entries.
 
     `state` holds the arrays "m" and "v" and the int "step"; `load_state` takes it back, bit for
     bit. `ops` is the back end that computes (NumPy in float32 when absent).
@@ -57,6 +57,7 @@ class AdamW:
         weight_decay: float = 0.1,
         eps: float = 1e-8,
         ops=None,
+        entries: list[TensorSpec] | None = None,
     ):
         for name, value in (("beta1", betas[0]), ("beta2", betas[1])):
             if not 0 <= value < 1:
@@ -67,12 +68,13 @@ class AdamW:
             )
         self.ops = ops or OpsNumpy(np.float32)
         self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
-        size = layout_size(config)
+        entries = layout(config) if entries is None else entries
+        size = entries_size(entries)
         self._m, self._v = self.ops.empty(size), self.ops.empty(size)
         self._m[...] = self._v[...] = 0
         self._step = 0
         self._decay = np.zeros(size, np.uint8)
-        for entry in layout(config):
+        for entry in entries:
             if len(entry.shape) == 2:
                 self._decay[_place(entry)] = 1
         self._ranges = [slice(0, size)]  # of what AdamW trains
@@ -121,8 +123,9 @@ class Muon(AdamW):
 
     def __init__(self, config: ModelConfig, **options):
         super().__init__(config, **options)
-        self._matrices = [e for e in layout(config) if len(e.shape) == 2 and "blk." in e.name]
-        self._ranges = _gaps([_place(e) for e in self._matrices], layout_size(config))
+        entries = options.get("entries") or layout(config)
+        self._matrices = [e for e in entries if len(e.shape) == 2 and "blk." in e.name]
+        self._ranges = _gaps([_place(e) for e in self._matrices], entries_size(entries))
         sizes = {e.size for e in self._matrices}, {min(e.shape) for e in self._matrices}
         self._x = [{n: self.ops.empty(n) for n in sizes[0]} for _ in range(2)]
         self._gram = [{n: self.ops.empty(n, n) for n in sizes[1]} for _ in range(2)]

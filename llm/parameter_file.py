@@ -399,7 +399,22 @@ def export_model(
     probes: Sequence[Sequence[int]],
     n_new: int = 16,
 ) -> None:
-    """Writes a trained model as F32 with its provenance and proof block.
+    """write_proved with the keys of trained_model_metadata."""
+    metadata = trained_model_metadata(config, vocabulary, provenance)
+    write_proved(path, config, flat_params, metadata, provenance, probes, n_new)
+
+
+def write_proved(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    flat_params: np.ndarray,
+    metadata: list[Entry],
+    provenance: Provenance,
+    probes: Sequence[Sequence[int]],
+    n_new: int = 16,
+) -> None:
+    """Writes a trained model as F32 with a proof block. metadata: all its other keys but the ratio
+    and the provenance's two_file.run.
 
     flat_params: the buffer of config.layout(), (layout_size(config),) float32. probes: the ids of
     each prompt of the proof block, len + n_new - 1 <= n_ctx. The proof comes from the engine, which
@@ -413,11 +428,10 @@ def export_model(
         TensorData(e.gguf_name, e.shape, "F32", flat[e.offset : e.offset + e.size])
         for e in layout(config)
     ]
-    metadata = trained_model_metadata(config, vocabulary, provenance)
     first = f"{path}.{secrets.token_hex(4)}.unproved.tmp"
     try:
         write_parameter_file(first, metadata, tensors)
-        metadata += proof_entries(first, probes, n_new)
+        metadata = metadata + proof_entries(first, probes, n_new)
     finally:
         if os.path.exists(first):
             os.unlink(first)

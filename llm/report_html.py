@@ -200,6 +200,8 @@ def _samples(run) -> str:
 
 def _tokenizer(run) -> str:
     vocabulary = run.vocabulary
+    if vocabulary is None:  # of the file that the run went on from
+        return ""
     control = {vocabulary.eos} | vocabulary.control
     found = tokenizer_report(vocabulary.tokens, control, run.examples.tokens)
     n_bytes = sum(size for size, _ in found.scripts.values())

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 from .config import LIMITS, ModelConfig
 from .errors import LlmError
 
-FREE = {"text", "data", "threads", "out", "run_dir", "save_seconds"}
-BUDGETS = ("minutes", "tokens", "steps")  # at most one is given
+FREE = {"text", "data", "chat", "init", "threads", "out", "run_dir", "save_seconds"}
+BUDGETS = ("minutes", "tokens", "steps", "epochs")  # at most one is given
 
 DEFAULT_MINUTES = 5.0
 DEFAULT_LR = {"adamw": 1.5e-3, "muon": 0.02}
@@ -54,6 +54,15 @@ class Settings:
     clip: float = 1.0
     seed: int = 1
 
+    init: str | None = None  # the parameter file to go on from; what follows goes with it
+    chat: tuple[str, ...] = ()  # conversations instead of text
+    epochs: float | None = None  # instead of minutes or steps
+    isolate: bool = False  # no document sees another; conversations never do
+    recompute: bool = False
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()  # all
+
     threads: int = 0
     out: str = "weights/weights.bin"
     run_dir: str = "runs/default"
@@ -77,6 +86,9 @@ class Settings:
             ("weight_decay", 0.0, 10.0),
             ("clip", 1e-9, 1e9),
             ("seed", 0, 2**63 - 1),
+            ("epochs", 1e-3, 1e6),
+            ("lora_rank", 1, 1 << 14),
+            ("lora_alpha", 1e-6, 1e6),
             ("threads", 0, 1024),
             ("save_seconds", 0.0, 1e9),
         ):
@@ -113,7 +125,8 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict) -> Settings:
         """Of a checkpoint; one without a precision is from before there was a choice."""
-        return cls(**{"precision": "fp32", **values, "text": tuple(values["text"])})
+        lists = {k: tuple(values.get(k, ())) for k in ("text", "chat", "lora_targets")}
+        return cls(**{"precision": "fp32", **values, **lists})
 
     def with_width(self, n_embd: int) -> Settings:
         """The sizes that are not given, filled in from a width."""

@@ -27,6 +27,7 @@ from .data import Examples
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
+from .lora import Lora
 from .material import Material, gather
 from .memorisation import Memorisation, measure_memorisation
 from .model import Transformer, init_params, training_bytes
@@ -34,12 +35,13 @@ from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, SCHEDULES, AdamW, clip_scale
 from .parameter_file import (
+    Entry,
     Provenance,
     TensorData,
     Vocabulary,
-    export_model,
     trained_model_metadata,
     write_parameter_file,
+    write_proved,
 )
 from .report import Report
 from .settings import DEFAULT_LR, Settings, check_given, merge_resumed
@@ -83,6 +85,7 @@ class Run:
     validations: list[list[float]] = field(default_factory=list)  # [step, seconds, bits per byte]
     samples: list[list] = field(default_factory=list)  # [step, text]
     memorisation: Memorisation | None = None  # when the training has ended
+    memorises = True  # is measured for it
 
     @property
     def n_tokens(self) -> int:
@@ -107,14 +110,27 @@ class Run:
         ids = self.tokenizer.encode(" ".join(words))[: max(1, self.settings.n_ctx // 2)]
         return self.tokenizer.decode_bytes(ids).decode("utf-8", "ignore")
 
+    def metadata(self) -> list[Entry]:
+        """Of the parameter file."""
+        return trained_model_metadata(self.model.config, self.vocabulary, provenance(self))
+
+    def kept_arrays(self) -> dict[str, np.ndarray]:
+        """What else a checkpoint keeps."""
+        return vocabulary_to_arrays(self.vocabulary)
+
+    def sample(self, model: Model) -> str:
+        """What the weights of this moment say."""
+        return self.prompt + model.generate(self.prompt, max_tokens=60, temperature=0.7, seed=1)
+
 
 # ---- the story ----
 
 
-def train(given: dict, resume: bool, profiled: bool = False) -> int:
+def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=None) -> int:
     """Trains as asked by `given` (fields of Settings); returns the exit status: 0, or 128 + the
     signal that ended the run early, in good order. profiled: tells where the time of some steps
-    goes, and writes nothing."""
+    goes, and writes nothing. start, go_on: start_run and resume_run, or what makes another kind of
+    Run."""
     began = time.perf_counter()
     folder = Path(given.get("run_dir", Settings.run_dir))
     report = Report()
@@ -124,12 +140,12 @@ def train(given: dict, resume: bool, profiled: bool = False) -> int:
         saved = folder / "checkpoint.npz"
         goes_on = resume and saved.exists()
         if goes_on:
-            run = resume_run(saved, given, report)
+            run = (go_on or resume_run)(saved, given, report)
         else:
             if resume:
                 report.say(f"{folder} holds no checkpoint yet: starting from the beginning")
             check_given(given)
-            run = start_run(Settings(**given), report)
+            run = (start or start_run)(Settings(**given), report)
         run.began = began
         if profiled:
             profile(run, report)
@@ -146,7 +162,7 @@ def train(given: dict, resume: bool, profiled: bool = False) -> int:
                 run.memorisation = memorisation(run)
             export(run, out)
             with Model(out) as model:
-                run.samples.append([run.step, go_on(model, run)])
+                run.samples.append([run.step, run.sample(model)])
         report.finish(run, out)
         return 0 if run.is_done else 128 + interrupt.signal
 
@@ -193,7 +209,7 @@ def take_step(run: Run) -> None:
     # n_steps is not known yet only during the warm-up, which does not ask for it.
     schedule = SCHEDULES[settings.schedule]
     rate = schedule(run.step, run.n_steps or 0, settings.warmup, settings.lr)
-    run.optimizer.step(model.params, model.grads, rate, clip_scale(norm, settings.clip))
+    run.optimizer.step(model.trained, model.grads, rate, clip_scale(norm, settings.clip))
     run.losses.append(loss)
     run.rates.append(rate)
     run.norms.append(norm)
@@ -206,8 +222,8 @@ def gradient(run: Run, step: int, first: int, n_slots: int) -> float:
     returns their mean loss. Slots are summed in a binary tree, so that whoever holds an aligned
     subtree adds the same numbers."""
     if n_slots == 1:
-        tokens, targets = run.examples.slot(step, first)
-        return run.model.loss_and_grad(tokens, targets, scale=1 / run.settings.n_slots)
+        batch = run.examples.slot(step, first)
+        return run.model.loss_and_grad(*batch, scale=1 / run.settings.n_slots)
     half = n_slots // 2
     left_loss = gradient(run, step, first, half)
     left = run.model.grads.copy()
@@ -283,13 +299,13 @@ def rehearse(run: Run, folder: Path) -> Costs:
 
 def flops_per_second(model, examples: Examples) -> float:
     """Of gradients that are thrown away."""
-    tokens, targets = examples.slot(0, 0)
-    model.loss_and_grad(tokens, targets)  # first touches of memory
+    batch = examples.slot(0, 0)
+    model.loss_and_grad(*batch)  # first touches of memory
     n, start = 0, time.perf_counter()
     while time.perf_counter() - start < PROBE_SECONDS:
-        model.loss_and_grad(tokens, targets)
+        model.loss_and_grad(*batch)
         n += 1
-    return n * tokens.size * model.config.flops_per_token / (time.perf_counter() - start)
+    return n * batch[0].size * model.config.flops_per_token / (time.perf_counter() - start)
 
 
 # ---- beginning and going on ----
@@ -307,39 +323,55 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
     state, arrays = load_checkpoint(path)
     try:
         settings = merge_resumed(Settings.from_dict(state["settings"]), given)
+        if settings.init:
+            raise CheckpointError(f"{path}: begun with --init {settings.init}: give it again")
         # That of shards comes with them, and so changes with their hash.
         vocabulary = None if settings.data else vocabulary_from_arrays(arrays)
         material = gather(settings, vocabulary)
-        if material.sha256 != state["corpus_sha256"]:
-            where = settings.data or ", ".join(settings.text) or material.name
-            raise CheckpointError(
-                f"{where}: the text has changed since the run began (SHA-256 {material.sha256}, "
-                f"expected {state['corpus_sha256']})"
-            )
-        material.name = state["corpus_name"]
+        check_same(material, settings, state)
         report.material(material)
         run = prepare(settings, material)
-        run.model.params[...] = arrays["params"]
-        run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["step"]})
-        for name in CURVES:  # once a checkpoint had the losses alone
-            setattr(run, name, arrays.get(name, np.full(state["step"], np.nan)).tolist())
-        run.samples = state.get("samples", [])
-        run.step, run.n_steps = state["step"], state["n_steps"]
-        run.n_validations = state["n_validations"]
-        run.seconds, run.validations = state["seconds"], state["validations"]
-        begun_with = state["kernels"]
+        restore(run, state, arrays)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this program ({error})") from error
     report.plan(run)
+    note_kernels(run, state, report)
+    return run
+
+
+def check_same(material: Material, settings: Settings, state: dict) -> None:
+    if material.sha256 != state["corpus_sha256"]:
+        where = settings.data or ", ".join(settings.chat or settings.text) or material.name
+        raise CheckpointError(
+            f"{where}: the text has changed since the run began (SHA-256 {material.sha256}, "
+            f"expected {state['corpus_sha256']})"
+        )
+    material.name = state["corpus_name"]
+
+
+def restore(run: Run, state: dict, arrays: dict) -> None:
+    """The run as it was when the checkpoint was saved."""
+    run.model.trained[...] = arrays["params"]
+    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["step"]})
+    for name in CURVES:  # once a checkpoint had the losses alone
+        setattr(run, name, arrays.get(name, np.full(state["step"], np.nan)).tolist())
+    run.samples = state.get("samples", [])
+    run.step, run.n_steps = state["step"], state["n_steps"]
+    run.n_validations = state["n_validations"]
+    run.seconds, run.validations = state["seconds"], state["validations"]
+
+
+def note_kernels(run: Run, state: dict, report: Report) -> None:
+    begun_with = state["kernels"]
     if begun_with != run.model.ops.kernels:
         report.say(f"note       begun with {begun_with} kernels: the last bits will differ")
-    return run
 
 
 def prepare(settings: Settings, material: Material) -> Run:
     """A run at step 0."""
     vocabulary, tokenizer, tokens = material.vocabulary, material.tokenizer, material.tokens
     n_vocab = len(vocabulary.tokens)
+    boundary = material.eot if settings.isolate else None
     settings = replace(
         settings,
         precision=settings.precision or best_precision(),
@@ -352,12 +384,18 @@ def prepare(settings: Settings, material: Material) -> Run:
 
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
-        check_memory(config, (settings.slot_sequences or settings.batch or BATCH) * settings.n_ctx)
-        return Transformer(config, ops, init_params(config, settings.seed))
+        check_memory(
+            config,
+            (settings.slot_sequences or settings.batch or BATCH) * settings.n_ctx,
+            settings.recompute,
+        )
+        params = init_params(config, settings.seed)
+        return Transformer(config, ops, params, settings.recompute)
 
     def examples_of(settings: Settings) -> Examples:
         sequences = settings.slot_sequences or settings.batch or BATCH
-        return Examples(tokens, settings.n_ctx, settings.seed, settings.n_slots, sequences)
+        slots = (settings.n_slots, sequences)
+        return Examples(tokens, settings.n_ctx, settings.seed, *slots, boundary)
 
     def speed(settings: Settings) -> float:
         return flops_per_second(model_of(settings), examples_of(settings))
@@ -370,7 +408,9 @@ def prepare(settings: Settings, material: Material) -> Run:
         vocabulary=vocabulary,
         tokenizer=tokenizer,
         examples=examples_of(settings),
-        validation=Validation(material.held_tokens, token_bytes(vocabulary), settings.n_ctx),
+        validation=Validation(
+            material.held_tokens, token_bytes(vocabulary), settings.n_ctx, boundary
+        ),
         model=model,
         optimizer=OPTIMIZERS[settings.optimizer](
             model.config, weight_decay=settings.weight_decay, ops=ops
@@ -393,9 +433,11 @@ def check_prompt(settings: Settings, tokenizer: Tokenizer) -> None:
         raise ValueError(f"--prompt has {n_ids} tokens, more than the context of {settings.n_ctx}")
 
 
-def check_memory(config: ModelConfig, n_rows: int) -> None:
+def check_memory(
+    config: ModelConfig, n_rows: int, recompute: bool = False, lora: Lora | None = None
+) -> None:
     """Refuses what cannot fit, before the system ends this process, or another one, for it."""
-    needed = training_bytes(config, n_rows)
+    needed = training_bytes(config, n_rows, recompute, lora)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > total:
         raise ValueError(
@@ -438,11 +480,11 @@ def save(run: Run, path: Path) -> None:
         "samples": run.samples,
     }
     arrays = {
-        "params": run.model.params,
+        "params": run.model.trained,
         "m": run.optimizer.state["m"],
         "v": run.optimizer.state["v"],
         **{name: np.array(getattr(run, name), np.float32) for name in CURVES},
-        **vocabulary_to_arrays(run.vocabulary),
+        **run.kept_arrays(),
     }
     save_checkpoint(path, state, arrays)
 
@@ -451,15 +493,16 @@ def export(run: Run, path: Path) -> None:
     """The parameter file, with provenance and proof."""
     n_new = min(16, run.settings.n_ctx // 2)
     longest = run.settings.n_ctx - n_new
-    prompt = run.tokenizer.encode(run.prompt) or [run.vocabulary.eos]
     held = run.validation.inputs[0, :32].tolist()
+    prompt = run.tokenizer.encode(run.prompt) or held[:1]
     probes = [prompt[:longest], held[:longest]]
-    export_model(
-        path, run.model.config, run.model.params, run.vocabulary, provenance(run), probes, n_new
-    )
+    model = run.model
+    write_proved(path, model.config, model.merged(), run.metadata(), provenance(run), probes, n_new)
 
 
-def memorisation(run: Run) -> Memorisation:
+def memorisation(run: Run) -> Memorisation | None:
+    if not run.memorises:
+        return None
     last_step = max(1, run.step)
     return measure_memorisation(run.model, run.examples, last_step, run.validation.windows)
 
@@ -497,29 +540,25 @@ def provenance(run: Run) -> Provenance:
 
 def xz_bytes(run: Run) -> int:
     """What xz -9e makes of the held-out text that the bits per byte are of: the model's rival."""
-    text = run.tokenizer.decode_bytes(run.validation.targets.ravel(), render_special=False)
+    scored = run.validation.targets[run.validation.targets >= 0]
+    text = run.tokenizer.decode_bytes(scored, render_special=False)
     return len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
 
 
 def sample(run: Run, folder: Path) -> str:
     """What the weights of this moment say, through the engine."""
-    config, params = run.model.config, run.model.params
+    params = run.model.merged()
     path = folder / f"sample-{secrets.token_hex(4)}.tmp"
     tensors = [
         TensorData(e.gguf_name, e.shape, "F32", params[e.offset : e.offset + e.size])
-        for e in layout(config)
+        for e in layout(run.model.config)
     ]
     try:
-        metadata = trained_model_metadata(config, run.vocabulary, provenance(run))
-        write_parameter_file(path, metadata, tensors)
+        write_parameter_file(path, run.metadata(), tensors)
         with Model(path) as model:
-            return go_on(model, run)
+            return run.sample(model)
     finally:
         path.unlink(missing_ok=True)
-
-
-def go_on(model: Model, run: Run) -> str:
-    return run.prompt + model.generate(run.prompt, max_tokens=60, temperature=0.7, seed=1)
 
 
 # ---- stopping in good order ----

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.data import Examples, hold_out, mix, permute, token_stream
+from llm.data import Examples, document_starts, hold_out, mix, permute, token_stream
 from llm.errors import CorpusError
 
 # ---- the held-out part ----
@@ -135,7 +135,8 @@ def examples(n_tokens=1000, n_ctx=16, **kind):
 
 
 def test_targets_are_the_next_tokens():
-    tokens, targets = examples().slot(0, 0)
+    tokens, targets, starts = examples().slot(0, 0)
+    assert starts is None
     assert tokens.shape == targets.shape == (4, 16)
     assert tokens.dtype == targets.dtype == np.int32
     assert np.array_equal(tokens + 1, targets)
@@ -151,6 +152,20 @@ def test_an_epoch_sees_each_window_once_and_the_next_in_another_order():
     for starts in (first, second):
         assert np.all(np.diff(sorted(starts)) == 16)
         assert 0 <= min(starts) and max(starts) + 17 <= 1000
+
+
+def test_documents_begin_at_their_separator():
+    tokens = np.array([[5, 0, 3, 0, 0, 2], [0, 1, 2, 3, 4, 5]], np.int32)
+    starts = document_starts(tokens, 0)
+    assert starts.dtype == np.int32
+    assert starts.tolist() == [[0, 1, 1, 3, 4, 4], [0] * 6]
+
+
+def test_isolated_examples_say_where_documents_begin():
+    stream = np.array([0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 9, 1] * 5, np.int32)
+    isolated = Examples(stream, 8, 3, 1, 4, eot=0)
+    tokens, _, starts = isolated.slot(2, 0)
+    np.testing.assert_array_equal(starts, document_starts(tokens, 0))
 
 
 def test_the_order_is_a_function_of_seed_step_and_slot():

@@ -1,0 +1,278 @@
+"""Runs that go on from a parameter file: on text or on conversations, all weights or adapters.
+Layer 5.
+
+The loop, checkpoints and export are train.py's; here stands what such a run begins with.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .base_file import BaseFile
+from .chat_data import ChatExamples, ChatValidation, hold_out_chats, pack, read_chats
+from .checkpoint import load_checkpoint
+from .corpus import Corpus, read_corpus
+from .data import Examples, hold_out, token_stream
+from .engine import Model
+from .errors import CheckpointError, CorpusError
+from .evaluate import Validation
+from .lora import Lora
+from .material import Material, min_held_bytes
+from .model import Transformer
+from .ops_c import OpsC, best_precision
+from .optim import OPTIMIZERS
+from .parameter_file import Entry
+from .report import Report
+from .settings import BUDGETS, Settings, merge_resumed
+from .shards import ShardSet
+from .tokenizer import Tokenizer
+from .train import (
+    Run,
+    check_memory,
+    check_prompt,
+    check_same,
+    note_kernels,
+    provenance,
+    restore,
+    train,
+)
+from .vocabulary import fingerprint
+
+# What is taken where nothing is given: a file that has learned a language wants small steps.
+LR = {"adamw": 2e-5, "muon": 1e-3}
+LORA_LR = 2e-4
+EPOCHS, CHAT_N_CTX, BATCH = 3.0, 512, 4
+SAVE_SECONDS = 300.0  # a checkpoint has three times the parameters
+WARMUP = 10  # steps, where their number is not known yet
+SIZES = ("n_embd", "n_layer", "n_head", "n_kv_head", "n_ff")
+
+
+@dataclass
+class TunedRun(Run):
+    base: BaseFile | None = None
+    question: str = ""  # of the first conversation that is held out
+    memorises = False
+
+    @property
+    def prompt(self) -> str:
+        if self.settings.prompt is None and self.settings.chat:
+            return self.question
+        return super().prompt
+
+    def metadata(self) -> list[Entry]:
+        return self.base.entries(provenance(self))
+
+    def kept_arrays(self) -> dict[str, np.ndarray]:
+        return {"init_sha256": np.frombuffer(self.base.sha256.encode(), np.uint8)}
+
+    def sample(self, model: Model) -> str:
+        if not self.settings.chat:
+            return super().sample(model)
+        asked = [{"role": "user", "content": self.prompt}]
+        said = model.chat(asked, max_tokens=60, temperature=0.7, seed=1)
+        return f"{self.prompt}\n> {said}"
+
+
+def tune(given: dict, resume: bool, profiled: bool = False) -> int:
+    """As train.train, from the file that given["init"] names."""
+    given = given if resume else with_defaults(given)
+    return train(given, resume, profiled, start_tuned, resume_tuned)
+
+
+def with_defaults(given: dict) -> dict:
+    if given.get("chat") and (given.get("text") or given.get("data")):
+        raise ValueError("--chat beside --text or --data: a run learns from one of them")
+    if given.get("lora_rank") is None and (given.get("lora_targets") or given.get("lora_alpha")):
+        raise ValueError("--lora-targets and --lora-alpha go with --lora-rank")
+    own = {"batch": BATCH, "weight_decay": 0.0, "save_seconds": SAVE_SECONDS}
+    own["lr"] = LORA_LR if given.get("lora_rank") else LR[given.get("optimizer", "adamw")]
+    if given.get("chat"):
+        own["n_ctx"] = CHAT_N_CTX
+    if not any(given.get(name) for name in BUDGETS):
+        own["epochs"] = EPOCHS
+    return own | given
+
+
+def start_tuned(settings: Settings, report: Report) -> TunedRun:
+    base = open_base(settings, report)
+    run = prepare_tuned(settings, base, report)
+    report.plan(run)
+    return run
+
+
+def resume_tuned(path: Path, given: dict, report: Report) -> TunedRun:
+    state, arrays = load_checkpoint(path)
+    try:
+        settings = merge_resumed(Settings.from_dict(state["settings"]), given)
+        base = open_base(settings, report)
+        if base.sha256.encode() != arrays["init_sha256"].tobytes():
+            raise CheckpointError(f"{base.path}: not the file that the run began with")
+        run = prepare_tuned(settings, base, report, state)
+        restore(run, state, arrays)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of such a run ({error})") from error
+    report.plan(run)
+    note_kernels(run, state, report)
+    return run
+
+
+def open_base(settings: Settings, report: Report) -> BaseFile:
+    base = BaseFile(settings.init)
+    expanded = ", ".join(base.expanded_types)
+    note = f"; {expanded} expanded to F32, which is what is trained and written" if expanded else ""
+    name = base.model.config.architecture
+    report.say(f"init       {base.path}: {name}, {base.model.n_params:,} parameters{note}")
+    return base
+
+
+def prepare_tuned(
+    settings: Settings, base: BaseFile, report: Report, state: dict | None = None
+) -> TunedRun:
+    """A run at step 0. state: of a checkpoint, whose text must be the same."""
+    lora = lora_of(settings)
+    config = base.config(settings.n_ctx)
+    slots = (settings.n_slots, settings.batch // settings.n_slots)
+    check_memory(config, slots[1] * settings.n_ctx, settings.recompute, lora)
+    check_prompt(settings, base.tokenizer)
+    read = read_conversations if settings.chat else read_text
+    material, examples, validation, question = read(settings, base, slots, report)
+    if state:
+        check_same(material, settings, state)
+    report.material(material)
+    settings = resolved(settings, config, examples.n_windows)
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    ops = OpsC(threads, precision=settings.precision)
+    model = Transformer(config, ops, base.params(), settings.recompute, lora)
+    if lora:
+        lora.begin(model.entries, model.trained, settings.seed)
+    optimizer = OPTIMIZERS[settings.optimizer](
+        config, weight_decay=settings.weight_decay, ops=ops, entries=model.entries
+    )
+    return TunedRun(
+        settings=settings,
+        material=material,
+        vocabulary=None,
+        tokenizer=base.tokenizer,
+        examples=examples,
+        validation=validation,
+        model=model,
+        optimizer=optimizer,
+        n_steps=settings.steps,
+        base=base,
+        question=question,
+    )
+
+
+def lora_of(settings: Settings) -> Lora | None:
+    if settings.lora_rank is None:
+        return None
+    alpha = settings.lora_alpha or 2.0 * settings.lora_rank
+    targets = {"targets": settings.lora_targets} if settings.lora_targets else {}
+    return Lora(settings.lora_rank, alpha, **targets)
+
+
+def resolved(settings: Settings, config, n_windows: int) -> Settings:
+    """What is not given, from the file and the number of windows."""
+    for name in SIZES:
+        asked, own = getattr(settings, name), getattr(config, name)
+        if asked not in (None, own):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is {asked}, but {settings.init} has {own}: leave it out")
+    steps = settings.steps
+    if settings.epochs is not None:
+        steps = max(1, round(settings.epochs * n_windows / settings.batch))
+    if settings.tokens is not None:
+        steps = max(1, settings.tokens // settings.step_tokens)
+    warmup = settings.warmup
+    if warmup is None:
+        warmup = WARMUP if steps is None else max(1, steps * 3 // 100)
+    return replace(
+        settings,
+        steps=steps,
+        epochs=None,
+        warmup=warmup,
+        precision=settings.precision or best_precision(),
+        slot_sequences=settings.batch // settings.n_slots,
+        **{name: getattr(config, name) for name in SIZES},
+        tied=config.tied_output,
+    )
+
+
+# ---- what is learned: material, examples, validation, a question to ask ----
+
+
+@dataclass
+class TunedMaterial(Material):
+    base: BaseFile | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.base.tokenizer
+
+
+def material_of(corpus: Corpus, base: BaseFile, tokens, held_tokens) -> TunedMaterial:
+    return TunedMaterial(
+        name=corpus.name,
+        n_bytes=corpus.n_bytes,
+        n_documents=len(corpus.documents),
+        sha256=corpus.sha256,
+        skipped=corpus.skipped,
+        vocabulary=None,
+        eot=base.separator,
+        tokens=tokens,
+        held_tokens=held_tokens,
+        base=base,
+    )
+
+
+def read_text(settings: Settings, base: BaseFile, slots: tuple[int, int], report: Report) -> tuple:
+    if settings.data:
+        material = from_shards(base, ShardSet(settings.data))
+    else:
+        corpus = read_corpus(settings.text)
+        parts = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
+        streams = (token_stream(base.tokenizer, part, base.separator) for part in parts)
+        material = material_of(corpus, base, *streams)
+    boundary = material.eot if settings.isolate else None
+    examples = Examples(material.tokens, settings.n_ctx, settings.seed, *slots, boundary)
+    validation = Validation(material.held_tokens, base.token_bytes, settings.n_ctx, boundary)
+    return material, examples, validation, ""
+
+
+def from_shards(base: BaseFile, shards: ShardSet) -> TunedMaterial:
+    if fingerprint(base.tokenizer) != shards.content["tokenizer"]["fingerprint"]:
+        raise CorpusError(
+            f"{shards.folder}: the tokens are of another tokenizer than that of {base.path}: "
+            "prepare the shards with python -m llm data --tokenizer FILE"
+        )
+    return TunedMaterial(
+        name=shards.name,
+        n_bytes=shards.n_bytes,
+        n_documents=shards.n_documents,
+        sha256=shards.sha256,
+        skipped=[],
+        vocabulary=None,
+        eot=shards.eot,
+        tokens=shards.train,
+        held_tokens=shards.held_out,
+        base=base,
+    )
+
+
+def read_conversations(
+    settings: Settings, base: BaseFile, slots: tuple[int, int], report: Report
+) -> tuple:
+    corpus, conversations = read_chats(settings.chat, base.model)
+    training, held = hold_out_chats(conversations, corpus.documents, settings.holdout)
+    windows, held_windows = (pack(c, settings.n_ctx, base.separator) for c in (training, held))
+    n_cut = windows.n_cut + held_windows.n_cut
+    if n_cut:
+        report.say(f"note       {n_cut} conversations are longer than {settings.n_ctx} tokens")
+    examples = ChatExamples(windows, settings.seed, *slots)
+    validation = ChatValidation(held_windows, base.token_bytes)
+    material = material_of(corpus, base, examples.tokens, held_windows.tokens.reshape(-1))
+    return material, examples, validation, held[0].question
