@@ -42,6 +42,7 @@ from .prepare_items import (
     save_done,
     scan,
     split,
+    with_hint,
 )
 from .shards import MANIFEST, TOKENIZER, ShardSet, file_hash, write_manifest
 from .tokenizer import Tokenizer
@@ -266,9 +267,9 @@ def readable(items, wishes: Wishes, skipped: Skipped) -> Iterator[bytes]:
                     yield document
         except NotText as error:
             skipped.lines or skipped.lines.append(str(error))
-        except CorpusError:
+        except CorpusError as error:
             if not wishes.skip_damaged:
-                raise
+                raise with_hint(error) from error
 
 
 # ---- the tokenizer ----

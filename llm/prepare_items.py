@@ -90,7 +90,7 @@ def scan(item: list[Source], rules: Rules) -> Scan:
             bad.add(source)
         except CorpusError as error:
             if not rules.skip_damaged:
-                raise CorpusError(f"{error} (--skip-damaged leaves such files out)") from error
+                raise with_hint(error) from error
             skipped.add("damaged files", str(error))
             bad.add(source)
         if source in bad:
@@ -105,6 +105,10 @@ def scan(item: list[Source], rules: Rules) -> Scan:
         bad,
         skipped,
     )
+
+
+def with_hint(error: CorpusError) -> CorpusError:
+    return CorpusError(f"{error} (--skip-damaged leaves such files out)")
 
 
 def _record_skipper(skipped: Skipped):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import struct
 from bisect import bisect_right
@@ -98,7 +99,10 @@ class TokenStream:
         begin = self._ends[index - 1] if index else 0
         shape = (self._ends[index] - begin,)
         try:
-            return np.memmap(path, kind, "r", HEADER.size, shape)
+            with open(path, "rb") as file:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            pages.madvise(mmap.MADV_RANDOM)  # or each window reads megabytes ahead
+            return np.frombuffer(pages, kind, *shape, HEADER.size)
         except ValueError as error:  # it has become shorter
             raise FormatError(f"{path}: changed while it was read") from error
 

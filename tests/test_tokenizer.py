@@ -132,6 +132,17 @@ def test_any_bytes_come_back(small, text, parse_special):
     assert small.decode_bytes(ids) == text
 
 
+@given(st.lists(st.text(max_size=40).map(str.encode), max_size=8))
+def test_many_documents_at_once(small, documents):
+    expected = [id for document in documents for id in (7, *small.encode(document))]
+    assert small.encode_documents(documents, 7).tolist() == expected
+
+
+def test_documents_need_a_first_id(small):
+    with pytest.raises(ValueError, match="first_id"):
+        small.encode_documents([b"a"], small.n_vocab)
+
+
 def test_text_that_is_not_utf8(small):
     assert small.encode(b"ab\xff\xfeab") == [258, 0xFF, 0xFE, 258]
     assert small.decode([0xC3]) == "\ufffd"

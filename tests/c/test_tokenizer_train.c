@@ -191,6 +191,24 @@ static void test_small(void) {
   expect_merges("smollm", "x12 y12", ""); /* digits stand alone */
 }
 
+/* Words that come once drive nothing out that comes often; where all fit, nothing changes. */
+static void test_bounded(void) {
+  enum { N_WORDS = 4000, EACH = 12 };
+  static char text[N_WORDS * EACH + 1];
+  for (int i = 0; i < N_WORDS; i++)
+    snprintf(text + i * EACH, EACH + 1, i % 2 ? " the the the" : " %c%c%c%06d.", 'a' + i % 26,
+             'a' + i / 26 % 26, 'a' + i / 676, i);
+  uint64_t offsets[] = {0, N_WORDS * EACH};
+  int32_t all[2 * 44], most[2 * 44], few[2 * 44];
+  int64_t n_all = 0, n_most = 0, n_few = 0;
+  const uint8_t *bytes = (const uint8_t *)text;
+  CHECK(llm_bpe_train("gpt-2", bytes, offsets, 1, 300, MOST, all, &n_all, NULL) == 0);
+  CHECK(llm_bpe_train("gpt-2", bytes, offsets, 1, 300, 100000, most, &n_most, NULL) == 0);
+  CHECK(n_all == n_most && memcmp(all, most, (size_t)n_all * 8) == 0);
+  CHECK(llm_bpe_train("gpt-2", bytes, offsets, 1, 300, 400, few, &n_few, NULL) == 0);
+  CHECK_MSG(n_few >= 3 && few[0] == ' ' && few[1] == 't', "%d merges", (int)n_few);
+}
+
 static void test_arguments(void) {
   uint64_t offsets[] = {0, 4, 2};
   const uint8_t *text = (const uint8_t *)"abab";
@@ -216,6 +234,7 @@ int main(void) {
   test_long_word();
   test_noise();
   test_small();
+  test_bounded();
   test_arguments();
   return check_report("test_tokenizer_train");
 }
