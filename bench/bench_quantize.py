@@ -17,12 +17,12 @@ from llm.quantize import TYPES, quantize
 N_ROWS, N_PER_ROW = 4096, 4096  # 64 MiB of F32
 
 
-def gigabytes_per_second(type_name: str, x: np.ndarray) -> float:
+def gigabytes_per_second(round_rows, x: np.ndarray) -> float:
     """Of float32 input, one thread, best of three."""
     seconds = []
     for _ in range(3):
         start = time.process_time()
-        quantize(type_name, x, threads=1)
+        round_rows()
         seconds.append(time.process_time() - start)
     return x.nbytes / min(seconds) / 1e9
 
@@ -55,7 +55,9 @@ def main() -> None:
     for name in TYPES:
         if name == "F32":
             continue
-        line = f"{name:5} {gigabytes_per_second(name, speed[: 256 if '_K' in name else None]):6.2f}"
+        some = speed[: 256 if "_K" in name else None]
+        own = gigabytes_per_second(lambda: quantize(name, some, threads=1), some)  # noqa: B023
+        line = f"{name:5} {own:6.3f}"
         if theirs is not None and "_K" in name:
             ours = other = 0.0
             for x in weights:
@@ -63,7 +65,11 @@ def main() -> None:
                 ours += rms_error(name, raw, x) ** 2
                 theirs(TYPES[name], x.ctypes.data, raw.ctypes.data, 0, *x.shape, None)
                 other += rms_error(name, raw, x) ** 2
-            line += f" GB/s, error {np.sqrt(ours / other):.3f} of llama.cpp's"
+            raw = quantize(name, some)
+            a = (TYPES[name], some.ctypes.data, raw.ctypes.data, 0, *some.shape, None)
+            peer = gigabytes_per_second(lambda: theirs(*a), some)  # noqa: B023
+            line += f" GB/s, {own / peer:.2f} times llama.cpp's {peer:.3f}"
+            line += f", error {np.sqrt(ours / other):.3f} of its"
         else:
             line += " GB/s"
         print(line, flush=True)
