@@ -9,6 +9,8 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 20
 CFLAGS := -std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -pthread
 LDLIBS := -lm
+# What ./run does not call stays out, and so do tables for unwinding, which C does not need.
+SMALL := -ffunction-sections -fno-asynchronous-unwind-tables
 
 comma := ,
 SANFLAGS := $(if $(SAN),-g -O1 -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -26,6 +28,11 @@ OBJECTS := $(ENGINE_OBJECTS) $(patsubst csrc/%,$(B)/%.o,$(basename $(TRAINER)))
 TESTS := $(patsubst tests/c/%.c,$(B)/tests/%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
+
+# Files that do little per token are compiled for size: no bit of a result depends on it.
+COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session context score proof \
+  embed needs mapfile error generate stop))
+$(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
 
 .PHONY: help run ext train model test test-c test-peers test-big bench bench-train bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
@@ -63,17 +70,17 @@ run: $(B)/run ## build ./run, the program that speaks a parameter file (no Pytho
 
 $(B)/run: $(PROGRAM_OBJECTS) $(ENGINE_OBJECTS)
 	@echo "link $@"
-	@$(CC) $(CFLAGS) $(SANFLAGS) -o $@ $^ $(LDLIBS)
+	@$(CC) $(CFLAGS) $(SANFLAGS) -Wl,--gc-sections -o $@ $^ $(LDLIBS)
 
 $(B)/%.o: csrc/%.c Makefile | need-cc
 	@mkdir -p $(@D)
 	@echo "cc $<"
-	@$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ $<
+	@$(CC) $(CFLAGS) $(SMALL) $(SANFLAGS) -MMD -MP -c -o $@ $<
 
 $(B)/%.o: csrc/%.cu Makefile | need-cc
 	@mkdir -p $(@D)
 	@echo "cc $<"
-	@$(CC) $(CFLAGS) $(SANFLAGS) -MMD -MP -c -o $@ -x c $<
+	@$(CC) $(CFLAGS) $(SMALL) $(SANFLAGS) -MMD -MP -c -o $@ -x c $<
 
 # ---- the Python half ----
 
