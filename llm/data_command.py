@@ -8,6 +8,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+CONTROL = 3  # llm_token_type
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
 
 
@@ -83,7 +84,7 @@ def make(options: Namespace, progress: Progress) -> int:
         return 130
     finally:
         progress.end()
-    for line in summary(shards):
+    for line in [*summary(shards), *vocabulary_lines(shards)]:
         progress.say(line)
     progress.say(f"next       python -m llm train --data {out}")
     return 0
@@ -108,6 +109,25 @@ def summary(shards) -> list[str]:
     )
     lines.append(f"written    {shards.folder}, {len(shards.content['train']):,} shards")
     return lines
+
+
+def vocabulary_lines(shards) -> list[str]:
+    """Bytes per token by script, longest and unused tokens, of the first training tokens."""
+    from .tokenizer import Tokenizer
+    from .tokenizer_report import tokenizer_report
+
+    tokenizer = Tokenizer.open(shards.tokenizer_path)
+    ids = range(tokenizer.n_vocab)
+    tokens = [tokenizer.decode_bytes([id], whole=False) for id in ids]
+    control = {id for id in ids if tokenizer.token_type(id) == CONTROL}
+    told = tokenizer_report(tokens, control, shards.train)
+    scripts = (f"{name} {size / n:.2f}" for name, (size, n) in list(told.scripts.items())[:8] if n)
+    longest = ", ".join(repr(text.decode("utf-8", "replace")[:40]) for text, _ in told.longest[:3])
+    unused = f"{len(told.unused):,} unused in the first {told.n_tokens:,}"
+    return [
+        f"vocabulary bytes a token: {', '.join(scripts)}",
+        f"           longest: {longest}; {unused}",
+    ]
 
 
 class Progress:
