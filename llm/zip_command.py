@@ -1,14 +1,17 @@
 """`python -m llm zip IN OUT --model FILE` and `unzip`. Layer 6. zip.py does the work; OUT appears
-whole or not at all.
+whole or not at all; - is standard input or output, which get what was checked, too.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
 
 from .atomic import atomic_file
 from .errors import FormatError, UnsupportedError
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
 
 def add_arguments(command: ArgumentParser, run: Callable[[Namespace], int]) -> None:
     command.set_defaults(command=run)
-    command.add_argument("input", metavar="IN")
-    command.add_argument("output", metavar="OUT")
+    command.add_argument("input", metavar="IN", help="-: standard input")
+    command.add_argument("output", metavar="OUT", help="-: standard output")
     command.add_argument("--model", metavar="FILE", required=True, help="the parameter file")
     command.add_argument("--threads", type=int, default=0, help="0: one per core")
     command.add_argument(
@@ -39,6 +42,32 @@ def add_zip(command: ArgumentParser) -> None:
 def add_unzip(command: ArgumentParser) -> None:
     add_arguments(command, run_unzip)
     command.add_argument("--lanes", type=int, help="blocks that are read at once")
+
+
+@contextmanager
+def source_file(path: str) -> Iterator[BinaryIO]:
+    """What can seek: a pipe is read to its end first."""
+    with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+        if file.seekable():
+            yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            copy.seek(0)
+            yield copy
+
+
+@contextmanager
+def target_file(path: str) -> Iterator[BinaryIO]:
+    if path != "-":
+        with atomic_file(path) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        yield copy
+        copy.seek(0)
+        shutil.copyfileobj(copy, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 def check_paths(options: Namespace) -> None:
@@ -71,11 +100,12 @@ def run_zip(options: Namespace) -> int:
     from .zip import compress
 
     check_paths(options)
-    with open(options.input, "rb") as source, Model(options.model) as model:
+    with source_file(options.input) as source, Model(options.model) as model:
         shown, progress = bar(os.fstat(source.fileno()).st_size, "zip")
-        with shown, atomic_file(options.output) as target:
+        with shown, target_file(options.output) as target:
             sizes = compress(model, source, target, progress, **engine_options(options))
-    print(table(sizes, os.path.getsize(options.model)))
+    said = sys.stderr if options.output == "-" else sys.stdout
+    print(table(sizes, os.path.getsize(options.model)), file=said)
     return 0
 
 
@@ -98,12 +128,12 @@ def run_unzip(options: Namespace) -> int:
     from .zip import decompress, read_header
 
     check_paths(options)
-    with open(options.input, "rb") as source, Model(options.model) as model:
+    with source_file(options.input) as source, Model(options.model) as model:
         try:
             header = read_header(source)
             source.seek(0)
             shown, progress = bar(header.n_bytes, "unzip")
-            with shown, atomic_file(options.output) as target:
+            with shown, target_file(options.output) as target:
                 decompress(model, source, target, progress, **engine_options(options))
         except (FormatError, UnsupportedError) as error:
             raise type(error)(f"{options.input}: {error}") from None

@@ -6,6 +6,8 @@ import io
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -290,6 +292,21 @@ def test_commands(files, tmp_path, capsys):
     assert main(["unzip", files[1], str(tmp_path / "back"), "--portable", *files[2:]]) == 0
     assert (tmp_path / "back").read_bytes() == TEXT * 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["archive", "back", "text"]
+
+
+def test_pipes(files):
+    """Text through two pipes and back; an archive cut short says so and sends nothing."""
+
+    def run(command, data):
+        words = [sys.executable, "-m", "llm", command, "-", "-", *files[2:]]
+        return subprocess.run(words, input=data, capture_output=True)
+
+    packed = run("zip", TEXT * 5)
+    assert packed.returncode == 0 and b"xz -9e" in packed.stderr
+    assert run("unzip", packed.stdout).stdout == TEXT * 5
+    broken = run("unzip", packed.stdout[:-1])
+    assert (broken.returncode, broken.stdout) == (1, b"")
+    assert b"cut short in block" in broken.stderr
 
 
 def test_same_file_and_damage(files, tmp_path, capsys):
