@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from .atomic import atomic_file
 
+WRAP = {"subsequent_indent": " " * 11, "break_on_hyphens": False}
 PROGRAM = Path(__file__).resolve().parent.parent / "run"
 
 
@@ -39,6 +41,12 @@ def human_bytes(n: float) -> str:
     return f"{human(n)}B" if n >= 1000 else f"{n:.0f} B"
 
 
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width`, broken at spaces; what goes on stands below what it belongs to."""
+    lines = (textwrap.wrap(line, width, **WRAP) or [""] for line in text.split("\n"))
+    return "\n".join(line for parts in lines for line in parts)
+
+
 class Report:
     def __init__(self):
         self._bar = None
@@ -47,6 +55,8 @@ class Report:
         self._start = (0, 0.0)  # step and time of this sitting
 
     def say(self, text: str) -> None:
+        if sys.stdout.isatty():
+            text = wrapped(text, shutil.get_terminal_size().columns - 1)
         if self._bar is None:
             print(text, flush=True)
         else:
@@ -89,7 +99,7 @@ class Report:
         )
 
     def settings(self, toml: str, path: Path) -> None:
-        shown = textwrap.wrap("; ".join(escape(toml).splitlines()), 88, break_on_hyphens=False)
+        shown = textwrap.wrap("; ".join(escape(toml).splitlines()), 68, break_on_hyphens=False)
         self.say("settings   " + "\n           ".join([*shown, f"(kept as {path}: --config)"]))
 
     def profile(self, run, seconds: float, parts: dict[str, float], peak: float) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -56,7 +57,7 @@ for run.step in range(1, 4):
     run.n_steps = 3
     report.step(run)
 report.validated(run)
-report.sample("a\\x1bz")
+report.sample("a\\x1bz" + " word" * 30)
 report.end()
 """
 
@@ -75,6 +76,9 @@ def test_a_terminal_gets_a_bar_with_the_figures():
     os.close(primary)
     assert p.returncode == 0
     text = said.decode()
+    lines = re.split(r"[\r\n]+", text)
+    assert max(map(len, lines)) <= 80
+    assert [line[11:15] for line in lines if "word" in line] == ["a\\x1", "word", "word"]
     assert "\r100% |" in text
     assert "loss 5.000, held-out 3.000 bits/byte" in text
     assert "a\\x1bz" in text
@@ -85,7 +89,7 @@ def test_a_pipe_gets_plain_lines():
     assert said.stderr == ""
     first, second = said.stdout.splitlines()
     assert first.startswith("step       3 of 3: loss 5.000, held-out 3.000 bits/byte, ")
-    assert second == "sample     a\\x1bz"
+    assert second == "sample     a\\x1bz" + " word" * 30
 
 
 @pytest.fixture
