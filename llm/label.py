@@ -14,7 +14,12 @@ from pathlib import Path
 from .report import escape, human, human_bytes
 
 WIDTH = 78
-_TOLD = ("two_file.version", "two_file.proof.", "two_file.ratio")  # in other words, or of no use
+_TOLD = (
+    "two_file.version",
+    "two_file.train.settings",
+    "two_file.proof.",
+    "two_file.ratio",
+)  # in other words, or of no use
 
 
 def facts(path: str) -> dict:

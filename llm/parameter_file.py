@@ -24,6 +24,7 @@ from .atomic import atomic_file
 from .config import ALIGNMENT, ModelConfig, layout, layout_size
 
 VERSION = 3  # of GGUF
+MEASURED = 5  # tensors of a comparison whose values are compared, beside their bytes
 RUN_PREFIX = "two_file.run."  # figures of a clock or a machine: not part of "the same file"
 
 
@@ -489,16 +490,23 @@ def _tensor_differences(one, two) -> list[str]:
     if not out and names_a != names_b:
         out.append("the tensors are in another order")
     for name in names_a:
-        if name not in two.tensors:
-            continue
-        kind_a, kind_b = (
-            f"{m.tensors.type_name(name)} {m.tensors.shape(name)}" for m in (one, two)
-        )
-        if kind_a != kind_b:
-            out.append(f"tensor {name}: {kind_a} against {kind_b}")
-            continue
-        raw_a, raw_b = (np.frombuffer(m.tensors.raw(name), np.uint8) for m in (one, two))
-        n_different = np.count_nonzero(raw_a != raw_b)
-        if n_different:
-            out.append(f"tensor {name}: {n_different} of {raw_a.size} bytes differ")
+        if name in two.tensors and (line := _difference(one.tensors, two.tensors, name)):
+            values = len(out) < MEASURED and one.tensors.shape(name) == two.tensors.shape(name)
+            line += _largest(one.tensors[name], two.tensors[name]) if values else ""
+            out.append(f"tensor {name}: {line}")
     return out
+
+
+def _difference(one, two, name: str) -> str:
+    kind_a, kind_b = (f"{t.type_name(name)} {t.shape(name)}" for t in (one, two))
+    if kind_a != kind_b:
+        return f"{kind_a} against {kind_b}"
+    raw_a, raw_b = (np.frombuffer(t.raw(name), np.uint8) for t in (one, two))
+    n_different = np.count_nonzero(raw_a != raw_b)
+    return f"{n_different} of {raw_a.size} bytes differ" if n_different else ""
+
+
+def _largest(a: np.ndarray, b: np.ndarray) -> str:
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest = np.abs(np.subtract(a, b, dtype=np.float32)).max()
+        return f", values by {largest:.3g} at most, the largest is {np.abs(a).max():.3g}"
