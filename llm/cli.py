@@ -118,7 +118,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     text = "where the time of ten steps goes; nothing is written"
     options.add_argument("--profile", action="store_true", help=text)
     add = group("where")
-    add("--out", "the parameter file (weights/weights.bin); loss.png lies beside it")
+    add("--out", "the parameter file (weights/weights.bin); report.html lies beside it")
     add("--run-dir", "folder of the checkpoint, one run each (runs/default)")
     add("--save-seconds", "between checkpoints (30)", type=float)
     add("--threads", "0: one per core; does not change the result", type=int)

@@ -203,8 +203,8 @@ def _origin_rows(own: _Own, file_bytes: int) -> list[tuple[str, str, str]]:
     flops, seconds = own.number("train.flops"), own.number("run.seconds")
     peak = own.number("run.peak_flops") or 0
     known = flops is not None and (seconds or 0) > 0 and peak > 0
-    share = f"{flops / seconds / peak:.1%} of what the machine can do" if known else ""
-    row("Arithmetic", flops, "{:.3g}".format, "FLOPs of training", share)
+    share = f"{flops / seconds / peak:.1%} of the peak here" if known else ""
+    row("Arithmetic", flops, "{:.3g}".format, "FLOPs", share)
     speed, threads = own.number("run.tokens_per_second"), own.number("run.threads")
     row(
         "Time",
@@ -251,9 +251,8 @@ def _memorisation_row(own: _Own, row) -> None:
         "Memorised",
         shares["training"],
         "{:.1%}".format,
-        "of {windows} windows of training text go on word for word for {tokens} tokens; "
-        "{held_out:.1%} of unseen text; the first {training_run:.3g} tokens agree on average, "
-        "{held_out_run:.3g} of unseen text".format(**shares),
+        "of {windows} trained windows repeated for {tokens} tokens; unseen {held_out:.1%}; "
+        "mean run {training_run:.3g} tokens, unseen {held_out_run:.3g}".format(**shares),
     )
 
 

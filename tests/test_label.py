@@ -83,10 +83,10 @@ def test_the_label_of_a_trained_file(tmp_path):
     assert shown["Text read"] == "4,030,056 bytes, none"
     assert "4.03 MB of text became" in shown["Text : file"]
     assert shown["Tokens seen"] == "1,500 3 times the text, 3 steps, seed 1"
-    assert shown["Arithmetic"] == "1e+12 FLOPs of training"
+    assert shown["Arithmetic"] == "1e+12 FLOPs"
     assert shown["Bits per byte"] == "8 held-out text"
-    assert shown["Memorised"].startswith("25.0% of 64 windows of training text go on word for word")
-    assert "0.0% of unseen text" in shown["Memorised"]
+    assert shown["Memorised"].startswith("25.0% of 64 trained windows repeated for 32")
+    assert "unseen 0.0%; mean run 12.5 tokens, unseen 1.5" in shown["Memorised"]
     assert len(shown["Data hash"]) == 64
     path = tmp_path / "run.bin"
     write_with(path, {f"two_file.run.{k}": e for k, e in run_entries(run).items()})
