@@ -355,7 +355,9 @@ class Order:
     """Hands items out in order, decides duplicates in order, collects what is done."""
 
     def __init__(self, folder: Path, plan: Plan, wishes: Wishes, n_vocab: int, report):
-        self.duplicates = Duplicates(wishes.index_bytes, wishes.near_duplicates)
+        # A bit for every 4 bytes of input is plenty, and small sets touch little memory.
+        index_bytes = min(wishes.index_bytes, max(1 << 16, plan.n_bytes // 32))
+        self.duplicates = Duplicates(index_bytes, wishes.near_duplicates)
         self.results: list[dict] = [{} for _ in plan.items]
         self.histogram = np.zeros(n_vocab, np.int64)  # of all tokens
         self._folder, self._report = folder, report
