@@ -242,7 +242,7 @@ def _settings(run) -> str:
     rows = [
         [("", _text(name)), ("", _text(_setting(value)))]
         for name, value in shown.items()
-        if value is not None
+        if value not in (None, ())
     ]
     half = math.ceil(len(rows) / 2)
     tables = "".join(_table(("setting", "value"), part) for part in (rows[:half], rows[half:]))
@@ -251,5 +251,5 @@ def _settings(run) -> str:
 
 def _setting(value) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "the default corpus"
+        return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -83,7 +83,6 @@ def test_the_page_tells_the_figures(whole):
         "Cyrillic",
         "33.3%",
         "weight_decay",
-        "the default corpus",
         "Peak is 100 GFLOP/s",
     ):
         assert part in shown, part
