@@ -213,9 +213,10 @@ def write_parameter_file(
     _check_names((entry.key for entry in entries), "key", 255)
     _check_names((tensor.name for tensor in infos), "tensor", 63)
     _check_tokens(entries)
-    unknown = "0" * 64
+    unknown = secrets.token_hex(32)  # stands where the digest will
+    header = _header(entries, infos, alignment, unknown)
     with atomic_file(path) as file:
-        file.write(_header(entries, infos, alignment, unknown))
+        file.write(header)
         digest = hashlib.sha256()
         for tensor in infos:
             for part in _tensor_parts(tensor, alignment):
@@ -223,7 +224,7 @@ def write_parameter_file(
                 file.write(part)
         if any(entry.value is DATA_SHA256 for entry in entries):
             file.seek(0)
-            file.write(_header(entries, infos, alignment, digest.hexdigest()))
+            file.write(header.replace(unknown.encode(), digest.hexdigest().encode()))
 
 
 def _tensor_parts(tensor: TensorData, alignment: int) -> Iterator[memoryview | bytes]:

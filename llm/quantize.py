@@ -171,9 +171,18 @@ def _rounded(model: Model, name: str, type_name: str, rounding: Rounding | None)
     n_per_row, n_rows = shape[-1], math.prod(shape[:-1])
     row_bytes, step, parts = raw.size // n_rows, max(1, SLAB // n_per_row), []
     for at in range(0, n_rows, step):
-        rows = np.empty((min(step, n_rows - at), n_per_row), np.float32)
-        first = pointer_to("char", raw) + at * row_bytes
-        call(lib.llm_dequantize, source, first, rows.size, pointer_to("float", rows))
+        part = raw[at * row_bytes : (at + step) * row_bytes]
+        if source == TYPES["F32"] and raw.ctypes.data % 4 == 0:
+            rows = part.view(np.float32).reshape(-1, n_per_row)
+        else:
+            rows = np.empty((part.size // row_bytes, n_per_row), np.float32)
+            call(
+                lib.llm_dequantize,
+                source,
+                pointer_to("char", part),
+                rows.size,
+                pointer_to("float", rows),
+            )
         try:
             done = rounding(name, rows, type_name) if rounding else None
             parts.append(quantize(type_name, rows) if done is None else done)
