@@ -18,7 +18,7 @@ from rounding import SUPER_BLOCKS
 import llm
 from llm._llm import ffi, lib
 from llm.binding import call, pointer_to
-from llm.calibrate import collect, feedback_of
+from llm.calibrate import DAMPING, collect, feedback_of
 from llm.cli import main
 from llm.context import Context
 from llm.parameter_file import TensorData, export_model, write_parameter_file
@@ -293,7 +293,7 @@ def test_feedback_is_that_of_the_inverse():
     a = rng.normal(size=(40, 24))
     h = a.T @ a / 40
     importance, feedback = feedback_of(h.astype(np.float32))
-    damped = h + 0.01 * np.mean(np.diag(h)) * np.eye(24)
+    damped = h + DAMPING * np.mean(np.diag(h)) * np.eye(24)
     u = np.linalg.cholesky(np.linalg.inv(damped)).T
     assert np.allclose(feedback, u / np.diag(u)[:, None], atol=1e-4)
     expected = np.diag(u) ** -2
