@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,23 +50,55 @@ def load_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     return state, arrays
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Another name for a file that is only ever replaced: takes no room where links can be made."""
+    temporary = target.with_name(f"{target.name}.link.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def keep_last(path: Path, keep: int, step: int) -> None:
+    """Keeps the last `keep` checkpoints that were written as `path` by the numbers of their steps;
+    with keep 1 there is `path` alone."""
+    if path.name != "checkpoint.npz" or keep == 1:
+        return
+    link_file(path, path.with_name(f"checkpoint-{step:09d}.npz"))
+    for old in sorted(path.parent.glob("checkpoint-*.npz"))[:-keep]:
+        old.unlink()
+
+
 @contextmanager
 def run_folder(path: Path):
     """Makes the folder and keeps other runs out of it until the block ends."""
     path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with locked(path / "lock", f"{path}: process", "training in this folder", "--run-dir"):
+        for leftover in path.glob("*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        yield path
+
+
+@contextmanager
+def locked(path: Path, who: str, what: str, flag: str):
+    """Holds the lock file, which holds this process's number, until the block ends."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
-            raise CheckpointError(
-                f"{path}: process {owner} is training in this folder; choose another: --run-dir"
-            ) from None
+            os.close(descriptor)
+            raise CheckpointError(f"{who} {owner} is {what}; choose another: {flag}") from None
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            break
+        os.close(descriptor)  # of an owner who took the file away in between
+    try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-        for leftover in path.glob("*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        yield path
+        yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)

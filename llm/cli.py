@@ -121,6 +121,9 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--out", "the parameter file (weights/weights.bin); report.html lies beside it")
     add("--run-dir", "folder of the checkpoint, one run each (runs/default)")
     add("--save-seconds", "between checkpoints (30)", type=float)
+    add("--keep", "so many of the last checkpoints, by step (1)", type=int)
+    text = "of the best validation, or the last, go into the file (best)"
+    add("--weights", text, choices=["best", "last"])
     add("--threads", "0: one per core; does not change the result", type=int)
 
     add(

@@ -13,7 +13,10 @@ from dataclasses import dataclass, fields, replace
 from .config import LIMITS, ModelConfig
 from .errors import LlmError
 
-FREE = {"text", "data", "chat", "init", "threads", "out", "run_dir", "save_seconds"}
+FREE = {
+    *("text", "data", "chat", "init", "threads", "out", "run_dir"),
+    *("save_seconds", "keep", "weights"),
+}
 BUDGETS = ("minutes", "tokens", "steps", "epochs")  # at most one is given
 
 DEFAULT_MINUTES = 5.0
@@ -67,6 +70,8 @@ class Settings:
     out: str = "weights/weights.bin"
     run_dir: str = "runs/default"
     save_seconds: float = 30.0
+    keep: int = 1
+    weights: str = "best"  # which are exported
     prompt: str | None = None
 
     def __post_init__(self):
@@ -91,6 +96,7 @@ class Settings:
             ("lora_alpha", 1e-6, 1e6),
             ("threads", 0, 1024),
             ("save_seconds", 0.0, 1e9),
+            ("keep", 1, 1 << 20),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails too
@@ -98,6 +104,7 @@ class Settings:
         for name, choices in (
             ("precision", (None, "fp32", "bf16")),
             ("holdout", ("hash", "last")),
+            ("weights", ("best", "last")),
             ("optimizer", tuple(DEFAULT_LR)),
             ("schedule", ("cosine", "linear")),
         ):

@@ -19,9 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
+from . import guard
 from .atomic import atomic_file
 from .budget import BATCH, Costs, choose, split
-from .checkpoint import load_checkpoint, run_folder, save_checkpoint
+from .checkpoint import (
+    keep_last,
+    link_file,
+    load_checkpoint,
+    locked,
+    run_folder,
+    save_checkpoint,
+)
 from .config import ModelConfig, layout
 from .data import Examples
 from .engine import Model
@@ -78,6 +86,8 @@ class Run:
     seconds: float = 0.0  # of training, over all sittings
     began: float = field(default_factory=time.perf_counter)  # this sitting: the minutes count on
     peak: float = math.nan  # FLOP/s of large products on this machine
+    skipped: list[int] = field(default_factory=list)  # steps that were not taken
+    rollbacks: list[int] = field(default_factory=list)  # steps before which the state was restored
     losses: list[float] = field(default_factory=list)  # nats per token, of each step
     rates: list[float] = field(default_factory=list)  # of learning
     norms: list[float] = field(default_factory=list)  # of the gradient before clipping
@@ -91,6 +101,11 @@ class Run:
     def n_tokens(self) -> int:
         """Trained so far."""
         return self.step * self.settings.step_tokens
+
+    @property
+    def since(self) -> int:
+        """The first step after the last rollback."""
+        return self.rollbacks[-1] if self.rollbacks else 0
 
     @property
     def bits_per_byte(self) -> float:
@@ -155,14 +170,19 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
         if not goes_on:  # only now: a mistake in the text or the options costs no checkpoint
             set_aside(saved, report)
             write_settings(run, folder, report)
-        with Interrupt() as interrupt:
+        lock = locked(
+            out.with_name(f".{out.name}.lock"), f"{out}: process", "writing this file", "--out"
+        )
+        with lock, Interrupt() as interrupt:
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
+            mark_good(run, folder)
+            chosen = best_run(run, folder, report)
             if run.step:
-                run.memorisation = memorisation(run)
-            export(run, out)
+                run.memorisation = chosen.memorisation = memorisation(chosen)
+            export(chosen, out)
             with Model(out) as model:
-                run.samples.append([run.step, run.sample(model)])
+                run.samples.append([chosen.step, run.sample(model)])
         report.finish(run, out)
         return 0 if run.is_done else 128 + interrupt.signal
 
@@ -174,22 +194,26 @@ def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report
     clock_start = time.perf_counter() - run.seconds
     if not run.validations:
         validate(run)
+    if not run.step:
+        save(run, folder / "good.npz")
     if run.n_steps is None:
         measure(run, folder, clock_start, interrupt, report)
     save(run, saved)
+    mark_good(run, folder)
     last_save = time.perf_counter()
     while not run.is_done and not interrupt.signal:
-        take_step(run)
+        advance(run, folder, report)
         run.seconds = time.perf_counter() - clock_start
-        report.step(run)
-        if run.step in milestones(run.n_steps, run.n_validations):
+        is_milestone = run.step in milestones(run.n_steps, run.n_validations)
+        if is_milestone:
             validate(run)
             report.validated(run)
         if run.step in milestones(run.n_steps, N_SAMPLES + 1) and not run.is_done:
             run.samples.append([run.step, sample(run, folder)])
             report.sample(run.samples[-1][1])
-        if time.perf_counter() - last_save > run.settings.save_seconds:
+        if is_milestone or time.perf_counter() - last_save > run.settings.save_seconds:
             save(run, saved)
+            mark_good(run, folder)
             last_save = time.perf_counter()
     if run.validations[-1][0] != run.step:
         validate(run)
@@ -200,21 +224,59 @@ def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report
 # ---- one step ----
 
 
-def take_step(run: Run) -> None:
+def take_step(run: Run) -> str | None:
+    """Returns why the step was skipped, if it was."""
     settings, model, start = run.settings, run.model, time.perf_counter()
     loss = gradient(run, run.step, 0, settings.n_slots)
     norm = math.sqrt(model.ops.sum_squares(model.grads))
-    if not math.isfinite(norm):
-        raise LlmError(f"step {run.step}: the gradient is {norm}; try a lower --lr")
+    fault = guard.fault(loss, norm, run.losses, run.norms, run.skipped, run.since)
     # n_steps is not known yet only during the warm-up, which does not ask for it.
     schedule = SCHEDULES[settings.schedule]
     rate = schedule(run.step, run.n_steps or 0, settings.warmup, settings.lr)
-    run.optimizer.step(model.trained, model.grads, rate, clip_scale(norm, settings.clip))
+    rate *= 0.5 ** len(run.rollbacks)
+    if fault is None:
+        run.optimizer.step(model.trained, model.grads, rate, clip_scale(norm, settings.clip))
+    else:  # curves repeat the point before where there is no number
+        run.skipped.append(run.step)
+        loss = loss if math.isfinite(loss) else [0.0, *run.losses[-1:]][-1]
+        norm = norm if math.isfinite(norm) else [0.0, *run.norms[-1:]][-1]
     run.losses.append(loss)
     run.rates.append(rate)
     run.norms.append(norm)
     run.step_seconds.append(time.perf_counter() - start)
     run.step += 1
+    return fault
+
+
+def advance(run: Run, folder: Path, report: Report) -> None:
+    """A step, or what a fault asks for instead."""
+    fault = take_step(run)
+    report.step(run)
+    if fault is None:
+        return
+    report.say(f"skipped    step {run.step:,}: {fault} ({len(run.skipped):,} skipped so far)")
+    if guard.is_lost(run.step, run.skipped, run.since):
+        roll_back(run, folder, fault)
+        report.say(
+            f"back       to the last good checkpoint, past {guard.IN_A_ROW} faults in a row; "
+            f"the rate is {0.5 ** len(run.rollbacks):g} of the schedule's from here on"
+        )
+
+
+def roll_back(run: Run, folder: Path, fault: str) -> None:
+    """The weights and the optimizer's state of good.npz; the steps and their examples go on."""
+    if len(run.rollbacks) == guard.MAX_ROLLBACKS:
+        halved = f"the rate was halved {guard.MAX_ROLLBACKS} times"
+        raise LlmError(f"step {run.step}: {fault}, though {halved}; try a lower --lr")
+    state, arrays = load_checkpoint(folder / "good.npz")
+    restore_weights(run, state, arrays)
+    run.rollbacks.append(run.step)
+
+
+def restore_weights(run: Run, state: dict, arrays: dict) -> None:
+    run.model.trained[...] = arrays["params"]
+    n_updates = state.get("n_updates", state["step"])
+    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": n_updates})
 
 
 def gradient(run: Run, step: int, first: int, n_slots: int) -> float:
@@ -264,8 +326,7 @@ def measure(run: Run, folder: Path, clock_start: float, interrupt: Interrupt, re
     costs = rehearse(run, folder)
     marks = [time.perf_counter()]
     while not interrupt.signal:
-        take_step(run)
-        report.step(run)
+        advance(run, folder, report)
         marks.append(time.perf_counter())
         if run.step >= run.settings.warmup or marks[-1] - marks[0] > MEASURE_SECONDS:
             break
@@ -351,8 +412,8 @@ def check_same(material: Material, settings: Settings, state: dict) -> None:
 
 def restore(run: Run, state: dict, arrays: dict) -> None:
     """The run as it was when the checkpoint was saved."""
-    run.model.trained[...] = arrays["params"]
-    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["step"]})
+    restore_weights(run, state, arrays)
+    run.skipped, run.rollbacks = state.get("skipped", []), state.get("rollbacks", [])
     for name in CURVES:  # once a checkpoint had the losses alone
         setattr(run, name, arrays.get(name, np.full(state["step"], np.nan)).tolist())
     run.samples = state.get("samples", [])
@@ -460,6 +521,8 @@ def set_aside(path: Path, report: Report) -> None:
     if path.exists():
         kept = path.with_name("previous-checkpoint.npz")
         os.replace(path, kept)
+        for other in (*path.parent.glob("checkpoint-*.npz"), path.with_name("best.npz")):
+            other.unlink(missing_ok=True)
         report.say(f"an earlier run's checkpoint is kept as {kept}")
 
 
@@ -473,6 +536,9 @@ def save(run: Run, path: Path) -> None:
         "corpus_sha256": run.material.sha256,
         "kernels": run.model.ops.kernels,
         "step": run.step,
+        "n_updates": run.optimizer.state["step"],
+        "skipped": run.skipped,
+        "rollbacks": run.rollbacks,
         "n_steps": run.n_steps,
         "n_validations": run.n_validations,
         "seconds": run.seconds,
@@ -486,7 +552,43 @@ def save(run: Run, path: Path) -> None:
         **{name: np.array(getattr(run, name), np.float32) for name in CURVES},
         **run.kept_arrays(),
     }
-    save_checkpoint(path, state, arrays)
+    try:
+        save_checkpoint(path, state, arrays)
+    except OSError as error:
+        hint = f"{error.strerror}; the checkpoint before is whole: make room and --resume"
+        raise OSError(error.errno, hint, error.filename) from error
+    keep_last(path, run.settings.keep, run.step)
+
+
+def mark_good(run: Run, folder: Path) -> None:
+    """Keeps the checkpoint just written as good.npz, which faults go back to, and as best.npz. Only
+    at milestones, so that no clock decides; the checkpoint comes first, so that neither file is
+    ever ahead of it."""
+    last_step, _, bits = run.validations[-1]
+    if run.step not in milestones(run.n_steps, run.n_validations) or last_step != run.step:
+        return
+    link_file(folder / "checkpoint.npz", folder / "good.npz")
+    if bits == min(point[2] for point in run.validations):
+        link_file(folder / "checkpoint.npz", folder / "best.npz")
+
+
+def best_run(run: Run, folder: Path, report: Report) -> Run:
+    """The run as it was where it predicted held-out text best, if the settings ask for that; its
+    model now has the weights of that step."""
+    points = run.validations
+    best = min(range(len(points)), key=lambda i: points[i][2])
+    saved = folder / "best.npz"
+    if run.settings.weights == "last" or points[best][0] == run.step or not saved.exists():
+        return run
+    state, arrays = load_checkpoint(saved)
+    if state["step"] != points[best][0]:
+        return run
+    run.model.trained[...] = arrays["params"]
+    report.say(
+        f"best       the file gets the weights of step {state['step']:,}: {points[best][2]:.3f} "
+        f"held-out bits per byte, {run.bits_per_byte:.3f} at step {run.step:,} (--weights last)"
+    )
+    return replace(run, step=state["step"], validations=points[: best + 1])
 
 
 def export(run: Run, path: Path) -> None:

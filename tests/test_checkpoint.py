@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm import atomic
-from llm.checkpoint import load_checkpoint, run_folder, save_checkpoint
+from llm.checkpoint import keep_last, link_file, load_checkpoint, run_folder, save_checkpoint
 from llm.errors import CheckpointError
 
 
@@ -113,3 +113,27 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     (tmp_path / "checkpoint.npz").write_bytes(b"whole")
     with run_folder(tmp_path):
         assert sorted(os.listdir(tmp_path)) == ["checkpoint.npz", "lock"]
+
+
+def test_another_name_of_a_checkpoint_outlives_it(tmp_path, monkeypatch):
+    path, name = tmp_path / "checkpoint.npz", tmp_path / "good.npz"
+    save_checkpoint(path, {"step": 1}, {})
+    link_file(path, name)
+    save_checkpoint(path, {"step": 2}, {})
+    assert (load_checkpoint(name)[0], load_checkpoint(path)[0]) == ({"step": 1}, {"step": 2})
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("llm.checkpoint.os.link", refuse)  # a file system without links
+    link_file(path, name)
+    assert load_checkpoint(name)[0] == {"step": 2}
+
+
+def test_the_last_ones_are_kept(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    for step in (1, 5, 5, 12, 100):
+        save_checkpoint(path, {"step": step}, {})
+        keep_last(path, 2, step)
+    names = ["checkpoint-000000012.npz", "checkpoint-000000100.npz", "checkpoint.npz"]
+    assert sorted(os.listdir(tmp_path)) == names

@@ -53,7 +53,7 @@ PYTHON_LAYERS = (
         "distributed",
         "vocabularies",
     ),
-    ("model", "optim", "budget"),
+    ("model", "optim", "budget", "guard"),
     ("parameter_file", "checkpoint", "evaluate", "memorisation"),
     ("quantize calibrate", "chat_data"),
     ("vocabulary", "base_file", "convert convert_* export export_*"),
