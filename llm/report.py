@@ -146,7 +146,7 @@ class Report:
         return self.tokens_per_second(run) * run.model.config.flops_per_token / run.peak
 
     def step(self, run) -> None:
-        loss = self._loss if run.step - 1 in run.skipped[-1:] else run.losses[-1]
+        loss = run.losses[-1]
         self._loss = loss if math.isnan(self._loss) else 0.98 * self._loss + 0.02 * loss
         if self._bar is not None:
             self._bar.total = run.n_steps
