@@ -57,7 +57,7 @@ def main() -> None:
     print(f"\n{len(learned)} questions learned in {seconds:.0f} s with {' '.join(recipe)}")
     print(f"{len(held)} held out: nats per answer token {before[0]:.3f}, then {after[0]:.3f}")
     print(f"general text: bits per byte {before[1]:.3f}, then {after[1]:.3f}")
-    for messages, old, new in list(zip(held, before[2], after[2], strict=True))[:SHOWN]:
+    for messages, old, new in zip(held[:SHOWN], before[2], after[2], strict=True):
         print(f"\n? {messages[0]['content']}\n- {messages[1]['content']}\n< {old}\n> {new}")
 
 
