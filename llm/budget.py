@@ -21,9 +21,9 @@ from .settings import BUDGETS, DEFAULT_MINUTES, HEAD_WIDTH, Settings
 WIDTHS = range(64, 1025, 32)
 DEFAULT_WIDTH = 224  # of a run whose budget is in steps
 
-# A batch of 4 was the best for five minutes on two cores (trials in bench/README.md's first
-# machine), about 2e14 operations; from there it grows with their 0.327th power, as DeepSeek found.
-BATCH, BATCH_FLOPS, BATCH_POWER = 4, 2e14, 0.3271
+# Batches that served best for five minutes on two cores, about 2e14 operations (bench/README.md,
+# "A recipe for minutes"); from there they grow with the 0.327th power, as DeepSeek found.
+BATCH, BATCH_FLOPS, BATCH_POWER = {"adamw": 4, "muon": 8}, 2e14, 0.3271
 
 VALIDATION_SHARE = 0.05  # of the minutes, at most
 MARGIN = 0.01  # of the minutes, for what nobody foresaw
@@ -44,7 +44,7 @@ def choose(settings: Settings, n_vocab: int, measure: Callable[[Settings], float
 
     def tokens_for(config) -> float:
         if s.steps is not None:
-            return s.steps * (s.batch or s.slot_sequences or BATCH) * s.n_ctx
+            return s.steps * (s.batch or s.slot_sequences or BATCH[s.optimizer]) * s.n_ctx
         if s.tokens is not None:
             return s.tokens
         if s.minutes is not None:
@@ -57,7 +57,7 @@ def choose(settings: Settings, n_vocab: int, measure: Callable[[Settings], float
     n_tokens = tokens_for(config)
     if s.batch is None:
         flops = 0 if s.steps is not None else n_tokens * config.flops_per_token
-        sized = replace(sized, batch=choose_batch(flops, s.slot_sequences))
+        sized = replace(sized, batch=choose_batch(flops, s.slot_sequences, BATCH[s.optimizer]))
     n_steps = max(1, round(n_tokens / sized.step_tokens))
     if s.minutes is None and s.steps is None:
         sized = replace(sized, steps=n_steps)
@@ -81,10 +81,10 @@ def choose_width(settings: Settings, n_vocab: int, tokens_for) -> int:
     return max(filter(is_affordable, widths), default=widths[0])
 
 
-def choose_batch(flops: float, slot_sequences: int | None) -> int:
-    """A power of two of sequences (times a given slot), BATCH at least."""
-    wanted = BATCH * max(1.0, flops / BATCH_FLOPS) ** BATCH_POWER
-    batch = slot_sequences or BATCH
+def choose_batch(flops: float, slot_sequences: int | None, least: int) -> int:
+    """A power of two of sequences (times a given slot), `least` at least."""
+    wanted = least * max(1.0, flops / BATCH_FLOPS) ** BATCH_POWER
+    batch = slot_sequences or least
     while 2 * batch <= wanted:
         batch *= 2
     return batch

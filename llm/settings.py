@@ -49,9 +49,9 @@ class Settings:
 
     batch: int | None = None
     slot_sequences: int | None = None
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     lr: float | None = None
-    schedule: str = "cosine"
+    schedule: str = "linear"
     warmup: int | None = None
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -131,9 +131,10 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict) -> Settings:
-        """Of a checkpoint; one without a precision is from before there was a choice."""
+        """Of a checkpoint; one that names no precision or optimizer had no choice of it."""
         lists = {k: tuple(values.get(k, ())) for k in ("text", "chat", "lora_targets")}
-        return cls(**{"precision": "fp32", **values, **lists})
+        early = {"precision": "fp32", "optimizer": "adamw", "schedule": "cosine"}
+        return cls(**{**early, **values, **lists})
 
     def with_width(self, n_embd: int) -> Settings:
         """The sizes that are not given, filled in from a width."""

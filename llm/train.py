@@ -443,19 +443,17 @@ def prepare(settings: Settings, material: Material) -> Run:
 
     check_prompt(settings, tokenizer)
 
+    def sequences(settings: Settings) -> int:  # at a time
+        return settings.slot_sequences or settings.batch or BATCH[settings.optimizer]
+
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
-        check_memory(
-            config,
-            (settings.slot_sequences or settings.batch or BATCH) * settings.n_ctx,
-            settings.recompute,
-        )
+        check_memory(config, sequences(settings) * settings.n_ctx, settings.recompute)
         params = init_params(config, settings.seed)
         return Transformer(config, ops, params, settings.recompute)
 
     def examples_of(settings: Settings) -> Examples:
-        sequences = settings.slot_sequences or settings.batch or BATCH
-        slots = (settings.n_slots, sequences)
+        slots = (settings.n_slots, sequences(settings))
         return Examples(tokens, settings.n_ctx, settings.seed, *slots, boundary)
 
     def speed(settings: Settings) -> float:

@@ -88,7 +88,8 @@ def with_defaults(given: dict) -> dict:
         raise ValueError("--chat beside --text or --data: a run learns from one of them")
     if given.get("lora_rank") is None and (given.get("lora_targets") or given.get("lora_alpha")):
         raise ValueError("--lora-targets and --lora-alpha go with --lora-rank")
-    own = {"batch": BATCH, "weight_decay": 0.0, "save_seconds": SAVE_SECONDS}
+    own = {"optimizer": "adamw", "schedule": "cosine", "batch": BATCH, "weight_decay": 0.0}
+    own["save_seconds"] = SAVE_SECONDS
     own["lr"] = LORA_LR if given.get("lora_rank") else LR[given.get("optimizer", "adamw")]
     if given.get("chat"):
         own["n_ctx"] = CHAT_N_CTX

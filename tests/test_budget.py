@@ -53,7 +53,7 @@ def test_a_depth_beside_a_budget_is_a_size_alone():
     s = chosen(depth=6, minutes=3)
     assert (s.n_embd, s.minutes, s.steps) == (288, 3, None)
     s = choose(Settings(depth=6, steps=50), V, never)
-    assert (s.n_embd, s.steps, s.batch) == (288, 50, 4)
+    assert (s.n_embd, s.steps, s.batch) == (288, 50, 8)
 
 
 def test_everything_can_be_overridden():
@@ -69,11 +69,11 @@ def test_the_width_fits_a_given_number_of_heads():
 
 
 def test_the_batch_grows_slowly_with_the_arithmetic():
-    assert choose_batch(0, None) == choose_batch(2e14, None) == 4
-    assert choose_batch(2e14 * 8.4, None) == 8
-    assert choose_batch(2e17, None) == 32
-    assert choose_batch(2e14 * 8.4, 3) == 6
-    assert choose_batch(0, 16) == 16
+    assert choose_batch(0, None, 4) == choose_batch(2e14, None, 4) == 4
+    assert choose_batch(2e14 * 8.4, None, 4) == 8
+    assert choose_batch(2e17, None, 4) == 32
+    assert choose_batch(2e14 * 8.4, 3, 4) == 6
+    assert choose_batch(0, 16, 4) == 16
 
 
 COSTS = Costs(validation=0.5, sample=0.25, save=0.125, export=2.0)
