@@ -54,6 +54,7 @@ from .parameter_file import (
 from .report import Report
 from .settings import DEFAULT_LR, Settings, check_given, merge_resumed
 from .settings_file import to_toml
+from .shards import MANIFEST
 from .tokenizer import Tokenizer
 from .vocabulary import (
     token_bytes,
@@ -402,7 +403,9 @@ def resume_run(path: Path, given: dict, report: Report) -> Run:
 
 def check_same(material: Material, settings: Settings, state: dict) -> None:
     if material.sha256 != state["corpus_sha256"]:
-        where = settings.data or ", ".join(settings.chat or settings.text) or material.name
+        where = ", ".join(settings.chat or settings.text) or material.name
+        if settings.data:
+            where = Path(settings.data) / MANIFEST
         raise CheckpointError(
             f"{where}: the text has changed since the run began (SHA-256 {material.sha256}, "
             f"expected {state['corpus_sha256']})"

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from llm.data import HELD_OUT, _fraction
+from llm.data import HELD_OUT, fraction
 from llm.duplicates import BANDS, BloomFilter, Duplicates, document_key, minhash_keys
 
 WORDS = [f"word{i}" for i in range(3000)]
@@ -53,7 +53,7 @@ def test_the_key_is_the_one_that_chooses_the_held_out():
         assert document_key(document) == int.from_bytes(
             hashlib.sha256(document).digest()[:8], "big"
         )
-        assert (document_key(document) < int(HELD_OUT * 2**64)) == (_fraction(document) < HELD_OUT)
+        assert (document_key(document) < int(HELD_OUT * 2**64)) == (fraction(document) < HELD_OUT)
 
 
 def similarity(a: bytes, b: bytes) -> float:
