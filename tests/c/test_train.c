@@ -124,9 +124,10 @@ enum { N_LSE = BATCH * HEADS * TIME };
 static void exact_attention(const llm_attention_args *x, int64_t batch, int64_t t, int64_t head,
                             double *o) {
   const int64_t kv_head = head / (HEADS / KV_HEADS);
+  const int64_t start = x->starts ? x->starts[batch * TIME + t] : 0;
   const float *q = x->q + ((batch * TIME + t) * HEADS + head) * DIM;
   double p[TIME], total = 0;
-  for (int64_t s = 0; s <= t; s++) {
+  for (int64_t s = start; s <= t; s++) {
     const float *k = x->k + ((batch * TIME + s) * KV_HEADS + kv_head) * DIM;
     double dot = 0;
     for (int d = 0; d < DIM; d++) dot += (double)q[d] * k[d];
@@ -134,7 +135,7 @@ static void exact_attention(const llm_attention_args *x, int64_t batch, int64_t 
   }
   for (int d = 0; d < DIM; d++) {
     o[d] = 0;
-    for (int64_t s = 0; s <= t; s++)
+    for (int64_t s = start; s <= t; s++)
       o[d] += p[s] / total * x->v[((batch * TIME + s) * KV_HEADS + kv_head) * DIM + d];
   }
 }
@@ -148,7 +149,7 @@ static void run_attention(int n_threads, const char *kernels, llm_attention_args
   llm_ops_free(ops);
 }
 
-static void test_attention(const char *kernels) {
+static void test_attention(const char *kernels, const int32_t *starts) {
   float *q = random_floats(N_Q), *k = random_floats(N_KV), *v = random_floats(N_KV);
   float *d_o = random_floats(N_Q), *first[5] = {0};
   const double tolerance = kernels == BF16 ? 1e-2 : 2e-6; /* values up to 1 */
@@ -156,8 +157,21 @@ static void test_attention(const char *kernels) {
   for (int n_threads = 1; n_threads <= 3; n_threads++) {
     float *out[5];
     for (int i = 0; i < 5; i++) out[i] = guarded(sizes[i]);
-    llm_attention_args x = {BATCH, TIME,   HEADS,  KV_HEADS, DIM,    q,      k,
-                            v,     out[0], out[1], d_o,      out[2], out[3], out[4]};
+    llm_attention_args x = {.n_batch = BATCH,
+                            .n_time = TIME,
+                            .n_head = HEADS,
+                            .n_kv_head = KV_HEADS,
+                            .head_dim = DIM,
+                            .starts = starts,
+                            .q = q,
+                            .k = k,
+                            .v = v,
+                            .o = out[0],
+                            .lse = out[1],
+                            .d_o = d_o,
+                            .dq = out[2],
+                            .dk = out[3],
+                            .dv = out[4]};
     run_attention(n_threads, kernels, &x);
     for (int64_t unit = 0; n_threads == 1 && unit < N_LSE; unit++) {
       const int64_t batch = unit / (TIME * HEADS), t = unit / HEADS % TIME, head = unit % HEADS;
@@ -252,6 +266,8 @@ static void test_handle(void) {
 
 int main(void) {
   const char *const sets[] = {"scalar", "avx2", "avx512", BF16, NULL};
+  int32_t starts[BATCH * TIME];
+  for (int i = 0; i < BATCH * TIME; i++) starts[i] = i % TIME / 21 * 21; /* documents of 21 */
   test_handle();
   test_exp();
   for (const char *const *set = sets; *set; set++) {
@@ -259,7 +275,8 @@ int main(void) {
     if (!ops) continue;
     llm_ops_free(ops);
     test_gemm(*set);
-    test_attention(*set);
+    test_attention(*set, NULL);
+    test_attention(*set, starts);
   }
   test_row_kernels(sets);
   return check_report("test_train");
