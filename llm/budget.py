@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from .settings import BUDGETS, DEFAULT_MINUTES, HEAD_WIDTH, Settings
 
 # Settings.tokens_per_param: the widest model that is affordable sees 4 tokens for each parameter,
-# not Hoffmann's 20, which holds where no text is read twice. Trials with equal arithmetic on the
-# default corpus, in bits per byte: with 1e13 operations, widths 64, 96, 128, 160 and 192 reached
-# 1.384, 1.396, 1.466, 1.535 and 1.568 (12, 4.1, 1.2, 0.4, 0.2 tokens for each parameter); with
-# 3.75e13, widths 128 and 160 reached 1.240 and 1.280 (4.7, 1.6).
+# not Hoffmann's 20, which holds where no text is read twice. From short trials with AdamW, one seed
+# each (bench/README.md, "Tried"): with 1e13 operations widths 64 and 96 (12 and 4.1 tokens for
+# each parameter) were within 0.012 bits per byte, wider ones worse.
 WIDTHS = range(64, 1025, 32)
 DEFAULT_WIDTH = 224  # of a run whose budget is in steps
 
-# Batches that served best for five minutes on two cores, about 2e14 operations (bench/README.md,
-# "A recipe for minutes"); from there they grow with the 0.327th power, as DeepSeek found.
+# Sequences of a step up to 2e14 operations, about five minutes on two cores; from there the batch
+# grows with the 0.327th power, as DeepSeek found for its own models.
 BATCH, BATCH_FLOPS, BATCH_POWER = {"adamw": 4, "muon": 8}, 2e14, 0.3271
 
 VALIDATION_SHARE = 0.05  # of the minutes, at most

@@ -234,8 +234,8 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
 def run_inspect(options: argparse.Namespace) -> int:
     import json
 
+    from .compare import compare_files
     from .label import facts, label
-    from .parameter_file import compare_files
     from .report import escape
 
     if options.other is None:

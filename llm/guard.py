@@ -2,8 +2,8 @@
 
 The rule is a pure function of what was recorded so far, so that a resumed run judges alike. Three
 faults in a row send the run back to its last good checkpoint at half the rate, past the examples
-that it met (after PaLM, Chowdhery et al. 2022, section 5.1). Thresholds are ours and far out: no
-run of the default corpus met one, and clipping deals with what lies below.
+that it met (after PaLM, Chowdhery et al. 2022, section 5.1). Thresholds are ours, set by judgement
+and not by trials: far out, since clipping deals with what lies below.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from .atomic import atomic_file
 from .config import ALIGNMENT, ModelConfig, layout, layout_size
 
 VERSION = 3  # of GGUF
-MEASURED = 5  # tensors of a comparison whose values are compared, beside their bytes
 RUN_PREFIX = "two_file.run."  # figures of a clock or a machine: not part of "the same file"
 
 
@@ -392,18 +391,12 @@ def ratio_entry(corpus_bytes: int, metadata: list[Entry], tensors: list[TensorDa
     return ratio._replace(value=corpus_bytes / n_bytes)
 
 
-def export_model(
-    path: str | os.PathLike,
-    config: ModelConfig,
-    flat_params: np.ndarray,
-    vocabulary: Vocabulary,
-    provenance: Provenance,
-    probes: Sequence[Sequence[int]],
-    n_new: int = 16,
-) -> None:
-    """write_proved with the keys of trained_model_metadata."""
-    metadata = trained_model_metadata(config, vocabulary, provenance)
-    write_proved(path, config, flat_params, metadata, provenance, probes, n_new)
+def float_tensors(config: ModelConfig, flat_params: np.ndarray) -> list[TensorData]:
+    """Those of config.layout() in float32, as views of its buffer."""
+    return [
+        TensorData(e.gguf_name, e.shape, "F32", flat_params[e.offset : e.offset + e.size])
+        for e in layout(config)
+    ]
 
 
 def write_proved(
@@ -426,10 +419,7 @@ def write_proved(
     flat = np.ascontiguousarray(flat_params, dtype="<f4")
     if flat.shape != (layout_size(config),):
         raise ValueError(f"flat_params has shape {flat.shape}, expected ({layout_size(config)},)")
-    tensors = [
-        TensorData(e.gguf_name, e.shape, "F32", flat[e.offset : e.offset + e.size])
-        for e in layout(config)
-    ]
+    tensors = float_tensors(config, flat)
     first = f"{path}.{secrets.token_hex(4)}.unproved.tmp"
     try:
         write_parameter_file(first, metadata, tensors)
@@ -439,75 +429,3 @@ def write_proved(
             os.unlink(first)
     metadata.append(ratio_entry(provenance.corpus_bytes, metadata, tensors))
     write_parameter_file(path, metadata + provenance.run_entries(), tensors)
-
-
-# ---- the same file ----
-
-
-def compare_files(a: str | os.PathLike, b: str | os.PathLike) -> list[str]:
-    """How two parameter files differ, one line each; empty for "the same file": equal tensors and
-    equal metadata outside two_file.run."""
-    from .engine import Model
-
-    with Model(a) as one, Model(b) as two:
-        return [*_metadata_differences(one, two), *_tensor_differences(one, two)]
-
-
-def _only_in(a: Iterable[str], b: Iterable[str], thing: str) -> list[str]:
-    a, b = list(a), list(b)
-    return [
-        f"{thing} {name} is only in the {place} file"
-        for names, others, place in ((a, set(b), "first"), (b, set(a), "second"))
-        for name in names
-        if name not in others
-    ]
-
-
-def _metadata_differences(one, two) -> list[str]:
-    keys_a, keys_b = (
-        [key for key in model.metadata if not key.startswith(RUN_PREFIX)] for model in (one, two)
-    )
-    out = _only_in(keys_a, keys_b, "key")
-    for key in keys_a:
-        if key not in two.metadata:
-            continue
-        if one.metadata.value_type(key) != two.metadata.value_type(key):
-            out.append(f"key {key} has another type")
-        elif one.metadata.raw(key) != two.metadata.raw(key):
-            out.append(
-                f"key {key}: {_shown(one.metadata[key])} against {_shown(two.metadata[key])}"
-            )
-    return out
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _tensor_differences(one, two) -> list[str]:
-    names_a, names_b = list(one.tensors), list(two.tensors)
-    out = _only_in(names_a, names_b, "tensor")
-    if not out and names_a != names_b:
-        out.append("the tensors are in another order")
-    for name in names_a:
-        if name in two.tensors and (line := _difference(one.tensors, two.tensors, name)):
-            values = len(out) < MEASURED and one.tensors.shape(name) == two.tensors.shape(name)
-            line += _largest(one.tensors[name], two.tensors[name]) if values else ""
-            out.append(f"tensor {name}: {line}")
-    return out
-
-
-def _difference(one, two, name: str) -> str:
-    kind_a, kind_b = (f"{t.type_name(name)} {t.shape(name)}" for t in (one, two))
-    if kind_a != kind_b:
-        return f"{kind_a} against {kind_b}"
-    raw_a, raw_b = (np.frombuffer(t.raw(name), np.uint8) for t in (one, two))
-    n_different = np.count_nonzero(raw_a != raw_b)
-    return f"{n_different} of {raw_a.size} bytes differ" if n_different else ""
-
-
-def _largest(a: np.ndarray, b: np.ndarray) -> str:
-    with np.errstate(invalid="ignore", over="ignore"):
-        largest = np.abs(np.subtract(a, b, dtype=np.float32)).max()
-        return f", values by {largest:.3g} at most, the largest is {np.abs(a).max():.3g}"

@@ -30,7 +30,7 @@ from .checkpoint import (
     run_folder,
     save_checkpoint,
 )
-from .config import ModelConfig, layout
+from .config import ModelConfig
 from .data import Examples
 from .engine import Model
 from .errors import CheckpointError, LlmError
@@ -45,8 +45,8 @@ from .optim import OPTIMIZERS, SCHEDULES, AdamW, clip_scale
 from .parameter_file import (
     Entry,
     Provenance,
-    TensorData,
     Vocabulary,
+    float_tensors,
     trained_model_metadata,
     write_parameter_file,
     write_proved,
@@ -650,12 +650,8 @@ def xz_bytes(run: Run) -> int:
 
 def sample(run: Run, folder: Path) -> str:
     """What the weights of this moment say, through the engine."""
-    params = run.model.merged()
     path = folder / f"sample-{secrets.token_hex(4)}.tmp"
-    tensors = [
-        TensorData(e.gguf_name, e.shape, "F32", params[e.offset : e.offset + e.size])
-        for e in layout(run.model.config)
-    ]
+    tensors = float_tensors(run.model.config, run.model.merged())
     try:
         write_parameter_file(path, run.metadata(), tensors)
         with Model(path) as model:

@@ -15,9 +15,9 @@ from llm.parameter_file import (
     Provenance,
     TensorData,
     Vocabulary,
-    export_model,
     trained_model_metadata,
     write_parameter_file,
+    write_proved,
 )
 
 TINY = ModelConfig(
@@ -59,11 +59,20 @@ def random_params(config: ModelConfig, seed: int = 1) -> np.ndarray:
     return flat
 
 
-def write_trained(path, config: ModelConfig = TINY, seed: int = 1, flat=None, **changes) -> None:
-    """A file as the trainer exports it: F32, with provenance and a proof block."""
+def write_trained(
+    path,
+    config: ModelConfig = TINY,
+    seed: int = 1,
+    flat=None,
+    vocabulary=None,
+    probes=((116, 104), (72,)),
+    **changes,
+) -> None:
+    """A file as the trainer exports it: F32, with provenance and a proof block of 4 new ids."""
     flat = random_params(config, seed) if flat is None else flat
-    origin, probes = provenance(**changes), [[116, 104], [72]]
-    export_model(path, config, flat, byte_vocabulary(), origin, probes, n_new=4)
+    origin = provenance(**changes)
+    metadata = trained_model_metadata(config, vocabulary or byte_vocabulary(), origin)
+    write_proved(path, config, flat, metadata, origin, probes, n_new=4)
 
 
 NO_BOS_EOS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")

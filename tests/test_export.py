@@ -19,10 +19,10 @@ from vocabulary_files import SpmModel, read_spm, write_spm
 
 import llm
 from llm.cli import main
+from llm.compare import compare_files
 from llm.convert import convert
 from llm.export import export
 from llm.export_tokenizer import merges_of, write_tokenizer
-from llm.parameter_file import compare_files
 from llm.tokenizer import Tokenizer
 
 EXACT = 1e-4  # float32 sums in another order

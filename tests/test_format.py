@@ -16,18 +16,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import EOT, byte_vocabulary, provenance, random_params
+from models import EOT, byte_vocabulary, provenance, random_params, write_trained
 
 import llm
 from llm.atomic import atomic_file
-from llm.config import ModelConfig, layout, layout_size
+from llm.config import ModelConfig, layout_size
 from llm.parameter_file import (
     DATA_SHA256,
     TensorData,
     ValueType,
     byte_alphabet,
-    compare_files,
-    export_model,
+    float_tensors,
     trained_model_metadata,
     write_parameter_file,
 )
@@ -59,17 +58,10 @@ VALUES = [
 ]
 
 
-def tensors_of(flat: np.ndarray) -> list[TensorData]:
-    return [
-        TensorData(e.gguf_name, e.shape, "F32", flat[e.offset : e.offset + e.size])
-        for e in layout(CONFIG)
-    ]
-
-
 def write_tiny(path: Path, extra=(), alignment: int = 64) -> Path:
     metadata = trained_model_metadata(CONFIG, byte_vocabulary(), provenance())
     metadata = [e for e in metadata if e.key != "general.alignment"] + list(extra)
-    write_parameter_file(path, metadata, tensors_of(random_params(CONFIG)), alignment)
+    write_parameter_file(path, metadata, float_tensors(CONFIG, random_params(CONFIG)), alignment)
     return path
 
 
@@ -81,15 +73,7 @@ def data_section(path: Path) -> bytes:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("export") / "weights.bin"
-    export_model(
-        path,
-        CONFIG,
-        random_params(CONFIG),
-        byte_vocabulary(),
-        provenance(run={"seconds": 1.5}),
-        PROBES,
-        4,
-    )
+    write_trained(path, CONFIG, probes=PROBES, run={"seconds": 1.5})
     return path
 
 
@@ -129,7 +113,7 @@ def test_every_value_comes_back(tmp_path, alignment):
             found = model.metadata[key]
             assert (found.tolist() if isinstance(found, np.ndarray) else found) == value
             assert model.metadata.value_type(key) == (kind, element[0] if element else 0)
-        for tensor in tensors_of(random_params(CONFIG)):
+        for tensor in float_tensors(CONFIG, random_params(CONFIG)):
             assert model.tensors.shape(tensor.name) == tensor.shape
             assert np.array_equal(model.tensors[tensor.name].ravel(), tensor.data)
 
@@ -170,7 +154,7 @@ def test_provenance_and_proof(exported):
 
 def test_ratio_counts_the_file_without_its_run_keys(exported, tmp_path):
     plain = tmp_path / "plain.bin"
-    export_model(plain, CONFIG, random_params(CONFIG), byte_vocabulary(), provenance(), PROBES, 4)
+    write_trained(plain, CONFIG, probes=PROBES)
     for path in (exported, plain):
         with llm.Model(path) as model:
             expected = np.float32(1000 / plain.stat().st_size)
@@ -187,44 +171,6 @@ def test_one_flipped_bit_of_the_weights_fails_verification(exported, tmp_path):
 
 def test_export_leaves_one_file(exported):
     assert os.listdir(exported.parent) == ["weights.bin"]
-
-
-# ---- the same file ----
-
-
-def test_compare_files(exported, tmp_path):
-    same = tmp_path / "same.bin"
-    export_model(
-        same,
-        CONFIG,
-        random_params(CONFIG),
-        byte_vocabulary(),
-        provenance(run={"date": "now"}),
-        PROBES,
-        4,
-    )
-    assert compare_files(exported, same) == []
-    assert exported.read_bytes() != same.read_bytes()
-
-    flat = random_params(CONFIG)
-    flat[3] += 1
-    other = tmp_path / "other.bin"
-    metadata = trained_model_metadata(CONFIG, byte_vocabulary(), provenance())
-    metadata = [e for e in metadata if e.key != "two_file.train.seed"]
-    write_parameter_file(other, [*metadata, ("new", 1, ValueType.INT8)], tensors_of(flat))
-    differences = compare_files(same, other)
-    assert "key two_file.train.seed is only in the first file" in differences
-    assert "key new is only in the second file" in differences
-    assert any(d.startswith("key two_file.tensor_sha256: '") for d in differences)
-    [line] = [d for d in differences if d.startswith("tensor token_embd.weight: ")]
-    assert " bytes differ, values by 1 at most, the largest is " in line
-
-
-def test_compare_sees_types_and_bytes(tmp_path):
-    a = write_tiny(tmp_path / "a", [("k", 1, ValueType.INT32), ("s", b"\xff", ValueType.STRING)])
-    b = write_tiny(tmp_path / "b", [("k", 1, ValueType.UINT32), ("s", b"\xfe", ValueType.STRING)])
-    differences = compare_files(a, b)
-    assert len(differences) == 2 and differences[0] == "key k has another type"
 
 
 # ---- what the writer refuses ----
@@ -450,7 +396,7 @@ def test_we_read_the_gguf_packages_file(tmp_path):
             kinds = gguf.GGUFValueType(entry.type), entry.element_type
             sub_type = None if kinds[1] is None else gguf.GGUFValueType(kinds[1])
             writer.add_key_value(entry.key, entry.value, kinds[0], sub_type)
-    for tensor in tensors_of(random_params(CONFIG)):
+    for tensor in float_tensors(CONFIG, random_params(CONFIG)):
         writer.add_tensor(tensor.name, tensor.data.reshape(tensor.shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

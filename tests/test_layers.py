@@ -54,7 +54,7 @@ PYTHON_LAYERS = (
         "vocabularies",
     ),
     ("model", "optim", "budget", "guard"),
-    ("parameter_file", "checkpoint", "evaluate", "memorisation"),
+    ("parameter_file compare", "checkpoint", "evaluate", "memorisation"),
     ("quantize calibrate", "chat_data"),
     ("vocabulary", "base_file", "convert convert_* export export_*"),
     ("report report_html curves label tokenizer_report", "prepare prepare_items", "material"),

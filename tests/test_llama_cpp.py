@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from llama_server import log_softmax, next_logprobs, start_server
-from models import provenance, random_params
+from models import write_trained
 
 import llm
 from conftest import ROOT
 from llm.config import ModelConfig
-from llm.parameter_file import Vocabulary, export_model
+from llm.parameter_file import Vocabulary
 
 TOLERANCE = 1e-4  # of a log-probability: float32 sums in another order
 PROMPTS = [[72], [72, 101, 108, 108, 111], list(range(40, 90))]
@@ -34,9 +34,7 @@ def test_llama_cpp_agrees(tmp_path, n_kv_head, tied):
         tied_output=tied,
     )
     path = tmp_path / "weights.bin"
-    export_model(
-        path, config, random_params(config), ascii_vocabulary(), provenance(), [[72, 101]], 4
-    )
+    write_trained(path, config, vocabulary=ascii_vocabulary(), probes=[[72, 101]])
     server = start_server(path, n_ctx=64)
     with llm.Model(path, kv_type="f32") as model:
         for ids in PROMPTS:

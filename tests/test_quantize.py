@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from llama_server import log_softmax, next_logprobs, start_server
-from models import WIDE, byte_vocabulary, provenance, random_params
+from models import WIDE, write_trained
 from rounding import SUPER_BLOCKS
 
 import llm
@@ -21,7 +21,7 @@ from llm.binding import call, pointer_to
 from llm.calibrate import DAMPING, collect, feedback_of
 from llm.cli import main
 from llm.context import Context
-from llm.parameter_file import TensorData, export_model, write_parameter_file
+from llm.parameter_file import TensorData, write_parameter_file
 from llm.quantize import (
     RECIPES,
     TYPES,
@@ -171,7 +171,7 @@ def test_wrong_arguments():
 def tiny(tmp_path):
     """A small F32 model with a proof block."""
     path = tmp_path / "tiny.gguf"
-    export_model(path, WIDE, random_params(WIDE), byte_vocabulary(), provenance(), [[72, 101]], 4)
+    write_trained(path, WIDE, probes=[[72, 101]])
     return path
 
 

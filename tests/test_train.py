@@ -20,8 +20,8 @@ import pytest
 
 from llm import cli, train
 from llm.checkpoint import load_checkpoint
+from llm.compare import compare_files
 from llm.engine import Model
-from llm.parameter_file import compare_files
 from llm.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,10 +8,10 @@ from test_chat_template import TEMPLATES, source, write_model
 
 from llm import cli, train, tune
 from llm.base_file import BaseFile
+from llm.compare import compare_files
 from llm.engine import Model
 from llm.model import Transformer
 from llm.ops_c import OpsC
-from llm.parameter_file import compare_files
 
 
 @pytest.fixture(scope="module")
