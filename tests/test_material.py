@@ -7,10 +7,10 @@ import pytest
 from test_prepare import make, text
 
 from llm import train as module
+from llm.compare import compare_files
 from llm.engine import Model
 from llm.errors import CheckpointError, FormatError
 from llm.material import gather
-from llm.parameter_file import compare_files
 from llm.settings import Settings
 from llm.train import train
 
