@@ -117,9 +117,8 @@ def vocabulary_lines(shards) -> list[str]:
     from .tokenizer_report import tokenizer_report
 
     tokenizer = Tokenizer.open(shards.tokenizer_path)
-    ids = range(tokenizer.n_vocab)
-    tokens = [tokenizer.decode_bytes([id], whole=False) for id in ids]
-    control = {id for id in ids if tokenizer.token_type(id) == CONTROL}
+    tokens = tokenizer.tokens()
+    control = {id for id in range(len(tokens)) if tokenizer.token_type(id) == CONTROL}
     told = tokenizer_report(tokens, control, shards.train)
     scripts = (f"{name} {size / n:.2f}" for name, (size, n) in list(told.scripts.items())[:8] if n)
     longest = ", ".join(repr(text.decode("utf-8", "replace")[:40]) for text, _ in told.longest[:3])

@@ -14,6 +14,7 @@ import io
 import json
 import lzma
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -94,9 +95,12 @@ def read_documents(
     one string that a record has, or the first of FIELDS. part_bytes None: texts come whole."""
     path = source.path
     kind, compression = format_of(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
-        raise CorpusError(f"{path}: neither a file nor a folder")
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
+            raise CorpusError(f"{path}: neither a file nor a folder")
+        if not compression and source.end is None:
+            source = Source(path, source.start, found.st_size)
         with _open(path, compression) as file:
             if source.start:
                 file.seek(source.start)
@@ -119,7 +123,7 @@ def _open(path: str, compression: str) -> BinaryIO:
         return lzma.open(path)
     if compression == ".zst":
         return io.BufferedReader(_ZstdFile(path), 1 << 20)
-    return open(path, "rb")
+    return open(path, "rb", 1 << 16)
 
 
 def need(module: str):
@@ -173,7 +177,7 @@ class _ZstdFile(io.RawIOBase):
 def _texts(file: BinaryIO, source: Source, part_bytes: int | None) -> Iterator[bytes]:
     path, start, end = source
     at, rest = start, b""
-    while True:
+    while end is None or at < end:
         size = -1 if part_bytes is None else part_bytes - len(rest)
         if end is not None:
             size = end - at - len(rest) if size < 0 else min(size, end - at - len(rest))

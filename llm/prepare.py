@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import BinaryIO
@@ -131,7 +132,7 @@ def make_plan(folder: Path, wishes: Wishes, report) -> Plan:
     report.say(f"input      {len(files):,} files, {sum(f[1] for f in files):,} bytes")
     in_blocks, held_below = choose_held_out(items, wishes, skipped)
     plan = Plan(files, items, in_blocks, held_below, skipped)
-    content = {**asdict(plan), "wishes": asdict(wishes)}
+    content = {**vars(plan), "skipped": vars(skipped), "wishes": asdict(wishes)}
     with atomic_file(folder / PLAN) as file:
         file.write(json.dumps(content).encode("utf-8", "surrogateescape"))
     return plan
@@ -198,20 +199,17 @@ def spool_stdin(folder: Path, field: str | None) -> str:
 def group(files: list[tuple[str, int, int]], wanted: int | None) -> list[list[Source]]:
     """Items of about `wanted` bytes of text: files that follow each other, or parts of one."""
 
-    def weight(path: str, size: int) -> int:
-        kind, compression = format_of(path)
-        return size * PACKED if compression or kind == "parquet" else size
-
+    kinds = [format_of(path) for path, *_ in files]
+    packed = [bool(compression) or kind == "parquet" for kind, compression in kinds]
+    weights = [size * (PACKED if p else 1) for (_, size, _), p in zip(files, packed, strict=True)]
     if wanted is None:
-        total = sum(weight(path, size) for path, size, _ in files)
-        wanted = min(max(total // N_ITEMS, ITEM_BYTES[0]), ITEM_BYTES[1])
+        wanted = min(max(sum(weights) // N_ITEMS, ITEM_BYTES[0]), ITEM_BYTES[1])
     items, item, n_bytes = [], [], 0
-    for path, size, _ in files:
-        kind, compression = format_of(path)
-        whole = compression or kind == "parquet" or size < 2 * wanted or not os.path.isfile(path)
+    for (path, size, _), is_packed, weight in zip(files, packed, weights, strict=True):
+        whole = is_packed or size < 2 * wanted or not os.path.isfile(path)
         for source in [Source(path)] if whole else parts_of(path, size, wanted):
             item.append(source)
-            n_bytes += weight(path, size) if whole else source.end - source.start
+            n_bytes += weight if whole else source.end - source.start
             if n_bytes >= wanted:
                 items.append(item)
                 item, n_bytes = [], 0
@@ -234,14 +232,14 @@ def parts_of(path: str, size: int, wanted: int) -> list[Source]:
 def choose_held_out(items, wishes: Wishes, skipped: Skipped) -> tuple[bool, int]:
     """(in blocks, the key below which something is held out). Reads MIN_DOCUMENTS at most; of
     fewer, enough blocks are held out to validate on: data.hold_out has the same rule."""
-    n_documents, blocks = 0, {}
+    first = islice(readable(items, wishes, skipped), MIN_DOCUMENTS)
+    if sum(1 for _ in first) == MIN_DOCUMENTS:
+        return False, int(wishes.held_out * 2**64)
+    blocks = {}
     for document in readable(items, wishes, skipped):
-        n_documents += 1
-        if n_documents >= MIN_DOCUMENTS:
-            return False, int(wishes.held_out * 2**64)
         for block in blocks_of(document):
             blocks[document_key(block)] = len(block)
-    if not n_documents:
+    if not blocks:
         first = f": {skipped.lines[0]}" if skipped.lines else ""
         raise CorpusError(f"{', '.join(wishes.paths)}: no text to train on{first}")
     held_below, n_held, total = int(wishes.held_out * 2**64), 0, sum(blocks.values())
@@ -359,7 +357,7 @@ class Order:
         index_bytes = min(wishes.index_bytes, max(1 << 16, plan.n_bytes // 32))
         self.duplicates = Duplicates(index_bytes, wishes.near_duplicates)
         self.results: list[dict] = [{} for _ in plan.items]
-        self.histogram = np.zeros(n_vocab, np.int64)  # of all tokens
+        self.used = np.zeros(n_vocab, bool)  # which ids occur
         self._folder, self._report = folder, report
         self._scanned: dict[int, tuple] = {}  # keys, bands, connection
         self._next_decided, self._to_do = 0, []
@@ -373,7 +371,7 @@ class Order:
         report.begin(len(plan.items), len(self._done_before))
 
     def _collect(self, number: int, result: dict) -> None:
-        self.histogram += result.pop("histogram")
+        self.used |= result.pop("used")
         self.results[number].update(result)
 
     def run(self, connections: list[Connection]) -> None:
@@ -495,7 +493,7 @@ def finish(folder: Path, wishes: Wishes, plan: Plan, order: Order, tokenizer) ->
             "false_positive_rates": order.duplicates.false_positive_rates(),
             "skipped": dict(skipped),
         },
-        "tokens_used": int(np.count_nonzero(order.histogram)),
+        "tokens_used": int(np.count_nonzero(order.used)),
         "wishes": asdict(wishes),
     }
     for side in ("train", "held_out"):

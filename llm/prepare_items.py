@@ -142,7 +142,7 @@ class Side:
         self._batch, self._n_batch, self._writer = [], 0, None
         self.record: dict = {}
         self.n_documents = self.n_bytes = 0
-        self.histogram = np.zeros(rules.n_vocab, np.int64)
+        self.used = np.zeros(rules.n_vocab, bool)  # which ids occur
 
     def add(self, document: bytes) -> None:
         self._batch.append(document)
@@ -159,7 +159,7 @@ class Side:
             shard = shard_writer(self._path, *sizes, self.record)
             self._writer = self._stack.enter_context(shard)
         self._writer.write(ids)
-        self.histogram += np.bincount(ids, minlength=self._rules.n_vocab)
+        self.used[ids] = True
         self.n_documents += len(self._batch)
         self.n_bytes += self._n_batch
         self._batch, self._n_batch = [], 0
@@ -196,7 +196,7 @@ def encode(
         "n_bytes": scan.n_bytes,
         "skipped": scan.skipped.counts,
         "skipped_lines": scan.skipped.lines,
-        "histogram": train.histogram + held.histogram,
+        "used": train.used | held.used,
     }
 
 
@@ -209,8 +209,8 @@ def done_path(folder: Path, number: int) -> Path:
 
 def save_done(path: Path, result: dict, scan: Scan) -> None:
     """The item's last file: where it is, the shards are whole."""
-    state = {key: value for key, value in result.items() if key != "histogram"}
-    arrays = {"keys": scan.keys, "histogram": result["histogram"]}
+    state = {key: value for key, value in result.items() if key != "used"}
+    arrays = {"keys": scan.keys, "used": result["used"]}
     if scan.bands is not None:
         arrays["bands"] = scan.bands
     text = np.frombuffer(json.dumps(state).encode("utf-8"), np.uint8)
@@ -225,7 +225,7 @@ def load_done(path: Path) -> dict | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             result = json.loads(file["state"].tobytes())
-            result["histogram"] = file["histogram"]
+            result["used"] = file["used"]
     except Exception:  # whatever damage reads like: the item is made again
         return None
     shards = [result["train"], result["held_out"]]

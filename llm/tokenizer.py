@@ -179,6 +179,20 @@ class Tokenizer:
                 raise_error(err)
             capacity = needed[0]
 
+    def tokens(self) -> list[bytes]:
+        """The bytes of each id."""
+        source, n_vocab, capacity = self._use(), self.n_vocab, 64
+        id, needed, err = ffi.new("int32_t *"), ffi.new("size_t *"), ffi.new("llm_error *")
+        out, found = ffi.new("char[]", capacity), []
+        for id[0] in range(n_vocab):
+            lib.llm_tokenizer_decode(source, id, 1, 1, out, capacity, needed, err)
+            if needed[0] > capacity:
+                capacity = needed[0]
+                out = ffi.new("char[]", capacity)
+                lib.llm_tokenizer_decode(source, id, 1, 1, out, capacity, needed, err)
+            found.append(ffi.unpack(out, needed[0]))
+        return found
+
     def decode(self, ids, render_special: bool = True, whole: bool = True) -> str:
         """Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids, render_special, whole).decode("utf-8", "replace")

@@ -161,7 +161,7 @@ def vocabulary_of_model(model: Model) -> Vocabulary | None:
     ids = {text: id for id, text in enumerate(keys["tokenizer.ggml.tokens"])}
     pairs = [merge.split(" ") for merge in keys.get("tokenizer.ggml.merges", [])]
     vocabulary = Vocabulary(
-        tokens=[tokenizer.decode_bytes([id], whole=False) for id in range(tokenizer.n_vocab)],
+        tokens=tokenizer.tokens(),
         merges=np.array([(ids[a], ids[b]) for a, b in pairs], np.int32).reshape(-1, 2),
         pre=keys["tokenizer.ggml.pre"],
         bos=tokenizer.bos,
@@ -179,8 +179,7 @@ PROBE = "Grüße, 你好 Привет 12345\n\tif (x != 0) return;  don't 🙂 "
 def fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 of what tells two tokenizers apart: each id's bytes and type, and a text's ids."""
     digest = hashlib.sha256()
-    for id in range(tokenizer.n_vocab):
-        text = tokenizer.decode_bytes([id], whole=False)
+    for id, text in enumerate(tokenizer.tokens()):
         digest.update(b"%d %d " % (tokenizer.token_type(id), len(text)) + text)
     digest.update(tokenizer.encode_array(PROBE).tobytes())
     return digest.hexdigest()
