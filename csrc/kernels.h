@@ -61,7 +61,10 @@ typedef void (*matmul_kernel)(const matmul_args *args, size_t r0, size_t r1, voi
  * exactly, k_bytes and v_bytes from one position to the next. scores: n_q * n_pos floats.
  * Order: each score is the 16-lane dot, then * scale; maximum; p = num_expf(score - max); the sum
  * of p in 16 lanes over positions (as the dot's); out[d] = fmaf(p, v[d], out[d]) from +0 in rising
- * position; out[d] *= 1.0f / sum. */
+ * position; out[d] *= 1.0f / sum.
+ * Q8_0 keys meet queries in 16 bits, rounded in blocks of 32 as activations are, but to 32767: y =
+ * 0; for each block: y = fmaf((float)sum of k q, scale * sq, y), the product rounded once. Q8_0
+ * values: out[d] = fmaf(p * scale, (float)v[d], out[d]). */
 typedef struct attention_args {
   float *out;
   const float *q;

@@ -110,13 +110,6 @@ DEFINE_FLOAT_PRODUCT(f32, LLM_TYPE_F32)
 DEFINE_FLOAT_PRODUCT(f16, LLM_TYPE_F16)
 DEFINE_FLOAT_PRODUCT(bf16, LLM_TYPE_BF16)
 
-AVX2 void float_product_q8_0_avx2(const float_product *p) {
-  if (p->n_vec == 1)
-    float_one(LLM_TYPE_Q8_0, p);
-  else
-    float_many(LLM_TYPE_Q8_0, p);
-}
-
 static float_product product_of(const matmul_args *m, size_t r0, size_t r1, size_t element_bytes) {
   size_t row_bytes = m->act->n_in * element_bytes;
   return (float_product){
@@ -148,5 +141,6 @@ void kernels_set_avx2(kernels *k) {
   k->matmul[LLM_TYPE_BF16] = matmul_bf16_avx2;
   kernels_set_avx2_quant(k);
   kernels_set_avx2_rows(k);
+  kernels_set_avx2_attention(k);
 }
 #endif

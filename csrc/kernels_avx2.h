@@ -4,8 +4,10 @@
 #define LLM_KERNELS_AVX2_H
 
 #include <immintrin.h>
+#include <math.h>
 
 #include "kernels_simd.h"
+#include "numeric.h"
 
 #define AVX2        __attribute__((target("avx2,fma,f16c")))
 #define AVX2_INLINE static inline __attribute__((always_inline)) AVX2
@@ -27,22 +29,44 @@ typedef struct float_product {
 void float_product_f32_avx2(const float_product *p);
 void float_product_f16_avx2(const float_product *p);
 void float_product_bf16_avx2(const float_product *p);
-void float_product_q8_0_avx2(const float_product *p); /* n_in a multiple of 32 */
 
 void kernels_set_avx2_quant(kernels *k); /* products with quantized weights */
-void kernels_set_avx2_rows(kernels *k);  /* attention and everything that works on rows */
+void kernels_set_avx2_rows(kernels *k);  /* everything that works on rows */
+void kernels_set_avx2_attention(kernels *k);
 
 /* Eight elements from element k on, a multiple of 8. */
 AVX2_INLINE __m256 load8(const llm_type type, const void *src, size_t k) {
-  if (type == LLM_TYPE_Q8_0) {
-    const block_q8_0 *b = (const block_q8_0 *)src + k / QK;
-    __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(b->q + k % QK)));
-    return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(b->d)), _mm256_cvtepi32_ps(q));
-  }
   if (type == LLM_TYPE_F32) return _mm256_loadu_ps((const float *)src + k);
   __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)src + k));
   if (type == LLM_TYPE_F16) return _mm256_cvtph_ps(half);
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* num_expf, eight at a time. */
+AVX2_INLINE __m256 expf8(__m256 x) {
+  const __m256 magic = _mm256_set1_ps(EXPF_MAGIC);
+  __m256 shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(EXPF_LOG2E), magic);
+  __m256 n = _mm256_sub_ps(shifted, magic);
+  __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-EXPF_LN2_HIGH), x);
+  r = _mm256_fmadd_ps(n, _mm256_set1_ps(-EXPF_LN2_LOW), r);
+  __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(EXPF_P5), r, _mm256_set1_ps(EXPF_P4));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXPF_P3));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXPF_P2));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXPF_P1));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXPF_P0));
+  __m256 y = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1));
+  __m256i bits = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(magic));
+  y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(bits, 23)));
+  y = _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(EXPF_MIN), _CMP_LT_OQ), y);
+  y = _mm256_blendv_ps(y, _mm256_set1_ps(INFINITY),
+                       _mm256_cmp_ps(x, _mm256_set1_ps(EXPF_MAX), _CMP_GT_OQ));
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
+AVX2_INLINE float horizontal_max(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
 /* Lanes 0 to 7 in low, 8 to 15 in high. */

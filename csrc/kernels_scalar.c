@@ -34,11 +34,6 @@ static float load_bf16(const void *src, size_t i) {
   return bf16_to_f32(h);
 }
 
-static float load_q8_0(const void *src, size_t i) {
-  const block_q8_0 *b = (const block_q8_0 *)src + i / QK;
-  return f16_to_f32(b->d) * (float)b->q[i % QK];
-}
-
 #define DEFINE_DOT(type)                                                                           \
   static float dot_##type(const void *w, const float *x, size_t n) {                               \
     float lane[LANES] = {0};                                                                       \
@@ -50,7 +45,6 @@ static float load_q8_0(const void *src, size_t i) {
 DEFINE_DOT(f32)
 DEFINE_DOT(f16)
 DEFINE_DOT(bf16)
-DEFINE_DOT(q8_0) /* of a cache; weights of this type meet quantized activations */
 
 #define DEFINE_FLOAT_PRODUCTS(type, bytes)                                                         \
   static void matmul_##type##_scalar(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
@@ -68,9 +62,6 @@ DEFINE_FLOAT_PRODUCTS(bf16, 2)
 
 /* ---- attention ---- */
 
-typedef float (*element_load)(const void *src, size_t i);
-typedef float (*element_dot)(const void *w, const float *x, size_t n);
-
 static float softmax(float *p, size_t n) { /* unnormalized, in place; returns the sum */
   float max = p[0], lane[LANES] = {0};
   for (size_t i = 1; i < n; i++) max = p[i] > max ? p[i] : max;
@@ -81,30 +72,61 @@ static float softmax(float *p, size_t n) { /* unnormalized, in place; returns th
   return sum_lanes(lane);
 }
 
-static void attention_of(const attention_args *a, element_dot dot, element_load load) {
-  size_t d_head = a->head_dim;
-  for (size_t h = 0; h < a->n_q; h++) {
-    float *scores = a->scores + h * a->n_pos, *out = a->out + h * d_head;
-    for (size_t i = 0; i < a->n_pos; i++)
-      scores[i] = dot((const char *)a->k + i * a->k_bytes, a->q + h * d_head, d_head) * a->scale;
-    float inverse = 1.0f / softmax(scores, a->n_pos);
-    for (size_t d = 0; d < d_head; d++) {
-      float sum = 0;
-      for (size_t i = 0; i < a->n_pos; i++)
-        sum = fmaf(scores[i], load((const char *)a->v + i * a->v_bytes, d), sum);
-      out[d] = sum * inverse;
+/* 32 elements of a query in 16 bits; returns their scale. */
+static float round_query(const float *x, int16_t *q) {
+  float amax = 0;
+  for (int i = 0; i < QK; i++) amax = fmaxf(amax, fabsf(x[i]));
+  float inverse = amax < ACT_TINY ? 0 : 32767 / amax;
+  for (int i = 0; i < QK; i++) /* as activations are rounded (kernels_scalar_quant.c) */
+    q[i] = (int16_t)(f32_bits(x[i] * inverse + 0x1.8p23f) & 0xffff);
+  return amax < ACT_TINY ? 0 : amax / 32767;
+}
+
+static void scores_q8_0(const attention_args *a, const float *x, float *scores) {
+  for (size_t i = 0; i < a->n_pos; i++) scores[i] = 0;
+  for (size_t b = 0; b < a->head_dim / QK; b++) {
+    int16_t q[QK];
+    float scale = round_query(x + b * QK, q);
+    for (size_t i = 0; i < a->n_pos; i++) {
+      const block_q8_0 *k = (const block_q8_0 *)((const char *)a->k + i * a->k_bytes) + b;
+      int32_t sum = 0;
+      for (int j = 0; j < QK; j++) sum += k->q[j] * q[j];
+      scores[i] = fmaf((float)sum, f16_to_f32(k->d) * scale, scores[i]);
     }
   }
 }
 
+static void scores_of(const attention_args *a, const float *x, float *scores) {
+  if (a->k_type == LLM_TYPE_Q8_0) {
+    scores_q8_0(a, x, scores);
+    return;
+  }
+  for (size_t i = 0; i < a->n_pos; i++) {
+    const char *k = (const char *)a->k + i * a->k_bytes;
+    scores[i] = (a->k_type == LLM_TYPE_F16 ? dot_f16 : dot_f32)(k, x, a->head_dim);
+  }
+}
+
+static float add_value(llm_type type, const void *v, size_t d, float p, float sum) {
+  if (type != LLM_TYPE_Q8_0)
+    return fmaf(p, type == LLM_TYPE_F16 ? load_f16(v, d) : load_f32(v, d), sum);
+  const block_q8_0 *b = (const block_q8_0 *)v + d / QK;
+  return fmaf(p * f16_to_f32(b->d), (float)b->q[d % QK], sum);
+}
+
 static void attention_scalar(const attention_args *a) {
-  attention_of(a,
-               a->k_type == LLM_TYPE_F16    ? dot_f16
-               : a->k_type == LLM_TYPE_Q8_0 ? dot_q8_0
-                                            : dot_f32,
-               a->v_type == LLM_TYPE_F16    ? load_f16
-               : a->v_type == LLM_TYPE_Q8_0 ? load_q8_0
-                                            : load_f32);
+  for (size_t h = 0; h < a->n_q; h++) {
+    float *scores = a->scores + h * a->n_pos, *out = a->out + h * a->head_dim;
+    scores_of(a, a->q + h * a->head_dim, scores);
+    for (size_t i = 0; i < a->n_pos; i++) scores[i] *= a->scale;
+    float inverse = 1.0f / softmax(scores, a->n_pos);
+    for (size_t d = 0; d < a->head_dim; d++) {
+      float sum = 0;
+      for (size_t i = 0; i < a->n_pos; i++)
+        sum = add_value(a->v_type, (const char *)a->v + i * a->v_bytes, d, scores[i], sum);
+      out[d] = sum * inverse;
+    }
+  }
 }
 
 /* ---- rows ---- */

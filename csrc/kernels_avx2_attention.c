@@ -1,0 +1,409 @@
+/* kernels_avx2_attention.c: attention with AVX2, FMA and F16C. Layer 2. Positions come in chunks
+ * that stay in L1 while all query heads pass, three side by side, so that a key or value is
+ * expanded once for the three; sums over lanes are made for eight positions at once. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include "kernels_avx2.h"
+
+enum {
+  CHUNK = 64,     /* positions */
+  SIDE = 3,       /* query heads side by side */
+  AHEAD = 4 << 10 /* bytes; rows of Q8_0 need requests, those of floats come faster without */
+};
+
+typedef struct chunk { /* positions from `from` to `to` */
+  const attention_args *a;
+  size_t from, to;
+} chunk;
+
+AVX2_INLINE void fetch(const char *p) { _mm_prefetch(p + AHEAD, _MM_HINT_T0); }
+
+/* ---- scores of float keys ---- */
+
+/* Lanes l + 8, then l + 4 added, of two dots: their sums of four lanes side by side. */
+AVX2_INLINE __m256 halve_two(const __m256 a[2], const __m256 b[2]) {
+  __m256 x = _mm256_add_ps(a[0], a[1]), y = _mm256_add_ps(b[0], b[1]);
+  return _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+}
+
+/* Of four such pairs: the eight results in order. */
+AVX2_INLINE __m256 sum_eight(const __m256 v[4]) {
+  __m256 a =
+      _mm256_add_ps(_mm256_shuffle_ps(v[0], v[1], 0x44), _mm256_shuffle_ps(v[0], v[1], 0xee));
+  __m256 b =
+      _mm256_add_ps(_mm256_shuffle_ps(v[2], v[3], 0x44), _mm256_shuffle_ps(v[2], v[3], 0xee));
+  __m256 even_odd = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+  return _mm256_permutevar8x32_ps(even_odd, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* The keys at k and one position further, times n_q queries. */
+AVX2_INLINE void dot_two(const llm_type type, const int n_q, const attention_args *a, const char *k,
+                         const float *q, __m256 out[SIDE]) {
+  const char *next = k + a->k_bytes;
+  __m256 sum[SIDE][2][2]; /* by query, position, half of the lanes */
+  UNROLL
+  for (int j = 0; j < n_q; j++)
+    sum[j][0][0] = sum[j][0][1] = sum[j][1][0] = sum[j][1][1] = _mm256_setzero_ps();
+  for (size_t d = 0; d < a->head_dim; d += LANES) {
+    UNROLL
+    for (size_t half = 0; half < 2; half++) {
+      __m256 x = load8(type, k, d + 8 * half), y = load8(type, next, d + 8 * half);
+      UNROLL
+      for (size_t j = 0; j < (size_t)n_q; j++) {
+        __m256 qd = _mm256_loadu_ps(q + j * a->head_dim + d + 8 * half);
+        KEEP(qd);
+        sum[j][0][half] = _mm256_fmadd_ps(x, qd, sum[j][0][half]);
+        sum[j][1][half] = _mm256_fmadd_ps(y, qd, sum[j][1][half]);
+      }
+    }
+  }
+  UNROLL
+  for (int j = 0; j < n_q; j++) out[j] = halve_two(sum[j][0], sum[j][1]);
+}
+
+AVX2_INLINE void float_scores(const llm_type type, const int n_q, const chunk *c, size_t h) {
+  const attention_args *a = c->a;
+  const float *q = a->q + h * a->head_dim;
+  for (size_t pos = c->from; pos + 8 <= c->to; pos += 8) {
+    const char *k = (const char *)a->k + pos * a->k_bytes;
+    __m256 pair[SIDE][4], two[SIDE];
+    UNROLL
+    for (size_t i = 0; i < 4; i++) {
+      dot_two(type, n_q, a, k + 2 * i * a->k_bytes, q, two);
+      UNROLL
+      for (int j = 0; j < n_q; j++) pair[j][i] = two[j];
+    }
+    UNROLL
+    for (size_t j = 0; j < (size_t)n_q; j++)
+      _mm256_storeu_ps(a->scores + (h + j) * a->n_pos + pos, sum_eight(pair[j]));
+  }
+}
+
+/* What is left of a chunk, and heads of odd widths. */
+AVX2_INLINE void few_scores(const llm_type type, const chunk *c, size_t from) {
+  const attention_args *a = c->a;
+  float_product p = {(const char *)a->k + from * a->k_bytes,
+                     a->k_bytes,
+                     c->to - from,
+                     a->q,
+                     a->n_q,
+                     a->head_dim,
+                     a->scores + from,
+                     a->n_pos};
+  if (type == LLM_TYPE_F16)
+    float_product_f16_avx2(&p);
+  else
+    float_product_f32_avx2(&p);
+}
+
+/* ---- scores of keys in Q8_0 ---- */
+
+/* 32 elements of a query in 16 bits; returns their scale. */
+AVX2_INLINE float round_query(const float *x, int16_t *q) {
+  __m256 v[4], largest = _mm256_setzero_ps();
+  UNROLL
+  for (int i = 0; i < 4; i++) {
+    v[i] = _mm256_loadu_ps(x + 8 * i);
+    largest = _mm256_max_ps(largest, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v[i]));
+  }
+  float amax = horizontal_max(largest);
+  __m256 inverse = _mm256_set1_ps(amax < ACT_TINY ? 0 : 32767 / amax);
+  UNROLL
+  for (int i = 0; i < 4; i += 2) {
+    __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(v[i + 1], inverse));
+    __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    _mm256_storeu_si256((__m256i *)(q + 8 * i), both);
+  }
+  return amax < ACT_TINY ? 0 : amax / 32767;
+}
+
+/* Four keys' blocks from k on times n_q: the lower and the upper half of the lanes hold two parts
+ * of the sums of positions 0 to 3. */
+AVX2_INLINE void dot_four(const int n_q, const uint8_t *k, size_t row_bytes, int16_t q[SIDE][QK],
+                          __m256i out[SIDE]) {
+  __m256i x[4][2];
+  UNROLL
+  for (size_t i = 0; i < 4; i++) {
+    UNROLL
+    for (size_t half = 0; half < 2; half++)
+      x[i][half] = _mm256_cvtepi8_epi16(load16(k + i * row_bytes + 2 + 16 * half));
+  }
+  UNROLL
+  for (int j = 0; j < n_q; j++) {
+    __m256i low = _mm256_loadu_si256((const __m256i *)q[j]);
+    __m256i high = _mm256_loadu_si256((const __m256i *)(q[j] + 16)), sum[4];
+    UNROLL
+    for (int i = 0; i < 4; i++)
+      sum[i] = _mm256_add_epi32(_mm256_madd_epi16(x[i][0], low), _mm256_madd_epi16(x[i][1], high));
+    out[j] =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]), _mm256_hadd_epi32(sum[2], sum[3]));
+  }
+}
+
+/* One block of eight keys from k on: sum[j] of the eight dots with query j. */
+AVX2_INLINE void dot_eight(const int n_q, const uint8_t *k, size_t row_bytes, int16_t q[SIDE][QK],
+                           const float *scale, __m256 sum[SIDE]) {
+  __m256 key_scale, unused;
+  __m256i low[SIDE], high[SIDE];
+  dot_four(n_q, k, row_bytes, q, low);
+  dot_four(n_q, k + 4 * row_bytes, row_bytes, q, high);
+  load_scales(LLM_TYPE_Q8_0, k, row_bytes, &key_scale, &unused);
+  UNROLL
+  for (int j = 0; j < n_q; j++) {
+    __m256i all = _mm256_add_epi32(_mm256_permute2x128_si256(low[j], high[j], 0x20),
+                                   _mm256_permute2x128_si256(low[j], high[j], 0x31));
+    __m256 scales = _mm256_mul_ps(key_scale, _mm256_set1_ps(scale[j]));
+    sum[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all), scales, sum[j]);
+  }
+}
+
+/* Scores of fewer than eight positions, from copies of their blocks. */
+AVX2_INLINE void last_scores_q8_0(const int n_q, const attention_args *a, const uint8_t *k, int n,
+                                  int16_t q[SIDE][QK], const float *scale, float *y, int begins) {
+  block_q8_0 copy[8] = {0};
+  const __m256i used = first_lanes(n);
+  __m256 sum[SIDE];
+  for (int i = 0; i < n; i++) memcpy(&copy[i], k + (size_t)i * a->k_bytes, sizeof copy[i]);
+  UNROLL
+  for (size_t j = 0; j < (size_t)n_q; j++)
+    sum[j] = begins ? _mm256_setzero_ps() : _mm256_maskload_ps(y + j * a->n_pos, used);
+  dot_eight(n_q, (const uint8_t *)copy, sizeof *copy, q, scale, sum);
+  UNROLL
+  for (size_t j = 0; j < (size_t)n_q; j++) _mm256_maskstore_ps(y + j * a->n_pos, used, sum[j]);
+}
+
+AVX2_INLINE void scores_q8_0(const int n_q, const chunk *c, size_t h) {
+  const attention_args *a = c->a;
+  for (size_t b = 0; b < a->head_dim / QK; b++) {
+    int16_t q[SIDE][QK];
+    float scale[SIDE];
+    size_t pos = c->from;
+    const uint8_t *k = (const uint8_t *)a->k + pos * a->k_bytes + b * sizeof(block_q8_0);
+    UNROLL
+    for (size_t j = 0; j < (size_t)n_q; j++)
+      scale[j] = round_query(a->q + (h + j) * a->head_dim + b * QK, q[j]);
+    float *y = a->scores + h * a->n_pos + pos;
+    for (; pos + 8 <= c->to; pos += 8, y += 8, k += 8 * a->k_bytes) {
+      __m256 sum[SIDE];
+      for (size_t i = 0; i < 8; i++) fetch((const char *)k + i * a->k_bytes);
+      UNROLL
+      for (size_t j = 0; j < (size_t)n_q; j++)
+        sum[j] = b ? _mm256_loadu_ps(y + j * a->n_pos) : _mm256_setzero_ps();
+      dot_eight(n_q, k, a->k_bytes, q, scale, sum);
+      UNROLL
+      for (size_t j = 0; j < (size_t)n_q; j++) _mm256_storeu_ps(y + j * a->n_pos, sum[j]);
+    }
+    if (pos < c->to) last_scores_q8_0(n_q, a, k, (int)(c->to - pos), q, scale, y, !b);
+  }
+}
+
+/* ---- softmax ---- */
+
+/* p = num_expf(p * scale - max) in place; returns 1 / their sum in 16 lanes. */
+AVX2 static float softmax(float *p, size_t n, float scale) {
+  const __m256 scales = _mm256_set1_ps(scale);
+  const size_t n_whole = n / 8 * 8;
+  const __m256i tail = first_lanes((int)(n - n_whole));
+  __m256 maxima = _mm256_set1_ps(-INFINITY);
+  for (size_t i = 0; i < n_whole; i += 8) {
+    __m256 v = _mm256_mul_ps(_mm256_loadu_ps(p + i), scales);
+    _mm256_storeu_ps(p + i, v);
+    maxima = _mm256_max_ps(maxima, v);
+  }
+  float max = horizontal_max(maxima);
+  for (size_t i = n_whole; i < n; i++) {
+    p[i] *= scale;
+    max = p[i] > max ? p[i] : max;
+  }
+  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (size_t i = 0; i < n_whole; i += 8) {
+    __m256 e = expf8(_mm256_sub_ps(_mm256_loadu_ps(p + i), _mm256_set1_ps(max)));
+    _mm256_storeu_ps(p + i, e);
+    sum[i / 8 % 2] = _mm256_add_ps(sum[i / 8 % 2], e);
+  }
+  if (n_whole < n) { /* lanes stay at their value by adding +0: none is ever -0 */
+    __m256 e = _mm256_sub_ps(_mm256_maskload_ps(p + n_whole, tail), _mm256_set1_ps(max));
+    e = _mm256_and_ps(expf8(e), _mm256_castsi256_ps(tail));
+    _mm256_maskstore_ps(p + n_whole, tail, e);
+    sum[n_whole / 8 % 2] = _mm256_add_ps(sum[n_whole / 8 % 2], e);
+  }
+  return 1.0f / sum_lanes(sum[0], sum[1]);
+}
+
+/* ---- values ---- */
+
+typedef struct shares { /* of n_q heads from h on: p[j * stride + i] of position from + i */
+  const float *p;
+  size_t stride, h;
+} shares;
+
+/* 8 * n_reg elements of a value from element d on; of Q8_0 the integers. */
+AVX2_INLINE __m256 load_value(const llm_type type, const char *v, size_t d) {
+  if (type != LLM_TYPE_Q8_0) return load8(type, v, d);
+  const block_q8_0 *b = (const block_q8_0 *)v + d / QK;
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(b->q + d % QK))));
+}
+
+/* Adds the chunk to out[d] to out[d + 8 * n_reg - 1] of n_q heads. */
+AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg, const chunk *c,
+                             const shares *s, size_t d) {
+  const attention_args *a = c->a;
+  const char *v = (const char *)a->v + c->from * a->v_bytes;
+  float *out = a->out + s->h * a->head_dim + d;
+  __m256 sum[SIDE][4];
+  UNROLL
+  for (size_t j = 0; j < (size_t)n_q; j++) {
+    UNROLL
+    for (size_t i = 0; i < (size_t)n_reg; i++)
+      sum[j][i] = c->from ? _mm256_loadu_ps(out + j * a->head_dim + 8 * i) : _mm256_setzero_ps();
+  }
+  for (size_t pos = 0; pos < c->to - c->from; pos++, v += a->v_bytes) {
+    __m256 p[SIDE];
+    if (type == LLM_TYPE_Q8_0) fetch(v + d / QK * sizeof(block_q8_0));
+    UNROLL
+    for (size_t j = 0; j < (size_t)n_q; j++) p[j] = _mm256_broadcast_ss(s->p + j * s->stride + pos);
+    UNROLL
+    for (size_t i = 0; i < (size_t)n_reg; i++) {
+      __m256 x = load_value(type, v, d + 8 * i);
+      UNROLL
+      for (int j = 0; j < n_q; j++) sum[j][i] = _mm256_fmadd_ps(p[j], x, sum[j][i]);
+    }
+  }
+  UNROLL
+  for (size_t j = 0; j < (size_t)n_q; j++) {
+    UNROLL
+    for (size_t i = 0; i < (size_t)n_reg; i++)
+      _mm256_storeu_ps(out + j * a->head_dim + 8 * i, sum[j][i]);
+  }
+}
+
+/* The values behind the last whole register, one at a time; a row of Q8_0 has none. */
+AVX2_INLINE void values_tail(const llm_type type, const int n_q, const chunk *c, const shares *s,
+                             size_t first) {
+  const attention_args *a = c->a;
+  for (int j = 0; j < n_q; j++)
+    for (size_t d = first; d < a->head_dim; d++) {
+      float *out = a->out + (s->h + (size_t)j) * a->head_dim + d, sum = c->from ? *out : 0;
+      for (size_t pos = c->from; pos < c->to; pos++) {
+        const char *row = (const char *)a->v + pos * a->v_bytes;
+        float v =
+            type == LLM_TYPE_F16 ? f16_to_f32(((const uint16_t *)row)[d]) : ((const float *)row)[d];
+        sum = fmaf(s->p[(size_t)j * s->stride + pos - c->from], v, sum);
+      }
+      *out = sum;
+    }
+}
+
+AVX2_INLINE void float_values(const llm_type type, const int n_q, const chunk *c, size_t h) {
+  const attention_args *a = c->a;
+  const shares s = {a->scores + h * a->n_pos + c->from, a->n_pos, h};
+  size_t d = 0;
+  for (; d + 32 <= a->head_dim; d += 32) values_tile(type, n_q, 4, c, &s, d);
+  for (; d + 8 <= a->head_dim; d += 8) values_tile(type, n_q, 1, c, &s, d);
+  if (d < a->head_dim) values_tail(type, n_q, c, &s, d);
+}
+
+/* A block's scale goes to the positions' shares, its integers meet them. */
+AVX2_INLINE void values_q8_0(const int n_q, const chunk *c, size_t h) {
+  const attention_args *a = c->a;
+  const size_t n = c->to - c->from;
+  const float *p = a->scores + h * a->n_pos + c->from;
+  float scaled[SIDE][CHUNK];
+  const shares s = {scaled[0], CHUNK, h};
+  for (size_t b = 0; b < a->head_dim / QK; b++) {
+    const char *v = (const char *)a->v + c->from * a->v_bytes + b * sizeof(block_q8_0);
+    size_t pos = 0;
+    for (; pos + 8 <= n; pos += 8) {
+      __m256 scale, unused;
+      load_scales(LLM_TYPE_Q8_0, (const uint8_t *)v + pos * a->v_bytes, a->v_bytes, &scale,
+                  &unused);
+      UNROLL
+      for (size_t j = 0; j < (size_t)n_q; j++)
+        _mm256_storeu_ps(scaled[j] + pos,
+                         _mm256_mul_ps(_mm256_loadu_ps(p + j * a->n_pos + pos), scale));
+    }
+    for (; pos < n; pos++)
+      for (size_t j = 0; j < (size_t)n_q; j++)
+        scaled[j][pos] =
+            p[j * a->n_pos + pos] * _cvtsh_ss(((const block_q8_0 *)(v + pos * a->v_bytes))->d);
+    values_tile(LLM_TYPE_Q8_0, n_q, 4, c, &s, b * QK);
+  }
+}
+
+/* ---- the whole ---- */
+
+AVX2_INLINE void scores_of(const llm_type type, const int n_q, const chunk *c, size_t h) {
+  if (type == LLM_TYPE_Q8_0)
+    scores_q8_0(n_q, c, h);
+  else
+    float_scores(type, n_q, c, h);
+}
+
+AVX2_INLINE void values_of(const llm_type type, const int n_q, const chunk *c, size_t h) {
+  if (type == LLM_TYPE_Q8_0)
+    values_q8_0(n_q, c, h);
+  else
+    float_values(type, n_q, c, h);
+}
+
+#define FOR_HEADS(of)                                                                              \
+  {                                                                                                \
+    size_t h = 0;                                                                                  \
+    for (; h + 3 <= c->a->n_q; h += 3) of(type, 3, c, h);                                          \
+    if (c->a->n_q - h == 2) of(type, 2, c, h);                                                     \
+    if (c->a->n_q - h == 1) of(type, 1, c, h);                                                     \
+  }
+
+AVX2_INLINE void chunk_scores(const llm_type type, const chunk *c) {
+  const size_t whole = c->a->head_dim % LANES ? c->from : c->to - (c->to - c->from) % 8;
+  if (type == LLM_TYPE_Q8_0 || whole > c->from) FOR_HEADS(scores_of)
+  if (type != LLM_TYPE_Q8_0 && whole < c->to) few_scores(type, c, whole);
+}
+
+AVX2_INLINE void chunk_values(const llm_type type, const chunk *c) FOR_HEADS(values_of)
+
+#define FOR_TYPES(type, of, c)                                                                     \
+  if (type == LLM_TYPE_F16)                                                                        \
+    of(LLM_TYPE_F16, c);                                                                           \
+  else if (type == LLM_TYPE_Q8_0)                                                                  \
+    of(LLM_TYPE_Q8_0, c);                                                                          \
+  else                                                                                             \
+    of(LLM_TYPE_F32, c);
+
+    enum {
+      MAX_HEADS = 16
+    }; /* query heads in one pass over keys and values */
+
+/* At most MAX_HEADS query heads. */
+AVX2 static void attention_heads(const attention_args *a) {
+  float inverse[MAX_HEADS];
+  chunk c = {.a = a};
+  for (c.from = 0; c.from < a->n_pos; c.from = c.to) {
+    c.to = min_size(c.from + CHUNK, a->n_pos);
+    FOR_TYPES(a->k_type, chunk_scores, &c)
+  }
+  for (size_t h = 0; h < a->n_q; h++)
+    inverse[h] = softmax(a->scores + h * a->n_pos, a->n_pos, a->scale);
+  for (c.from = 0; c.from < a->n_pos; c.from = c.to) {
+    c.to = min_size(c.from + CHUNK, a->n_pos);
+    FOR_TYPES(a->v_type, chunk_values, &c)
+  }
+  for (size_t h = 0; h < a->n_q; h++)
+    for (size_t d = 0; d < a->head_dim; d++) a->out[h * a->head_dim + d] *= inverse[h];
+}
+
+static void attention_avx2(const attention_args *a) {
+  attention_args part = *a;
+  for (size_t h = 0; h < a->n_q; h += MAX_HEADS) {
+    part.n_q = min_size(a->n_q - h, MAX_HEADS);
+    part.q = a->q + h * a->head_dim;
+    part.out = a->out + h * a->head_dim;
+    attention_heads(&part);
+  }
+}
+
+void kernels_set_avx2_attention(kernels *k) { k->attention = attention_avx2; }
+#endif
