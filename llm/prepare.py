@@ -13,77 +13,36 @@ import fcntl
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from .atomic import atomic_file
-from .data import HELD_OUT, MIN_DOCUMENTS, blocks_of, permute
-from .documents import NotText, Source, find_files, format_of, read_documents
-from .duplicates import Duplicates, document_key
+from .duplicates import Duplicates
 from .errors import CorpusError
-from .prepare_items import (
-    Rules,
-    Skipped,
-    done_path,
-    encode,
-    has_text,
-    load_done,
-    load_keys,
-    save_done,
-    scan,
-    split,
-    with_hint,
+from .prepare_items import Rules, done_path, encode, load_done, load_keys, save_done, scan
+from .prepare_plan import (
+    PLAN,
+    STDIN,
+    Plan,
+    Wishes,
+    changed,
+    check_same,
+    check_unchanged,
+    load_plan,
+    make_plan,
+    sample,
 )
 from .shards import MANIFEST, TOKENIZER, ShardSet, file_hash, write_manifest
 from .tokenizer import Tokenizer
 from .vocabulary import fingerprint, learn_vocabulary, save_tokenizer, save_vocabulary
-
-PLAN, STDIN = "plan.json", "stdin"
-N_ITEMS = 256  # of a corpus in the middle
-ITEM_BYTES = (16 << 20, 4 << 30)  # smallest and largest by themselves
-PACKED = 4  # text bytes for a byte of a compressed or Parquet file, roughly
-MIN_HELD_BYTES = 1024
-SAMPLE_ITEMS = 256  # the most that a tokenizer's sample is spread over
-MAGIC = {b"\x1f\x8b": ".gz", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the shards are to be; a folder goes on with the same ones only."""
-
-    paths: tuple[str, ...]  # absolute; "-" is standard input
-    field: str | None = None
-    tokenizer: str | None = None  # a parameter file; None: learn one
-    n_vocab: int = 4096
-    sample_bytes: int = 64 << 20  # of text to learn it from
-    held_out: float = HELD_OUT
-    near_duplicates: bool = False
-    index_bytes: int = 256 << 20  # of each Bloom filter
-    item_bytes: int | None = None  # of text in a shard, about
-    skip_damaged: bool = False
-
-    def __post_init__(self):
-        for name, low, high in (
-            ("n_vocab", 257, 1 << 16),
-            ("sample_bytes", 1, 1 << 30),
-            ("held_out", 1e-9, 0.5),
-            ("index_bytes", 1 << 10, 1 << 44),
-            ("item_bytes", 1, 1 << 40),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
 
 def prepare(wishes: Wishes, folder: Path, workers: int, report) -> ShardSet:
@@ -104,172 +63,6 @@ def prepare(wishes: Wishes, folder: Path, workers: int, report) -> ShardSet:
         return finish(folder, wishes, plan, order, tokenizer)
 
 
-# ---- the plan ----
-
-
-@dataclass
-class Plan:
-    files: list[tuple[str, int, int]]  # path, bytes, modification time in ns
-    items: list[list[Source]]
-    in_blocks: bool
-    held_below: int
-    skipped: Skipped
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(size for _, size, _ in self.files)
-
-
-def make_plan(folder: Path, wishes: Wishes, report) -> Plan:
-    skipped = Skipped()
-    paths = [spool_stdin(folder, wishes.field) if p == "-" else p for p in wishes.paths]
-
-    def skip(line: str) -> None:
-        skipped.add("files of other kinds", line)
-
-    files = [(path, *stat_of(path)) for path in find_files(paths, skip)]
-    items = group(files, wishes.item_bytes)
-    report.say(f"input      {len(files):,} files, {sum(f[1] for f in files):,} bytes")
-    in_blocks, held_below = choose_held_out(items, wishes, skipped)
-    plan = Plan(files, items, in_blocks, held_below, skipped)
-    content = {**vars(plan), "skipped": vars(skipped), "wishes": asdict(wishes)}
-    with atomic_file(folder / PLAN) as file:
-        file.write(json.dumps(content).encode("utf-8", "surrogateescape"))
-    return plan
-
-
-def load_plan(folder: Path, wishes: Wishes, report) -> Plan | None:
-    path = folder / PLAN
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
-        kept = content.pop("wishes")
-        skipped = Skipped(**content["skipped"])
-        items = [[Source(*source) for source in item] for item in content["items"]]
-        files = [tuple(file) for file in content["files"]]
-        plan = Plan(files, items, content["in_blocks"], content["held_below"], skipped)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{path}: damaged ({error}); begin again in another folder") from error
-    check_same(folder, kept, wishes)
-    for name, *known in plan.files:
-        check_unchanged(name, known)
-    report.say(f"going on   in {folder}: {len(plan.files):,} files, {plan.n_bytes:,} bytes")
-    return plan
-
-
-FREE = {"skip_damaged"}  # may change when work goes on
-
-
-def check_same(folder: Path, kept: dict, wishes: Wishes) -> None:
-    asked = json.loads(json.dumps(asdict(wishes)))
-    for name, value in asked.items():
-        if name not in FREE and kept.get(name) != value:
-            raise CorpusError(
-                f"{folder}: begun with {name} {kept.get(name)}, asked for {value}: "
-                "choose another folder"
-            )
-
-
-def stat_of(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot read: {error.strerror}") from error
-    return found.st_size, found.st_mtime_ns
-
-
-def check_unchanged(path: str, known) -> None:
-    if stat_of(path) != tuple(known):
-        raise CorpusError(f"{path}: has changed since the preparation began")
-
-
-def spool_stdin(folder: Path, field: str | None) -> str:
-    """Standard input as a file of the folder: it is read twice, and again after a kill."""
-    first = sys.stdin.buffer.read(8)
-    suffix = next((s for magic, s in MAGIC.items() if first.startswith(magic)), "")
-    kind = "" if suffix == ".parquet" else ".jsonl" if field else ".txt"
-    path = folder / f"{STDIN}{kind}{suffix}"
-    with atomic_file(path) as file:
-        file.write(first)
-        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-    return str(path)
-
-
-def group(files: list[tuple[str, int, int]], wanted: int | None) -> list[list[Source]]:
-    """Items of about `wanted` bytes of text: files that follow each other, or parts of one."""
-
-    kinds = [format_of(path) for path, *_ in files]
-    packed = [bool(compression) or kind == "parquet" for kind, compression in kinds]
-    weights = [size * (PACKED if p else 1) for (_, size, _), p in zip(files, packed, strict=True)]
-    if wanted is None:
-        wanted = min(max(sum(weights) // N_ITEMS, ITEM_BYTES[0]), ITEM_BYTES[1])
-    items, item, n_bytes = [], [], 0
-    for (path, size, _), is_packed, weight in zip(files, packed, weights, strict=True):
-        whole = is_packed or size < 2 * wanted or not os.path.isfile(path)
-        for source in [Source(path)] if whole else parts_of(path, size, wanted):
-            item.append(source)
-            n_bytes += weight if whole else source.end - source.start
-            if n_bytes >= wanted:
-                items.append(item)
-                item, n_bytes = [], 0
-    return items + [item] if item else items
-
-
-def parts_of(path: str, size: int, wanted: int) -> list[Source]:
-    """Parts of about `wanted` bytes that begin at a line."""
-    parts, start = [], 0
-    with open(path, "rb") as file:
-        while start < size:
-            file.seek(min(start + wanted, size))
-            file.readline()
-            end = min(file.tell(), size)
-            parts.append(Source(path, start, end))
-            start = end
-    return parts
-
-
-def choose_held_out(items, wishes: Wishes, skipped: Skipped) -> tuple[bool, int]:
-    """(in blocks, the key below which something is held out). Reads MIN_DOCUMENTS at most; of
-    fewer, enough blocks are held out to validate on: data.hold_out has the same rule."""
-    first = islice(readable(items, wishes, skipped), MIN_DOCUMENTS)
-    if sum(1 for _ in first) == MIN_DOCUMENTS:
-        return False, int(wishes.held_out * 2**64)
-    blocks = {}
-    for document in readable(items, wishes, skipped):
-        for block in blocks_of(document):
-            blocks[document_key(block)] = len(block)
-    if not blocks:
-        first = f": {skipped.lines[0]}" if skipped.lines else ""
-        raise CorpusError(f"{', '.join(wishes.paths)}: no text to train on{first}")
-    held_below, n_held, total = int(wishes.held_out * 2**64), 0, sum(blocks.values())
-    for key in sorted(blocks):
-        if key >= held_below and n_held >= MIN_HELD_BYTES:
-            break
-        n_held += blocks[key]
-        held_below = max(held_below, key + 1)
-    if 2 * n_held > total:
-        raise CorpusError(
-            f"{', '.join(wishes.paths)}: {total:,} bytes with {len(blocks)} places to cut, too few "
-            "to hold some out; python -m llm train --text learns from so short a text"
-        )
-    return True, held_below
-
-
-def readable(items, wishes: Wishes, skipped: Skipped) -> Iterator[bytes]:
-    """Documents for a first look: what cannot be used is told of by the item that has it."""
-    for source in (source for item in items for source in item):
-        try:
-            for document in read_documents(source, wishes.field, lambda line: None):
-                if has_text(document):
-                    yield document
-        except NotText as error:
-            skipped.lines or skipped.lines.append(str(error))
-        except CorpusError as error:
-            if not wishes.skip_damaged:
-                raise with_hint(error) from error
-
-
 # ---- the tokenizer ----
 
 
@@ -284,23 +77,6 @@ def find_tokenizer(folder: Path, wishes: Wishes, plan: Plan, report) -> Tokenize
             vocabulary = learn_vocabulary(documents, wishes.n_vocab)
             save_vocabulary(path, vocabulary)
     return Tokenizer.open(path)
-
-
-def sample(wishes: Wishes, plan: Plan) -> list[bytes]:
-    """Training documents from items all over the corpus, as many bytes from each."""
-    n_items = len(plan.items)
-    chosen = sorted(permute(i, n_items, 1) for i in range(min(n_items, SAMPLE_ITEMS)))
-    documents, left = [], wishes.sample_bytes
-    for turn, number in enumerate(chosen):
-        share = left // (len(chosen) - turn)
-        for document in readable([plan.items[number]], wishes, Skipped()):
-            document = split(document, document_key(document), plan)[0][:share]
-            documents.append(document)
-            share -= len(document)
-            left -= len(document)
-            if share <= 0:
-                break
-    return documents
 
 
 def boundary(tokenizer: Tokenizer) -> int:
@@ -327,7 +103,8 @@ def run_items(folder, wishes: Wishes, plan: Plan, tokenizer, workers: int, repor
         n_vocab=tokenizer.n_vocab,
         eot=boundary(tokenizer),
     )
-    known = {path: (size, time) for path, size, time in plan.files}
+    check_touched(folder, plan, rules)
+    known = {path: times for path, *times in plan.files}
     order = Order(folder, plan, wishes, tokenizer.n_vocab, report)
 
     def work(number: int, decide: Callable) -> dict:
@@ -347,6 +124,16 @@ def run_items(folder, wishes: Wishes, plan: Plan, tokenizer, workers: int, repor
     with pool(work, workers, lock) as connections:
         order.run(connections)
     return order
+
+
+def check_touched(folder: Path, plan: Plan, rules: Rules) -> None:
+    """Finished items whose files may have changed must have the documents that they had."""
+    for number, item in enumerate(plan.items):
+        paths = [source.path for source in item if source.path in plan.touched]
+        done = done_path(folder, number)
+        if paths and load_done(done) is not None:
+            if not np.array_equal(scan(item, rules).keys, load_keys(done)[0]):
+                raise changed(", ".join(dict.fromkeys(paths)))
 
 
 class Order:

@@ -57,7 +57,11 @@ PYTHON_LAYERS = (
     ("parameter_file compare", "checkpoint", "evaluate", "memorisation"),
     ("quantize calibrate", "chat_data"),
     ("vocabulary", "base_file", "convert convert_* export export_*"),
-    ("report report_html curves label tokenizer_report", "prepare prepare_items", "material"),
+    (
+        "report report_html curves label tokenizer_report",
+        "prepare prepare_plan prepare_items",
+        "material",
+    ),
     ("train", "plan"),
     ("tune",),
     ("tokenize_command", "data_command", "quantize_command", "bench_command", "zip"),

@@ -1,10 +1,12 @@
 """python -m llm data: the same shards whatever the workers and kills, duplicates, what is held out,
 and every bad input as one line."""
 
+import errno
 import gzip
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,11 +16,13 @@ import pytest
 
 from conftest import ROOT
 from llm import prepare as module
-from llm.documents import read_documents
+from llm.corpus import read_corpus
+from llm.duplicates import document_key
 from llm.errors import CorpusError
 from llm.material import from_shards
 from llm.prepare import Wishes, prepare
 from llm.prepare_items import done_path
+from llm.prepare_plan import make_plan, sample
 from llm.shards import MANIFEST, TOKENIZER, ShardSet
 from llm.tokenizer import Tokenizer
 
@@ -89,11 +93,7 @@ def test_neither_workers_nor_a_stop_change_a_byte(tmp_path, monkeypatch):
         files_of(make(tmp_path / "b", source, workers=3, near_duplicates=True).folder) == expected
     )
 
-    finish = module.finish
-    monkeypatch.setattr(module, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "c", source, near_duplicates=True)
-    monkeypatch.setattr(module, "finish", finish)
+    stopped(monkeypatch, "finish", tmp_path / "c", source, near_duplicates=True)
     done_path(tmp_path / "c", 1).unlink()  # an item that was not finished
     done_path(tmp_path / "c", 3).write_bytes(b"damaged")
     (tmp_path / "c" / "train-000001.bin.1234.tmp").write_bytes(b"half")
@@ -179,6 +179,47 @@ def test_standard_input(tmp_path, monkeypatch):
         make(tmp_path / "c", "-")
 
 
+def test_the_sample_is_chosen_by_hash_all_over_the_corpus(tmp_path):
+    source = corpus(tmp_path / "in")
+    size = sum(path.stat().st_size for path in source.iterdir()) // 3
+
+    def sampled(paths):
+        wishes = Wishes(paths=tuple(map(str, paths)), sample_bytes=size, item_bytes=10_000)
+        folder = tmp_path / "plan"
+        folder.mkdir(exist_ok=True)
+        return sample(wishes, make_plan(folder, wishes, Quiet()))
+
+    files, whole = sorted(source.iterdir()), {text(i).encode(): i for i in range(600)}
+    chosen = sampled(files)
+    assert sum(map(len, chosen)) == size
+    assert chosen == sampled(files[::-1])  # whatever the order
+    numbers = [whole[document] for document in chosen[:-1]]  # the last one is cut
+    assert min(numbers) < 60 and max(numbers) > 540 and len(set(numbers)) == len(numbers) > 40
+    keys = [document_key(document) for document in whole]
+    held_below = int(0.05 * 2**64)
+    wanted = sorted(key for key in keys if key >= held_below)
+    assert [document_key(document) for document in chosen[:-1]] == wanted[: len(numbers)]
+
+
+def test_a_large_corpus_is_sampled_in_part(tmp_path, monkeypatch):
+    source = corpus(tmp_path / "in")
+    wishes = Wishes(paths=(str(source),), sample_bytes=4000, item_bytes=10_000)
+    plan = make_plan(tmp_path, wishes, Quiet())
+    read = []
+    monkeypatch.setattr(
+        "llm.prepare_plan.document_key", lambda text: (read.append(text), document_key(text))[1]
+    )
+    assert sum(map(len, sample(wishes, plan))) == 4000
+    assert len({number_of(text) // 20 for text in read}) > 15  # from all over
+    assert sum(map(len, set(read))) < 10 * 4000  # of 200,000
+
+
+def number_of(document: bytes) -> int:
+    """Of text(seed), whole or cut."""
+    found = re.search(rb" (\d+)\.", document)
+    return int(found[1]) if found else 0
+
+
 # ---- bad input ----
 
 
@@ -226,16 +267,39 @@ def test_a_damaged_file_stops_the_work_or_is_left_out(tmp_path):
     assert skipped.content["corpus"]["skipped"] == {"damaged files": 1}
 
 
-def test_input_that_changes_is_refused_by_its_name(tmp_path, monkeypatch):
-    source = corpus(tmp_path / "in")
+def stopped(monkeypatch, name, *args, **wishes):
+    """A preparation that ends as by Ctrl-C where it would call the function `name`."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "run_items", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(module, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            make(tmp_path / "out", source)
+            make(*args, **wishes)
+
+
+def test_input_that_grows_is_refused_by_its_name(tmp_path, monkeypatch):
+    source = corpus(tmp_path / "in")
+    stopped(monkeypatch, "run_items", tmp_path / "out", source)
     with (source / "3.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(CorpusError, match=r"3\.jsonl: has changed since the preparation began"):
         make(tmp_path / "out", source)
+
+
+def test_other_content_of_the_same_size_and_time_is_refused_by_its_name(tmp_path, monkeypatch):
+    source = corpus(tmp_path / "in")
+    expected = files_of(make(tmp_path / "whole", source).folder)
+    stopped(monkeypatch, "finish", tmp_path / "out", source)
+    for path in source.iterdir():
+        path.chmod(0o600)  # the times of the inodes change, the content does not
+    stopped(monkeypatch, "finish", tmp_path / "out", source)
+    changed = source / "3.jsonl"
+    before, data = changed.stat(), changed.read_bytes()
+    changed.write_bytes(data.replace(b"sea", b"bay"))
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CorpusError, match=r"3\.jsonl.*: has changed since the preparation began"):
+        make(tmp_path / "out", source)
+    changed.write_bytes(data)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files_of(make(tmp_path / "out", source).folder) == expected
 
 
 def test_other_wishes_need_another_folder(tmp_path):
@@ -271,16 +335,27 @@ def test_two_preparations_never_share_a_folder(tmp_path):
             pass
 
 
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    source = corpus(tmp_path / "in", n_files=5)
+
+    def guarded(path, *args):  # root, as tests may run, reads every file
+        if str(path).endswith("1.jsonl"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open(path, *args)
+
+    monkeypatch.setattr("llm.documents.open", guarded, raising=False)
+    with pytest.raises(CorpusError, match=r"1\.jsonl: cannot read: Permission denied \(--skip-d"):
+        make(tmp_path / "out", source)
+    skipped = make(tmp_path / "out", source, skip_damaged=True).content["corpus"]
+    assert skipped["skipped"] == {"damaged files": 1} and skipped["n_documents"] == 400
+
+
 def test_wrong_field(tmp_path):
     source = corpus(tmp_path / "in")
     with pytest.raises(CorpusError, match=r"0\.jsonl: line 1: no field 'txt'; there are: text"):
         make(tmp_path / "out", source, field="txt")
 
 
-def test_documents_are_those_of_the_reader(tmp_path):
-    """The shards' side and `--text` read by one function."""
-    from llm.corpus import read_corpus
-
+def test_documents_are_those_of_a_text(tmp_path):
     source = corpus(tmp_path / "in")
     assert read_corpus([str(source)]).documents == [text(i).encode() for i in range(600)]
-    assert module.read_documents is read_documents

@@ -399,3 +399,9 @@ def test_smollm2_as_tokenizers(smollm2):
             assert ours.encode(text, parse_special=True) == peer.encode(text).ids, text[:80]
         assert (ours.bos, ours.eos, ours.add_bos) == (1, 2, False)
         assert ours.is_eog(2) and ours.is_eog(0) and not ours.is_eog(1)
+
+
+def test_all_tokens_at_once():
+    tokens = [bytes([b]) for b in range(256)] + [b"ab", b"\xe4\xbd\xa0" * 100, b"ab" * 9]
+    tokenizer = Tokenizer.from_bpe("gpt-2", tokens, None, [1] * 258 + [3])
+    assert tokenizer.tokens() == tokens
