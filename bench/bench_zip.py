@@ -114,9 +114,10 @@ def main():
                 )
             if given.score:
                 own = model_bytes(model, text, min(zips.DEFAULT_WINDOW, model.config.n_ctx_train))
-                coded = size - frame_bytes(archive)
-                over = f"the coder {100 * (coded / own - 1):.2f} %, frames {size - coded:,} bytes"
-                print(f"  the model's own bits {own:,.0f}; over it {over}")
+                frames = frame_bytes(archive)
+                parts = {"the model's own bits": own, "the coder": size - frames - own}
+                for label, n in (parts | {"frames": frames}).items():
+                    print(f"    {label:<22}{n:>12,.0f}{100 * n / own:>10.2f} % of its own bits")
             if given.unzip:
                 archive.seek(0)
                 back, begin, cpu = io.BytesIO(), time.perf_counter(), time.process_time()

@@ -33,6 +33,9 @@ void quantize(llm_type type, const float *src, size_t n, void *dst);
  * importance above 0 and NULL for all equal, type quantized. */
 void quantize_fit(llm_type type, float *row, size_t n, const float *importance,
                   const float *feedback, void *dst);
+/* The same without instructions that not all processors have: the same bytes. */
+void quantize_fit_portable(llm_type type, float *row, size_t n, const float *importance,
+                           const float *feedback, void *dst);
 
 /* The quants of a block, less the least (0 and up), into the bits of a block of its type. */
 void pack_quants(llm_type type, const uint8_t *quants, void *block);

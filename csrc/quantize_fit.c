@@ -401,6 +401,11 @@ __attribute__((target("avx2"))) static void fit_row_avx2(llm_type type, float *r
 }
 #endif
 
+void quantize_fit_portable(llm_type type, float *row, size_t n, const float *importance,
+                           const float *feedback, void *dst) {
+  fit_row(type, row, n, importance, feedback, dst);
+}
+
 void quantize_fit(llm_type type, float *row, size_t n, const float *importance,
                   const float *feedback, void *dst) {
 #if defined(__x86_64__)
@@ -409,5 +414,5 @@ void quantize_fit(llm_type type, float *row, size_t n, const float *importance,
     return;
   }
 #endif
-  fit_row(type, row, n, importance, feedback, dst);
+  quantize_fit_portable(type, row, n, importance, feedback, dst);
 }

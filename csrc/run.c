@@ -45,15 +45,32 @@ static int cancel_check(void *user) {
 
 /* ---- --info ---- */
 
+enum { META_FLOAT32 = 6, META_STRING = 8 }; /* GGUF's types of values */
+
+static int find_meta(const llm_model *model, const char *key, int32_t value_type, llm_meta *out) {
+  for (size_t i = 0; i < llm_model_n_meta(model); i++)
+    if (!llm_model_meta(model, i, out, NULL) && !strcmp(out->key, key))
+      return out->value_type == value_type;
+  return 0;
+}
+
 static void print_meta(const llm_model *model, const char *key, const char *label) {
   llm_meta meta;
-  for (size_t i = 0; i < llm_model_n_meta(model); i++) {
-    if (llm_model_meta(model, i, &meta, NULL) || strcmp(meta.key, key)) continue;
-    if (meta.value_type != 8) return; /* only strings are shown as they are */
-    printf("%-14s ", label);
-    print_escaped(meta.data, (size_t)meta.n_bytes);
-    putchar('\n');
-  }
+  if (!find_meta(model, key, META_STRING, &meta)) return;
+  printf("%-14s ", label);
+  print_escaped(meta.data, (size_t)meta.n_bytes);
+  putchar('\n');
+}
+
+/* What a file was rounded to and what that cost, where it says so. */
+static void print_quantization(const llm_model *model) {
+  llm_meta meta;
+  float change;
+  if (!find_meta(model, "two_file.quantization.type", META_STRING, &meta)) return;
+  print_meta(model, "two_file.quantization.type", "quantized");
+  if (!find_meta(model, "two_file.quantization.bits_per_byte_change", META_FLOAT32, &meta)) return;
+  memcpy(&change, meta.data, sizeof change);
+  printf("%-14s %+.4f bits per byte by rounding\n", "", (double)change);
 }
 
 static void print_types(const llm_model *model) {
@@ -121,6 +138,7 @@ static int show_info(const llm_model *model, const options *o,
          llm_tokenizer_add_bos(t) ? " (added)" : "", (int)llm_tokenizer_eos(t));
   if (llm_model_needs(model, context_options, &needs, &err)) return failed(&err);
   print_needs(&needs, o->kv_type);
+  print_quantization(model);
   print_meta(model, "two_file.corpus.name", "corpus");
   print_meta(model, "two_file.tensor_sha256", "tensor sha256");
   return finish_stdout(0);

@@ -4,6 +4,8 @@ import ctypes
 import errno
 import os
 import resource
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ from llm.quantize import (
     recipe_type,
 )
 
+RUN = Path(__file__).parent.parent / "run"
 BLOCKS_OF_32 = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
@@ -413,6 +416,20 @@ def test_command(tiny, tmp_path, capsys):
     assert "is the file to read" in capsys.readouterr().err
     assert main(["quantize", str(tiny), out, "--type", "Q2_K"]) == 1
     assert "none of" in capsys.readouterr().err
+
+
+def test_the_program_and_the_label_tell_the_cost(tiny, tmp_path, capsys):
+    out = tmp_path / "out.gguf"
+    before, after = quantize_file(tiny, out, "Q4_0", text=TEXT).bits_per_byte
+    info, plain = (
+        subprocess.run([RUN, path, "--info"], capture_output=True, check=True).stdout
+        for path in (out, tiny)
+    )
+    assert f"quantized      Q4_0\n{'':15}{after - before:+.4f} bits per byte".encode() in info
+    assert main(["inspect", str(out)]) == 0
+    label = " ".join(capsys.readouterr().out.replace(",", "").split())
+    assert f"Quantized Q4_0 {after - before:+.4g} bits per byte by rounding" in label
+    assert b"quantized" not in plain
 
 
 @pytest.mark.peer

@@ -280,6 +280,32 @@ static void test_arguments(void) {
   CHECK(llm_quantize(LLM_TYPE_F32, x, 1, 64, NULL, NULL, 1, bytes, &err) == LLM_OK);
 }
 
+/* ---- instruction sets ---- */
+
+static void test_instruction_sets(void) {
+  enum { ROWS = 24, WIDTH = 512 };
+  float *x = malloc(ROWS * WIDTH * sizeof *x), *f = calloc(WIDTH * WIDTH, sizeof *f);
+  float importance[WIDTH], row[WIDTH];
+  uint8_t one[WIDTH * 2], other[WIDTH * 2];
+  fill_normal(x, ROWS * WIDTH, 5);
+  for (int i = 0; i < WIDTH; i++) {
+    importance[i] = (float)(i % 13) + 0.25f;
+    if (i + 1 < WIDTH) f[i * WIDTH + i + 1] = 0.3f;
+  }
+  for (int t = 0; t < N_TYPES; t++)
+    for (int i = 0; i < 4 * ROWS; i++) {
+      const float *weights = i % 2 ? importance : NULL, *feedback = i / 2 % 2 ? f : NULL;
+      size_t n_bytes = type_row_bytes(blocks_of[t], WIDTH);
+      memcpy(row, x + i / 4 * WIDTH, sizeof row);
+      quantize_fit(blocks_of[t], row, WIDTH, weights, feedback, one);
+      memcpy(row, x + i / 4 * WIDTH, sizeof row);
+      quantize_fit_portable(blocks_of[t], row, WIDTH, weights, feedback, other);
+      CHECK_MSG(!memcmp(one, other, n_bytes), "%s depends on the processor",
+                llm_type_describe(blocks_of[t]).name);
+    }
+  free(x), free(f);
+}
+
 /* ---- threads ---- */
 
 static void test_threads(void) {
@@ -309,6 +335,7 @@ int main(void) {
   test_feedback();
   test_strange_values();
   test_arguments();
+  test_instruction_sets();
   test_threads();
   return check_report("test_quantize");
 }
