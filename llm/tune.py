@@ -27,19 +27,11 @@ from .ops_c import OpsC, best_precision
 from .optim import OPTIMIZERS
 from .parameter_file import Entry
 from .report import Report
+from .run_files import Run, provenance, restore
 from .settings import BUDGETS, Settings, merge_resumed
 from .shards import ShardSet
 from .tokenizer import Tokenizer
-from .train import (
-    Run,
-    check_memory,
-    check_prompt,
-    check_same,
-    note_kernels,
-    provenance,
-    restore,
-    train,
-)
+from .train import check_memory, check_prompt, check_same, note_kernels, train
 from .vocabulary import fingerprint
 
 # What is taken where nothing is given: a file that has learned a language wants small steps.

@@ -5,7 +5,9 @@ the environment variable LLM_TEST_DATA names.
 """
 
 import os
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -59,3 +61,45 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("LLM_TEST_DATA is not set")
     return Path(folder)
+
+
+# ---- training ----
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A small corpus for the runs of training.py."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    words, stir = "the cat and a dog who sat on mats under one tree.".split(), random.Random(1)
+    lines = (" ".join(stir.choices(words, k=stir.randint(3, 12))) for _ in range(1500))
+    path.write_text("\n\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def unbroken(text, tmp_path_factory):
+    """A finished run of 80 steps on it; the only one whose report is drawn."""
+    from training import STEPS, finish
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    said = finish(text, folder, *STEPS)
+    return SimpleNamespace(out=folder / "out.bin", said=said)
+
+
+@pytest.fixture
+def begun(text, unbroken, tmp_path):
+    """A copy of the finished run's checkpoint, for others to break."""
+    (tmp_path / "run").mkdir()
+    saved = unbroken.out.parent / "run" / "checkpoint.npz"
+    (tmp_path / "run" / "checkpoint.npz").write_bytes(saved.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def quickly(unbroken, monkeypatch):
+    """Runs in this process draw no pictures and measure no peak, which takes them most time."""
+    from llm import ops_clocked
+    from llm.report import Report
+
+    monkeypatch.setattr(Report, "_write_pages", lambda *_: None)
+    monkeypatch.setattr(ops_clocked, "PEAK_SECONDS", 0.0)

@@ -1,0 +1,302 @@
+"""The state of a run, and the files that it leaves: settings, checkpoints, parameter file. Layer 4.
+
+Run is all that a step needs; save() and restore() are a checkpoint's two ends. Nothing here decides
+what a run does next: that is train.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import math
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from .atomic import atomic_file
+from .checkpoint import keep_last, link_file, load_checkpoint, save_checkpoint
+from .data import Examples
+from .engine import Model
+from .evaluate import Validation
+from .material import Material
+from .memorisation import Memorisation, measure_memorisation
+from .model import Transformer
+from .optim import AdamW
+from .parameter_file import (
+    Entry,
+    Provenance,
+    Vocabulary,
+    float_tensors,
+    trained_model_metadata,
+    write_parameter_file,
+    write_proved,
+)
+from .report import Report
+from .settings import Settings
+from .settings_file import to_toml
+from .tokenizer import Tokenizer
+from .vocabulary import vocabulary_to_arrays
+
+CURVES = ("losses", "rates", "norms", "step_seconds")  # of Run: a number for each step
+
+
+@dataclass
+class Run:
+    """Everything that a step needs, and what a checkpoint keeps of it."""
+
+    settings: Settings
+    material: Material
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    examples: Examples
+    validation: Validation
+    model: Transformer
+    optimizer: AdamW
+    step: int = 0
+    n_steps: int | None = None
+    n_validations: int = 10  # after the one before the first step
+    seconds: float = 0.0  # of training, over all sittings
+    began: float = field(default_factory=time.perf_counter)  # this sitting: the minutes count on
+    peak: float = math.nan  # FLOP/s of large products on this machine
+    skipped: list[int] = field(default_factory=list)  # steps that were not taken
+    rollbacks: list[int] = field(default_factory=list)  # steps before which the state was restored
+    losses: list[float] = field(default_factory=list)  # nats per token, of each step
+    rates: list[float] = field(default_factory=list)  # of learning
+    norms: list[float] = field(default_factory=list)  # of the gradient before clipping
+    step_seconds: list[float] = field(default_factory=list)  # without validations and saving
+    validations: list[list[float]] = field(default_factory=list)  # [step, seconds, bits per byte]
+    samples: list[list] = field(default_factory=list)  # [step, text]
+    memorisation: Memorisation | None = None  # when the training has ended
+    memorises = True  # is measured for it
+
+    @property
+    def n_tokens(self) -> int:
+        """Trained so far."""
+        return self.step * self.settings.step_tokens
+
+    @property
+    def since(self) -> int:
+        """The first step after the last rollback."""
+        return self.rollbacks[-1] if self.rollbacks else 0
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.validations[-1][2]
+
+    @property
+    def is_done(self) -> bool:
+        return self.step == self.n_steps
+
+    @property
+    def prompt(self) -> str:
+        """What samples go on from: by default the first three words of the text, where they do not
+        fill more than half a context (some scripts have no spaces)."""
+        if self.settings.prompt is not None:
+            return self.settings.prompt
+        words = self.material.first_words.decode("utf-8", "ignore").split()[:3]
+        ids = self.tokenizer.encode(" ".join(words))[: max(1, self.settings.n_ctx // 2)]
+        return self.tokenizer.decode_bytes(ids).decode("utf-8", "ignore")
+
+    def metadata(self) -> list[Entry]:
+        """Of the parameter file."""
+        return trained_model_metadata(self.model.config, self.vocabulary, provenance(self))
+
+    def kept_arrays(self) -> dict[str, np.ndarray]:
+        """What else a checkpoint keeps."""
+        return vocabulary_to_arrays(self.vocabulary)
+
+    def sample(self, model: Model) -> str:
+        """What the weights of this moment say."""
+        return self.prompt + model.generate(self.prompt, max_tokens=60, temperature=0.7, seed=1)
+
+
+def milestones(n_steps: int, count: int) -> set[int]:
+    return {n_steps * i // count for i in range(1, count + 1)} - {0}
+
+
+# ---- before the first step ----
+
+
+def check_writable(out: Path) -> None:
+    """Makes the folder of the parameter file; what would only fail after the training fails now."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out.parent))
+
+
+def set_aside(path: Path, report: Report) -> None:
+    """Keeps the checkpoint of an earlier run, which this one would overwrite."""
+    if path.exists():
+        kept = path.with_name("previous-checkpoint.npz")
+        os.replace(path, kept)
+        for other in (*path.parent.glob("checkpoint-*.npz"), path.with_name("best.npz")):
+            other.unlink(missing_ok=True)
+        report.say(f"an earlier run's checkpoint is kept as {kept}")
+
+
+def write_settings(run: Run, folder: Path, report: Report) -> None:
+    """Prints every setting, and keeps them for --config."""
+    text = to_toml(run.settings)
+    with atomic_file(folder / "settings.toml") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+    report.settings(text, folder / "settings.toml")
+
+
+# ---- checkpoints ----
+
+
+def save(run: Run, path: Path) -> None:
+    state = {
+        "settings": asdict(run.settings),
+        "corpus_name": run.material.name,
+        "corpus_sha256": run.material.sha256,
+        "kernels": run.model.ops.kernels,
+        "step": run.step,
+        "n_updates": run.optimizer.state["step"],
+        "skipped": run.skipped,
+        "rollbacks": run.rollbacks,
+        "n_steps": run.n_steps,
+        "n_validations": run.n_validations,
+        "seconds": run.seconds,
+        "validations": run.validations,
+        "samples": run.samples,
+    }
+    arrays = {
+        "params": run.model.trained,
+        "m": run.optimizer.state["m"],
+        "v": run.optimizer.state["v"],
+        **{name: np.array(getattr(run, name), np.float32) for name in CURVES},
+        **run.kept_arrays(),
+    }
+    try:
+        save_checkpoint(path, state, arrays)
+    except OSError as error:
+        hint = f"{error.strerror}; the checkpoint before is whole: make room and --resume"
+        raise OSError(error.errno, hint, error.filename) from error
+    keep_last(path, run.settings.keep, run.step)
+
+
+def restore(run: Run, state: dict, arrays: dict) -> None:
+    """The run as it was when the checkpoint was saved."""
+    restore_weights(run, state, arrays)
+    run.skipped, run.rollbacks = state.get("skipped", []), state.get("rollbacks", [])
+    for name in CURVES:  # once a checkpoint had the losses alone
+        setattr(run, name, arrays.get(name, np.full(state["step"], np.nan)).tolist())
+    run.samples = state.get("samples", [])
+    run.step, run.n_steps = state["step"], state["n_steps"]
+    run.n_validations = state["n_validations"]
+    run.seconds, run.validations = state["seconds"], state["validations"]
+
+
+def restore_weights(run: Run, state: dict, arrays: dict) -> None:
+    run.model.trained[...] = arrays["params"]
+    n_updates = state.get("n_updates", state["step"])
+    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": n_updates})
+
+
+def mark_good(run: Run, folder: Path) -> None:
+    """Keeps the checkpoint just written as good.npz, which faults go back to, and as best.npz. Only
+    at milestones, so that no clock decides; the checkpoint comes first, so that neither file is
+    ever ahead of it."""
+    last_step, _, bits = run.validations[-1]
+    if run.step not in milestones(run.n_steps, run.n_validations) or last_step != run.step:
+        return
+    link_file(folder / "checkpoint.npz", folder / "good.npz")
+    if bits == min(point[2] for point in run.validations):
+        link_file(folder / "checkpoint.npz", folder / "best.npz")
+
+
+def best_run(run: Run, folder: Path, report: Report) -> Run:
+    """The run as it was where it predicted held-out text best, if the settings ask for that; its
+    model now has the weights of that step."""
+    points = run.validations
+    best = min(range(len(points)), key=lambda i: points[i][2])
+    saved = folder / "best.npz"
+    if run.settings.weights == "last" or points[best][0] == run.step or not saved.exists():
+        return run
+    state, arrays = load_checkpoint(saved)
+    if state["step"] != points[best][0]:
+        return run
+    run.model.trained[...] = arrays["params"]
+    report.say(
+        f"best       the file gets the weights of step {state['step']:,}: {points[best][2]:.3f} "
+        f"held-out bits per byte, {run.bits_per_byte:.3f} at step {run.step:,} (--weights last)"
+    )
+    return replace(run, step=state["step"], validations=points[: best + 1])
+
+
+# ---- the parameter file ----
+
+
+def export(run: Run, path: Path) -> None:
+    """The parameter file, with provenance and proof."""
+    n_new = min(16, run.settings.n_ctx // 2)
+    longest = run.settings.n_ctx - n_new
+    held = run.validation.inputs[0, :32].tolist()
+    prompt = run.tokenizer.encode(run.prompt) or held[:1]
+    probes = [prompt[:longest], held[:longest]]
+    model = run.model
+    write_proved(path, model.config, model.merged(), run.metadata(), provenance(run), probes, n_new)
+
+
+def provenance(run: Run) -> Provenance:
+    config = run.model.config
+    memorised = run.memorisation.figures() if run.memorisation else {}
+    return Provenance(
+        name=f"{run.material.name}, {config.n_params / 1e6:.1f} M parameters",
+        corpus_name=run.material.name,
+        corpus_bytes=run.material.n_bytes,
+        corpus_sha256=run.material.sha256,
+        train_tokens=run.n_tokens,
+        train_steps=run.step,
+        train_seed=run.settings.seed,
+        train_flops=float(run.n_tokens * config.flops_per_token),
+        validation_bytes=run.validation.n_bytes,
+        validation_bits_per_byte=run.bits_per_byte,
+        figures={
+            "corpus.tokens": len(run.examples.tokens),
+            "train.settings": to_toml(run.settings, run.n_steps, all_fields=False),
+            **memorised,
+        },
+        run={
+            "xz_bytes": xz_bytes(run),
+            "seconds": run.seconds,
+            "tokens_per_second": run.n_tokens / max(run.seconds, 1e-9),
+            "threads": run.model.ops.n_threads,
+            "kernels": run.model.ops.kernels,
+            "precision": run.model.ops.precision,
+            "peak_flops": run.peak,
+        },
+    )
+
+
+def memorisation(run: Run) -> Memorisation | None:
+    if not run.memorises:
+        return None
+    last_step = max(1, run.step)
+    return measure_memorisation(run.model, run.examples, last_step, run.validation.windows)
+
+
+def xz_bytes(run: Run) -> int:
+    """What xz -9e makes of the held-out text that the bits per byte are of: the model's rival."""
+    scored = run.validation.targets[run.validation.targets >= 0]
+    text = run.tokenizer.decode_bytes(scored, render_special=False)
+    return len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+
+
+def sample(run: Run, folder: Path) -> str:
+    """What the weights of this moment say, through the engine."""
+    path = folder / f"sample-{secrets.token_hex(4)}.tmp"
+    tensors = float_tensors(run.model.config, run.model.merged())
+    try:
+        write_parameter_file(path, run.metadata(), tensors)
+        with Model(path) as model:
+            return run.sample(model)
+    finally:
+        path.unlink(missing_ok=True)
