@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     from .report import escape
 
-    print(f"llm: {escape(message).splitlines()[0]}", file=sys.stderr)
+    line = escape(message).replace("\n", "\\n")  # of a file's name: what is behind it counts
+    print(f"llm: {line}", file=sys.stderr)
     return 1
 
 

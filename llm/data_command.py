@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -53,6 +54,8 @@ def wishes_of(options: Namespace):
     from .prepare import Wishes
 
     def mb(value: float | None) -> int | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{value} MB is no size: give a number")
         return None if value is None else int(value * (1 << 20))
 
     return Wishes(

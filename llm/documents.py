@@ -258,7 +258,7 @@ def _records(file: BinaryIO, source: Source, field: str | None, skip) -> Iterato
 
 
 def _no_field(where: str, field: str, known) -> CorpusError:
-    names = ", ".join(list(known)[:12]) or "none"
+    names = ", ".join(name[:40] for name in list(known)[:12]) or "none"
     return CorpusError(f"{where}: no field {field!r}; there are: {names}; choose one: --field")
 
 

@@ -51,7 +51,7 @@ def prepare(wishes: Wishes, folder: Path, workers: int, report) -> ShardSet:
     with locked(folder) as lock:
         if (folder / MANIFEST).exists():
             done = ShardSet(folder)
-            check_same(folder, done.content["wishes"], wishes)
+            check_same(folder, done.content.get("wishes"), wishes)
             clean(folder)
             report.say(f"{folder} is finished already")
             return done

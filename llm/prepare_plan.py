@@ -108,7 +108,7 @@ def load_plan(folder: Path, wishes: Wishes, report) -> Plan | None:
         items = [[Source(*source) for source in item] for item in content["items"]]
         kept_files = [(name, *times) for name, *times in content["files"]]
         plan = Plan(kept_files, items, content["in_blocks"], content["held_below"], skipped)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorpusError(f"{path}: damaged ({error}); begin again in another folder") from error
     check_same(folder, kept, wishes)
     plan.files = [(path, *stat_of(path)) for path, *_ in kept_files]
@@ -126,6 +126,8 @@ FREE = {"skip_damaged"}  # may change when work goes on
 
 def check_same(folder: Path, kept: dict, wishes: Wishes) -> None:
     asked = json.loads(json.dumps(asdict(wishes)))
+    if not isinstance(kept, dict):
+        raise CorpusError(f"{folder}: does not say how it was made: choose another folder")
     for name, value in asked.items():
         if name not in FREE and kept.get(name) != value:
             raise CorpusError(

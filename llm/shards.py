@@ -12,6 +12,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -146,8 +147,9 @@ class ShardSet:
         for shard in shards:
             self._check_shard(shard)
         tokenizer = content["tokenizer"]
+        need_file(self.tokenizer_path)
         if file_hash(self.tokenizer_path) != tokenizer["file_sha256"]:
-            raise FormatError(f"{self.tokenizer_path}: not the tokenizer that the shards were made")
+            raise FormatError(f"{self.tokenizer_path}: not the tokenizer of the shards")
         self.train = TokenStream(self.folder, content["train"], self.n_vocab)
         self.held_out = TokenStream(self.folder, content["held_out"], self.n_vocab)
 
@@ -157,11 +159,9 @@ class ShardSet:
 
     def _check_shard(self, shard: dict) -> None:
         path, kind = self.folder / shard["file"], token_type(self.n_vocab)
-        try:
-            with open(path, "rb") as file:
-                header, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            raise FormatError(f"{path}: missing") from None
+        need_file(path)
+        with open(path, "rb") as file:
+            header, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
         expected = HEADER.size + shard["n_tokens"] * kind.itemsize
         if size != expected:
             raise FormatError(f"{path}: {size:,} bytes, expected {expected:,}")
@@ -201,6 +201,7 @@ def read_manifest(path: Path) -> dict:
             raise FormatError(f"{path}: version {content['version']}, expected {VERSION}")
         if content["sha256"] != manifest_hash(content):
             raise ValueError("it does not have the hash that it carries")
+        check_content(content)
     except FileNotFoundError:
         raise FormatError(f"{path}: missing: no finished shard set in this folder") from None
     except FormatError:
@@ -208,6 +209,33 @@ def read_manifest(path: Path) -> dict:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{path}: damaged or no manifest: {error}") from error
     return content
+
+
+def need_file(path: Path) -> None:
+    """A pipe would never end."""
+    if not path.is_file():
+        raise FormatError(f"{path}: {'no regular file' if path.exists() else 'missing'}")
+
+
+def check_content(content: dict) -> None:
+    """ValueError for what write_manifest is never given: anyone can make a hash."""
+
+    def number(place: dict, name: str, end: int = 1 << 63) -> int:
+        if type(place[name]) is not int or not 0 <= place[name] < end:
+            raise ValueError(f"{name} is {place[name]!r}")
+        return place[name]
+
+    number(content, "eot", number(content, "n_vocab", 1 << 32))
+    for text in (content["corpus"]["name"], content["tokenizer"]["file_sha256"]):
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is no text")
+    for shard in content["train"] + content["held_out"]:
+        for name in ("n_tokens", "n_documents", "n_bytes"):
+            number(shard, name)
+        if not re.fullmatch(r"[\w-][\w.-]*", shard["file"]):  # of this folder, and no other
+            raise ValueError(f"{shard['file']!r} is no name of a shard")
+        if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
+            raise ValueError(f"{shard['sha256']!r} is no SHA-256")
 
 
 def file_hash(path: Path) -> str:

@@ -73,6 +73,8 @@ def test_an_unknown_option_names_the_nearest(capsys):
         (["train", "--minutes", "-1"], "minutes is -1.0, expected 0.01 to"),
         (["train", "--batch", "6", "--slot-sequences", "2"], "batch 6 is not a power of two times"),
         (["train", "--text", "no-such-file"], "no-such-file: cannot read: No such file"),
+        (["data", "x", "--out", "y", "--index-mb", "inf"], "inf MB is no size"),
+        (["data", "x", "--out", "y", "--sample-mb", "nan"], "nan MB is no size"),
         (["inspect", "no-such-file"], "no-such-file"),
         (["generate", "no-such-file", "x"], "no-such-file"),
     ],
@@ -89,7 +91,7 @@ def test_a_failure_is_one_line_and_status_1(arguments, message, capsys, tmp_path
 def test_the_line_of_a_failure_is_escaped(capsys):
     assert cli.main(["inspect", "no\x1b[31m\nfile"]) == 1
     err = capsys.readouterr().err
-    assert "no\\x1b[31m" in err and "\x1b" not in err and err.count("\n") == 1
+    assert "no\\x1b[31m\\nfile: No such file" in err and "\x1b" not in err and err.count("\n") == 1
 
 
 def test_a_terminal_without_unicode_or_none_at_all(tiny):

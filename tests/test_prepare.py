@@ -310,6 +310,14 @@ def test_other_wishes_need_another_folder(tmp_path):
         make(tmp_path / "out", source, n_vocab=400)
 
 
+@pytest.mark.parametrize("damage", [b"", b"[]", b"[" * 100_000, b'{"wishes": {}, "skipped": 1}'])
+def test_a_damaged_plan_is_one_line(tmp_path, damage):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/plan.json").write_bytes(damage)
+    with pytest.raises(CorpusError, match=r"plan\.json: damaged"):
+        make(tmp_path / "out", corpus(tmp_path / "in"))
+
+
 def test_a_full_disk_keeps_what_is_finished(tmp_path):
     source = corpus(tmp_path / "in", n_files=3, n_each=400)
     command = [sys.executable, "-m", "llm", "data", source, "--n-vocab", "300", "--workers", "1"]

@@ -129,6 +129,51 @@ def test_no_byte_of_the_manifest_changes_unnoticed(tmp_path, key):
         ShardSet(folder)
 
 
+@pytest.mark.parametrize(
+    ("side", "key", "value"),
+    [
+        (None, "n_vocab", -1),
+        (None, "n_vocab", "x"),
+        (None, "eot", 300),
+        (None, "eot", 1.5),
+        (None, "corpus", {}),
+        (None, "corpus", {"name": 5}),
+        (None, "tokenizer", None),
+        (None, "train", {}),
+        (None, "train", [1]),
+        (None, "held_out", None),
+        ("train", "n_tokens", -1),
+        ("train", "n_tokens", 2**63),
+        ("train", "n_bytes", "x"),
+        ("train", "n_documents", None),
+        ("train", "file", "../s/train-0.bin"),
+        ("train", "file", "/dev/zero"),
+        ("train", "file", "a\n"),
+        ("train", "file", ""),
+        ("train", "file", 3),
+        ("train", "sha256", "zz"),
+        ("train", "sha256", 5),
+    ],
+)
+def test_a_manifest_with_a_hash_and_wrong_values(tmp_path, side, key, value):
+    folder = make_set(tmp_path / "s", [[1, 2, 3]])
+    content = json.loads((folder / MANIFEST).read_text())
+    (content[side][0] if side else content)[key] = value
+    write_manifest(folder, content)
+    with pytest.raises(FormatError, match=r"manifest\.json: damaged or no manifest") as caught:
+        ShardSet(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["train-0.bin", TOKENIZER])
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path, name):
+    folder = make_set(tmp_path / "s", [[1, 2, 3]])
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(FormatError, match=f"{name}: no regular file"):
+        ShardSet(folder)
+
+
 def test_an_id_that_is_no_token_never_reaches_the_model(tmp_path):
     folder = make_set(tmp_path / "s", [[1, 2, 3]])
     path = folder / "train-0.bin"
