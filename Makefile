@@ -171,11 +171,11 @@ fuzz: ## feed broken input to the parsers (needs clang): FUZZ_SECONDS=20 each
 
 # ---- measures ----
 
-build/bandwidth: bench/bandwidth.c | need-cc
+build/bandwidth build/peaks: build/%: bench/%.c | need-cc
 	@$(CC) -std=c11 -O3 -pthread -o $@ $<
 
 # ./run beside llama.cpp and the memory's limit, then the kernels alone.
-bench: run .venv/ready build/bandwidth $(B)/tests/test_kernels ## measure tokens/s of ./run on SmolLM2 and its kernels
+bench: run ext build/bandwidth build/peaks $(B)/tests/test_kernels ## measure ./run on SmolLM2 in four types, and its kernels: ARGS=--large for 1.1B weights
 	$(VENV) bench/bench_run.py $(ARGS)
 	$(B)/tests/test_kernels bench
 

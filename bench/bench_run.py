@@ -1,29 +1,41 @@
-"""Tokens a second of ./run beside llama.cpp and the machine's read bandwidth.
+"""./run beside llama.cpp, the machine's read bandwidth and its arithmetic: one table.
 
-One round measures every contender once, one after the other, so that a machine that slows down
-slows all of them; figures are medians over the rounds, with the least and the most. The prefill is
-one prompt of about 500 tokens, the decode follows a short prompt. Decoding reads the whole
-parameter file once a token, so the limit is bandwidth over file size. The bandwidth is measured on
-a buffer of that size, which the last cache may hold in part, and on one that no cache holds. Writes
-nothing.
+A row is a parameter file: SmolLM2 in Q4_1 as it comes and in Q8_0, Q4_0 and F16 written from that;
+with --large a shape of 1.1 thousand million weights in seven types with random ones; or the files
+given. One round measures every contender once, one after the other, so that a machine that slows
+down slows all of them; figures are medians over the rounds, with the least and the most. The
+prefill is one prompt of about 500 tokens, the decode follows a short prompt. Decoding reads the
+whole file once a token: its share is of the bandwidth of reading a buffer of that size, which the
+last cache may hold in part. Prefill's share is of the arithmetic of the layers' matrices, two
+operations a weight and token, in what peaks.c finds for their type. Files are written into
+build/bench, one at a time, and deleted.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # bench/ is no package
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "weights" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PEER = ROOT / "bench" / "peer_llama.py"
 PEER_PYTHONS = (ROOT / "build" / "bench-venv" / "bin" / "python", Path(sys.executable))
+SMALL_TYPES = ("Q8_0", "Q4_0", "F16")
+LARGE_TYPES = ("Q8_0", "Q4_0", "F16", "BF16", "Q4_K", "Q6_K", "Q4_1")
+PEAKS = {"F32": "fma", "F16": "fma", "BF16": "bf16"}  # the others: vnni
 N_CTX = 1024
+N_FIRST = 10  # starts of ./run in a round
 
 
-def run_ours(options, prompt: str, n_tokens: int) -> dict:
-    command = [ROOT / "run", options.model, "-", "-n", n_tokens, "--temp", 0, "--json"]
+def run_ours(options, path: Path, prompt: str, n_tokens: int) -> dict:
+    command = [ROOT / "run", path, "-", "-n", n_tokens, "--temp", 0, "--json"]
     command += ["--threads", options.threads, "--ctx", N_CTX]
     done = subprocess.run(
         [str(part) for part in command], input=prompt.encode(), stdout=subprocess.PIPE, check=True
@@ -31,9 +43,9 @@ def run_ours(options, prompt: str, n_tokens: int) -> dict:
     return json.loads(done.stdout)
 
 
-def run_peer(python: Path, options, ids: list[int], n_tokens: int) -> dict:
+def run_peer(python: Path, options, path: Path, ids: list[int], n_tokens: int) -> dict:
     job = {
-        "model": str(options.model),
+        "model": str(path),
         "ids": ids,
         "n_tokens": n_tokens,
         "n_ctx": N_CTX,
@@ -56,92 +68,171 @@ def find_peer() -> Path | None:
     return None
 
 
-def bandwidth(options, mib: int) -> float:
+def bandwidth(options, n_bytes: int) -> float:
     """GB/s of reading a buffer again and again."""
+    mib = max(1, n_bytes >> 20)
     command = [ROOT / "build" / "bandwidth", str(mib), str(options.threads), "0.5"]
     return float(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
-def measure(options) -> dict:
-    """{name: {"prefill": [tok/s, ...], "decode": [...]}}, and what was measured."""
+def peaks(options) -> dict[str, float]:
+    """Operations a second of one kind each."""
+    command = [ROOT / "build" / "peaks", str(options.threads)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {name: 1e9 * float(gops) for name, gops in map(str.split, lines)}
+
+
+def first_token(options, path: Path) -> tuple[float, int]:
+    """Milliseconds from the start of ./run to its end with one token, and its resident bytes."""
+    command = [str(ROOT / "run"), str(path), "a", "-n", "1", "--threads", str(options.threads)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise RuntimeError(f"{' '.join(command)} failed")
+    return 1e3 * seconds, 1024 * usage.ru_maxrss
+
+
+def layer_weights(path: Path) -> tuple[int, str]:
+    """How many weights the layers' matrices have, and the type of most."""
+    from llm.engine import Model
+
+    sizes: dict[str, int] = {}
+    with Model(str(path)) as model:
+        for name in model.tensors:
+            shape = model.tensors.shape(name)
+            if name.startswith("blk.") and len(shape) == 2:
+                kind = model.tensors.type_name(name)
+                sizes[kind] = sizes.get(kind, 0) + shape[0] * shape[1]
+    return sum(sizes.values()), max(sizes, key=sizes.__getitem__)
+
+
+def measure(options, path: Path) -> dict:
+    """One file's figures, one value a round in each list."""
     text = (ROOT / "csrc" / "llm.h").read_text(encoding="utf-8")
-    long_prompt, short_prompt = text[:1750], text[:60]
-    peer, n_bytes, figures = find_peer(), options.model.stat().st_size, {}
+    n_bytes, peer = path.stat().st_size, find_peer()
+    n_weights, kind = layer_weights(path)
+    found: dict[str, list[float]] = {}
 
-    def note(name: str, kind: str, value: float) -> None:
-        figures.setdefault(name, {}).setdefault(kind, []).append(value)
+    def note(**values: float) -> None:
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
 
+    name = None
+    long_prompt = text[: 512 if options.large else 1750]  # bytes are its tokens
     for _ in range(options.rounds):
-        prefill = run_ours(options, long_prompt, 1)
-        decode = run_ours(options, short_prompt, options.n)
-        ours = f"./run ({decode['kernels']})"
-        note(ours, "prefill", prefill["prefill_tok_s"])
-        note(ours, "decode", decode["decode_tok_s"])
+        prefill = run_ours(options, path, long_prompt, 1)
+        decode = run_ours(options, path, text[:60], options.n)
+        note(prefill=prefill["prefill_tok_s"], decode=decode["decode_tok_s"])
         if peer:
-            theirs = run_peer(peer, options, prefill["prompt_ids"], 1)
-            note(theirs["name"], "prefill", theirs["prefill_tok_s"])
-            theirs = run_peer(peer, options, decode["prompt_ids"], options.n)
-            note(theirs["name"], "decode", theirs["decode_tok_s"])
-        for name, mib in (("file's size", n_bytes >> 20), ("1 GiB", 1024)):
-            gigabytes = bandwidth(options, max(1, mib))
-            note(f"limit by reading {name}", "GB/s", gigabytes)
-            note(f"limit by reading {name}", "decode", gigabytes * 1e9 / n_bytes)
+            theirs = run_peer(peer, options, path, prefill["prompt_ids"], 1)
+            note(peer_prefill=theirs["prefill_tok_s"])
+            theirs = run_peer(peer, options, path, decode["prompt_ids"], options.n)
+            note(peer_decode=theirs["decode_tok_s"])
+            name = theirs["name"]
+        starts = [first_token(options, path) for _ in range(N_FIRST)]
+        note(first_ms=statistics.median(ms for ms, _ in starts))
+        note(resident_over_file=starts[0][1] - n_bytes)
+        read, peak = bandwidth(options, n_bytes), peaks(options).get(PEAKS.get(kind, "vnni"))
+        note(bytes_per_second=1e9 * read)
+        note(decode_share=decode["decode_tok_s"] * n_bytes / 1e9 / read)
+        if peak:
+            note(prefill_share=2 * n_weights * prefill["prefill_tok_s"] / peak)
     return {
-        "model": options.model.name,
+        "file": path.name,
         "file_bytes": n_bytes,
-        "threads": options.threads,
-        "rounds": options.rounds,
+        "type": kind,
+        "kernels": decode["kernels"],
         "n_prefill": len(prefill["prompt_ids"]),
-        "n_decode": len(decode["ids"]),
-        "peer": "present" if peer else "absent: make test-peers or make bench-peers",
-        "figures": figures,
+        "n_decode": options.n,
+        "peer": name or "absent: make test-peers or make bench-peers",
+        "figures": found,
     }
 
 
-def spread(values: list[float] | None) -> str:
+def files(options) -> Iterator[Path]:
+    """Those to measure; what is written here is deleted when the next one is asked for."""
+    if options.files:
+        yield from options.files
+        return
+    if not options.types and not options.large:
+        yield MODEL
+    folder = ROOT / "build" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in options.types or (LARGE_TYPES if options.large else SMALL_TYPES):
+        path = folder / f"{'1.1B' if options.large else 'SmolLM2-135M'}.{kind}.gguf"
+        command = [ROOT / "bench" / "random_file.py", path, kind]
+        if not options.large:
+            command = ["-m", "llm", "quantize", MODEL, path, "--type", kind]
+            command += ["--embedding-type", "Q8_0"] if kind == "Q4_0" else []
+        try:  # elsewhere: the memory used here would count as that of programs started from here
+            subprocess.run(
+                [sys.executable, *map(str, command)],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def spread(figures: dict[str, list[float]], name: str, digits: int = 0) -> str:
+    values = figures.get(name)
     if not values:
         return "-"
-    return f"{statistics.median(values):.1f} ({min(values):.1f} - {max(values):.1f})"
+    middle, least, most = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({least:.{digits}f} - {most:.{digits}f})"
 
 
-def print_table(result: dict) -> None:
-    print(
-        f"{result['model']}, {result['file_bytes'] / 1e6:.1f} MB, {result['threads']} threads, "
-        f"tokens/s: median of {result['rounds']} interleaved rounds (least - most)\n"
-    )
-    columns = f"prefill of {result['n_prefill']}", f"decode of {result['n_decode']}"
-    print(f"{'':52} {columns[0]:>24} {columns[1]:>24}")
-    figures = result["figures"]
-    for name, of in figures.items():
-        label = name
-        if "GB/s" in of:
-            label = f"{name}, {statistics.median(of['GB/s']):.1f} GB/s"
-        print(f"{label:52} {spread(of.get('prefill')):>24} {spread(of.get('decode')):>24}")
-    if result["peer"] != "present":
-        print(f"llama.cpp: peer {result['peer']}")
-    ours, *others = figures
-    for other in others:
-        for kind in ("prefill", "decode"):
-            if kind in figures[other]:
-                ratio = statistics.median(figures[ours][kind]) / statistics.median(
-                    figures[other][kind]
-                )
-                print(f"{kind}: ours is {ratio:.2f} of {other}")
+def ratio(figures: dict[str, list[float]], what: str) -> str:
+    if f"peer_{what}" not in figures:
+        return "-"
+    return f"{statistics.median(figures[what]) / statistics.median(figures['peer_' + what]):.2f}"
+
+
+def table_row(result: dict) -> str:
+    f = result["figures"]
+    cells = [result["file"], f"{result['file_bytes'] / 1e6:.1f}"]
+    for what in ("prefill", "decode"):
+        cells += [spread(f, what), spread(f, f"peer_{what}"), ratio(f, what)]
+        cells.append(spread(f, f"{what}_share", 2))
+    cells += [spread(f, "first_ms", 1)]
+    cells.append(f"{statistics.median(f['resident_over_file']) / 1e6:+.1f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+HEADINGS = ["file", "MB", "prefill, tok/s", "llama.cpp", "ratio", "of the peak"]
+HEADINGS += ["decode, tok/s", "llama.cpp", "ratio", "of the bandwidth"]
+HEADINGS += ["first token, ms", "resident over the file, MB"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("files", nargs="*", type=Path, help="instead of SmolLM2 in four types")
+    parser.add_argument("--large", action="store_true", help="1.1B weights in seven types")
+    parser.add_argument("--types", nargs="+", help="these types only")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-n", type=int, default=64, help="tokens to decode")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if not options.model.exists():
-        print(f"bench: no {options.model}: make model", file=sys.stderr)
+    if not options.files and not options.large and not MODEL.exists():
+        print(f"bench: no {MODEL}: make model", file=sys.stderr)
         return 1
-    result = measure(options)
-    print(json.dumps(result)) if options.json else print_table(result)
+    results = []
+    for path in files(options):
+        results.append(measure(options, path))
+        if options.json:
+            continue
+        if len(results) == 1:
+            print(f"{options.threads} threads, medians of {options.rounds} rounds (least - most);")
+            print(f"peer: {results[0]['peer']}")
+            print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|")
+        print(table_row(results[-1]), flush=True)
+    if options.json:
+        print(json.dumps(results))
     return 0
 
 
