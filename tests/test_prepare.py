@@ -220,6 +220,38 @@ def number_of(document: bytes) -> int:
     return int(found[1]) if found else 0
 
 
+PEAK = """if True:
+    import resource, sys
+    from pathlib import Path
+    from llm.prepare import Wishes, prepare
+    from test_prepare import Quiet
+    source, out, tokenizer = sys.argv[1:]
+    wishes = Wishes(paths=(source,), tokenizer=tokenizer, item_bytes=1 << 20)
+    assert prepare(wishes, Path(out), 2, Quiet()).content["corpus"]["duplicates"] == 0
+    status = Path("/proc/self/status").read_text()  # getrusage would count the process before exec
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(status.split("VmHWM:")[1].split()[0], worker)"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    tokenizer = make(tmp_path / "small", corpus(tmp_path / "in")).tokenizer_path
+    words, peaks = text(1, 200_000), []
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    for megabytes in (2, 20):
+        source = tmp_path / f"{megabytes}.jsonl"
+        with source.open("w") as file:
+            for i in range(megabytes * 500):
+                file.write(json.dumps(f"{i} {words[i % 1000 * 700 :][:2000]}") + "\n")
+        run = subprocess.run(
+            [sys.executable, "-c", PEAK, source, tmp_path / f"{megabytes}", tokenizer],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            check=True,
+        )
+        peaks.append(np.array(run.stdout.split(), int))  # of this process and of a worker, in kB
+    assert (peaks[1] - peaks[0] < 6000).all(), peaks
+
+
 # ---- bad input ----
 
 
