@@ -60,11 +60,12 @@ def bare_tokenizer(folder: Path, tokenizer: Tokenizer) -> float:
     return time.process_time() - start
 
 
-def prepared(folder: Path, out: Path, tokenizer: Path, **wishes) -> tuple[float, ShardSet]:
-    wishes = Wishes(paths=(str(folder),), tokenizer=str(tokenizer), **wishes)
-    start = cpu_seconds()
-    shards = prepare(wishes, out, 1, Quiet())
-    return cpu_seconds() - start, shards
+def prepared(folder: Path, out: Path, tokenizer: Path, workers: int = 1):
+    """(processor seconds, seconds, the shards)."""
+    wishes = Wishes(paths=(str(folder),), tokenizer=str(tokenizer))
+    start, clock = cpu_seconds(), time.perf_counter()
+    shards = prepare(wishes, out, workers, Quiet())
+    return cpu_seconds() - start, time.perf_counter() - clock, shards
 
 
 def loader(shards: ShardSet, n_ctx: int) -> float:
@@ -96,11 +97,22 @@ def main() -> None:
             rates = []
             for turn in range(3):  # taken in turns: the best of each
                 bare = n_bytes / bare_tokenizer(source, tokenizer) / 1e6
-                seconds, shards = prepared(source, folder / f"{chapters}-{turn}", tokenizer_path)
+                out = folder / f"{chapters}-{turn}"
+                seconds, _, shards = prepared(source, out, tokenizer_path)
                 rates.append((bare, n_bytes / seconds / 1e6))
             bare, whole = np.max(rates, axis=0)
             share = f"{whole / bare:.0%}"
             print(f"{name}: tokenizer {bare:.1f} MB/s, files to shards {whole:.1f}: {share}")
+            times = {n: [] for n in (1, 2)}
+            for turn in range(3):
+                for n, took in times.items():
+                    out = folder / f"{chapters}-{n}-workers-{turn}"
+                    took.append(prepared(source, out, tokenizer_path, n)[:2])
+            (cpu, clock), (cpu_2, clock_2) = (np.min(took, axis=0) for took in times.values())
+            print(
+                f"{name}, two workers: {clock / clock_2:.2f} times as fast as one, "
+                f"{cpu_2 / cpu:.2f} times the processor seconds"
+            )
         for n_ctx in (256, 1024):
             rate = loader(shards, n_ctx)
             print(

@@ -159,7 +159,7 @@ class Side:
             shard = shard_writer(self._path, *sizes, self.record)
             self._writer = self._stack.enter_context(shard)
         self._writer.write(ids)
-        self.used[ids] = True
+        self.used |= np.bincount(ids, minlength=self._rules.n_vocab) > 0
         self.n_documents += len(self._batch)
         self.n_bytes += self._n_batch
         self._batch, self._n_batch = [], 0
