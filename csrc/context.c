@@ -94,6 +94,14 @@ static void *arena_take(arena *a, size_t rows, size_t width, size_t size) {
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
+/* Of the products over inputs of these widths. The widest need not ask for the most: where it is no
+ * whole number of blocks, no quantized product reads it. */
+static size_t scratch_bytes(const kernels *kernels, const size_t *widths, size_t n) {
+  size_t most = 0;
+  for (size_t i = 0; i < n; i++) most = max_size(most, kernels->scratch_bytes(widths[i]));
+  return (most + ALIGN - 1) / ALIGN * ALIGN;
+}
+
 static void lay_out(llm_context *c, arena *a) {
   const llm_config *m = &c->model->config;
   size_t rows = c->n_ctx < N_BATCH ? c->n_ctx : N_BATCH;
@@ -121,7 +129,7 @@ static void lay_out(llm_context *c, arena *a) {
   c->act.sum = arena_take(a, rows, widest / 32 + 1, sizeof(int32_t));
   c->scores =
       arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head), c->n_ctx, sizeof(float));
-  c->matmul_scratch_bytes = (c->kernels->scratch_bytes(widest) + ALIGN - 1) / ALIGN * ALIGN;
+  c->matmul_scratch_bytes = scratch_bytes(c->kernels, (size_t[]){n_embd, n_q, n_ff}, 3);
   c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes, 1);
   c->ids = arena_take(a, 1, c->n_ctx, sizeof *c->ids);
   if (!context_slides(c)) return;

@@ -212,8 +212,23 @@ static void test_learned_positions(void) {
   tiny_close(&t);
 }
 
+/* A width of no whole blocks needs less scratch than a narrower one that quantized products read.
+ */
+static void test_scratch_serves_every_width(void) {
+  tiny_shape s = {LLM_TYPE_F32, 1, 64, 1, 1, 176, 64, 0, NULL};
+  tiny_model t = tiny_open(&s);
+  for (const char *const *name = kernels_available(); *name; name++) {
+    llm_context *c = open_context(&t, *name, 1, LLM_TYPE_F16);
+    CHECK(c->matmul_scratch_bytes >= c->kernels->scratch_bytes(64));
+    CHECK(c->matmul_scratch_bytes >= c->kernels->scratch_bytes(176));
+    llm_context_free(c);
+  }
+  tiny_close(&t);
+}
+
 int main(void) {
   test_same_bits();
+  test_scratch_serves_every_width();
   test_architectures();
   test_batches();
   test_limits();
