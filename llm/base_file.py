@@ -18,9 +18,9 @@ from .engine import Model
 from .errors import UnsupportedError
 from .parameter_file import Entry, Provenance, ValueType
 from .quantize import kept_entries
+from .tokenizer import CONTROL
 
 EXACT_TYPES = {"F32", "F16", "BF16"}
-CONTROL = 3  # llm_token_type
 
 
 class BaseFile:

@@ -12,10 +12,10 @@ from .convert_tensors import Source, Weight, named_tensors
 from .errors import FormatError, UnsupportedError
 from .parameter_file import Entry, ValueType
 from .safetensors_file import StoredTensor, is_pickle, pickle_error
+from .tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN
 
 TOKENIZER = "tokenizer.bin"  # beside the checkpoint
 _VERSIONED = 0x616B3432  # "ak42"
-UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1  # llm_token_type
 
 
 def read_llama2c(path: Path, tokenizer: Path | None) -> Source:

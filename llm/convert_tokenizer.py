@@ -15,8 +15,8 @@ from .errors import FormatError, UnsupportedError
 from .parameter_file import Entry, ValueType
 from .safetensors_file import read_json
 from .sentencepiece_file import read_sentencepiece
+from .tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llm_token_type
 SPACE = "\u2581"
 _NEVER = -1e30  # the score of a token that nothing should merge into
 

@@ -9,7 +9,6 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-CONTROL = 3  # llm_token_type
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
 
 
@@ -116,7 +115,7 @@ def summary(shards) -> list[str]:
 
 def vocabulary_lines(shards) -> list[str]:
     """Bytes per token by script, longest and unused tokens, of the first training tokens."""
-    from .tokenizer import Tokenizer
+    from .tokenizer import CONTROL, Tokenizer
     from .tokenizer_report import tokenizer_report
 
     tokenizer = Tokenizer.open(shards.tokenizer_path)

@@ -8,17 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .convert_tokenizer import (
-    CONTROL,
-    NORMAL,
-    SPACE,
-    SPLITS,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-)
+from .convert_tokenizer import SPACE, SPLITS
 from .errors import UnsupportedError
 from .sentencepiece_file import Piece, SentencePieceModel, write_sentencepiece
+from .tokenizer import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 # Other names of the same cut (csrc/pretokenize.c), by the one of convert_tokenizer.py.
 _ALIASES = {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from .corpus import read_corpus
+from .corpus import Corpus, read_corpus
 from .data import hold_out, token_stream
 from .errors import CorpusError
 from .settings import Settings
@@ -33,14 +32,11 @@ class Material:
     n_documents: int
     sha256: str  # of the text, or of the shard set's manifest
     skipped: list[str]
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None  # None: that of a file that the run goes on from
     eot: int  # stands before each document
     tokens: np.ndarray | TokenStream
     held_tokens: np.ndarray | TokenStream
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return tokenizer_of(self.vocabulary)
+    tokenizer: Tokenizer
 
     @property
     def first_words(self) -> bytes:
@@ -51,11 +47,20 @@ class Material:
 def gather(settings: Settings, vocabulary: Vocabulary | None = None) -> Material:
     """Reads --data or --text. vocabulary: of a checkpoint; None: the shards', or a new one."""
     if settings.data is not None:
-        return from_shards(ShardSet(settings.data), vocabulary)
+        shards = ShardSet(settings.data)
+        vocabulary = vocabulary or load_vocabulary(shards.folder)
+        return from_shards(shards, tokenizer_of(vocabulary), vocabulary)
     corpus = read_corpus(settings.text)
     training, held = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
     vocabulary = vocabulary or learn_vocabulary(training, settings.n_vocab)
     tokenizer, eot = tokenizer_of(vocabulary), vocabulary.eos
+    streams = (token_stream(tokenizer, part, eot) for part in (training, held))
+    return from_corpus(corpus, tokenizer, eot, *streams, vocabulary)
+
+
+def from_corpus(
+    corpus: Corpus, tokenizer: Tokenizer, eot: int, tokens, held_tokens, vocabulary=None
+) -> Material:
     return Material(
         name=corpus.name,
         n_bytes=corpus.n_bytes,
@@ -64,15 +69,15 @@ def gather(settings: Settings, vocabulary: Vocabulary | None = None) -> Material
         skipped=corpus.skipped,
         vocabulary=vocabulary,
         eot=eot,
-        tokens=token_stream(tokenizer, training, eot),
-        held_tokens=token_stream(tokenizer, held, eot),
+        tokens=tokens,
+        held_tokens=held_tokens,
+        tokenizer=tokenizer,
     )
 
 
-def from_shards(shards: ShardSet, vocabulary: Vocabulary | None) -> Material:
-    """vocabulary: what the tokens must mean; CorpusError where the shards' is another."""
-    own = vocabulary or load_vocabulary(shards.folder)
-    if fingerprint(tokenizer_of(own)) != shards.content["tokenizer"]["fingerprint"]:
+def from_shards(shards: ShardSet, tokenizer: Tokenizer, vocabulary=None) -> Material:
+    """tokenizer: the model's; CorpusError where the shards' is another."""
+    if fingerprint(tokenizer) != shards.content["tokenizer"]["fingerprint"]:
         raise CorpusError(
             f"{shards.folder}: the tokens are of another tokenizer than the model's: prepare the "
             "shards with python -m llm data --tokenizer FILE"
@@ -83,10 +88,11 @@ def from_shards(shards: ShardSet, vocabulary: Vocabulary | None) -> Material:
         n_documents=shards.n_documents,
         sha256=shards.sha256,
         skipped=[],
-        vocabulary=own,
+        vocabulary=vocabulary,
         eot=shards.eot,
         tokens=shards.train,
         held_tokens=shards.held_out,
+        tokenizer=tokenizer,
     )
 
 

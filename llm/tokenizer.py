@@ -19,6 +19,9 @@ from llm.binding import (
     raise_error,
 )
 
+NORMAL, UNKNOWN, CONTROL = lib.LLM_TOKEN_NORMAL, lib.LLM_TOKEN_UNKNOWN, lib.LLM_TOKEN_CONTROL
+USER_DEFINED, UNUSED, BYTE = lib.LLM_TOKEN_USER_DEFINED, lib.LLM_TOKEN_UNUSED, lib.LLM_TOKEN_BYTE
+
 
 class Tokenizer:
     """Text to token ids and back. `Model.tokenizer` is the file's; `open` reads a file

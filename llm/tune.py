@@ -15,13 +15,13 @@ import numpy as np
 from .base_file import BaseFile
 from .chat_data import ChatExamples, ChatValidation, hold_out_chats, pack, read_chats
 from .checkpoint import load_checkpoint
-from .corpus import Corpus, read_corpus
+from .corpus import read_corpus
 from .data import Examples, hold_out, token_stream
 from .engine import Model
-from .errors import CheckpointError, CorpusError
+from .errors import CheckpointError
 from .evaluate import Validation
 from .lora import Lora
-from .material import Material, min_held_bytes
+from .material import from_corpus, from_shards, min_held_bytes
 from .model import Transformer
 from .ops_c import OpsC, best_precision
 from .optim import OPTIMIZERS
@@ -30,9 +30,7 @@ from .report import Report
 from .run_files import Run, provenance, restore
 from .settings import BUDGETS, Settings, merge_resumed
 from .shards import ShardSet
-from .tokenizer import Tokenizer
 from .train import check_memory, check_prompt, check_same, note_kernels, train
-from .vocabulary import fingerprint
 
 # What is taken where nothing is given: a file that has learned a language wants small steps.
 LR = {"adamw": 2e-5, "muon": 1e-3}
@@ -198,62 +196,18 @@ def resolved(settings: Settings, config, n_windows: int) -> Settings:
 # ---- what is learned: material, examples, validation, a question to ask ----
 
 
-@dataclass
-class TunedMaterial(Material):
-    base: BaseFile | None = None
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.base.tokenizer
-
-
-def material_of(corpus: Corpus, base: BaseFile, tokens, held_tokens) -> TunedMaterial:
-    return TunedMaterial(
-        name=corpus.name,
-        n_bytes=corpus.n_bytes,
-        n_documents=len(corpus.documents),
-        sha256=corpus.sha256,
-        skipped=corpus.skipped,
-        vocabulary=None,
-        eot=base.separator,
-        tokens=tokens,
-        held_tokens=held_tokens,
-        base=base,
-    )
-
-
 def read_text(settings: Settings, base: BaseFile, slots: tuple[int, int], report: Report) -> tuple:
     if settings.data:
-        material = from_shards(base, ShardSet(settings.data))
+        material = from_shards(ShardSet(settings.data), base.tokenizer)
     else:
         corpus = read_corpus(settings.text)
         parts = hold_out(corpus.documents, settings.holdout, min_held_bytes(settings))
         streams = (token_stream(base.tokenizer, part, base.separator) for part in parts)
-        material = material_of(corpus, base, *streams)
+        material = from_corpus(corpus, base.tokenizer, base.separator, *streams)
     boundary = material.eot if settings.isolate else None
     examples = Examples(material.tokens, settings.n_ctx, settings.seed, *slots, boundary)
     validation = Validation(material.held_tokens, base.token_bytes, settings.n_ctx, boundary)
     return material, examples, validation, ""
-
-
-def from_shards(base: BaseFile, shards: ShardSet) -> TunedMaterial:
-    if fingerprint(base.tokenizer) != shards.content["tokenizer"]["fingerprint"]:
-        raise CorpusError(
-            f"{shards.folder}: the tokens are of another tokenizer than that of {base.path}: "
-            "prepare the shards with python -m llm data --tokenizer FILE"
-        )
-    return TunedMaterial(
-        name=shards.name,
-        n_bytes=shards.n_bytes,
-        n_documents=shards.n_documents,
-        sha256=shards.sha256,
-        skipped=[],
-        vocabulary=None,
-        eot=shards.eot,
-        tokens=shards.train,
-        held_tokens=shards.held_out,
-        base=base,
-    )
 
 
 def read_conversations(
@@ -267,5 +221,6 @@ def read_conversations(
         report.say(f"note       {n_cut} conversations are longer than {settings.n_ctx} tokens")
     examples = ChatExamples(windows, settings.seed, *slots)
     validation = ChatValidation(held_windows, base.token_bytes)
-    material = material_of(corpus, base, examples.tokens, held_windows.tokens.reshape(-1))
+    held_tokens = held_windows.tokens.reshape(-1)
+    material = from_corpus(corpus, base.tokenizer, base.separator, examples.tokens, held_tokens)
     return material, examples, validation, held[0].question

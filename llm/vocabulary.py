@@ -23,10 +23,9 @@ from .engine import Model
 from .errors import CorpusError, FormatError, UnsupportedError
 from .parameter_file import Vocabulary, write_parameter_file
 from .quantize import kept_entries
-from .tokenizer import Tokenizer
+from .tokenizer import CONTROL, NORMAL, Tokenizer
 
 PRE = "gpt-2"
-CONTROL, NORMAL = 3, 1  # llm_token_type
 MOST_BYTES = 1 << 25  # of distinct words: bounds the memory of learning to about 1.3 GB
 
 

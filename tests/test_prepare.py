@@ -19,12 +19,14 @@ from llm import prepare as module
 from llm.corpus import read_corpus
 from llm.duplicates import document_key
 from llm.errors import CorpusError
-from llm.material import from_shards
+from llm.material import gather
 from llm.prepare import Wishes, prepare
 from llm.prepare_items import done_path
 from llm.prepare_plan import make_plan, sample
+from llm.settings import Settings
 from llm.shards import MANIFEST, TOKENIZER, ShardSet
 from llm.tokenizer import Tokenizer
+from llm.vocabulary import load_vocabulary
 
 WORDS = "the sea and a ship of salt over grey water under stars until morning came to land".split()
 
@@ -161,10 +163,10 @@ def test_a_vocabulary_of_a_parameter_file(tmp_path):
     again = make(tmp_path / "b", source, tokenizer=str(tmp_path / "a" / TOKENIZER))
     assert np.array_equal(first.train[0:1000], again.train[0:1000])
     with pytest.raises(CorpusError, match="no byte-level BPE with merges"):
-        from_shards(again, None)  # a vocabulary alone does not tell its merges
+        gather(Settings(data=str(again.folder)))  # a vocabulary alone does not tell its merges
     with pytest.raises(CorpusError, match="another tokenizer than the model's"):
-        other = from_shards(make(tmp_path / "c", source, n_vocab=310), None).vocabulary
-        from_shards(first, other)
+        other = load_vocabulary(make(tmp_path / "c", source, n_vocab=310).folder)
+        gather(Settings(data=str(first.folder)), other)
 
 
 def test_standard_input(tmp_path, monkeypatch):
