@@ -195,16 +195,14 @@ class Report:
         self.say(f"written    {out} ({out.stat().st_size:,} bytes)")
         self._write_pages(run, out)
         raw = run.prompt.encode("utf-8", "surrogateescape")  # whatever the locale
-        command = [PROGRAM, "--max-tokens", "80", "--seed", "1", "--", out, raw]
+        command = [PROGRAM, "--max-tokens", "80", "--seed", "1", "--", out, "-"]
         if not run.is_done:
             self.say(
                 f"stopped    at step {run.step:,} of {run.n_steps:,}; to go on, the same "
                 "command with --resume (make: with ARGS=--resume)"
             )
         if PROGRAM.exists():
-            said = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, check=False
-            )
+            said = subprocess.run(command, input=raw, capture_output=True, check=False)
             self.sample(said.stdout.decode("utf-8", "replace").rstrip())
         prompt = shlex.quote(escape(run.prompt))
         dashes = "-- " if run.prompt.startswith("-") else ""

@@ -15,6 +15,7 @@ from typing import get_args, get_type_hints
 from .errors import LlmError
 from .settings import BUDGETS, FREE, Settings
 
+LARGEST = 1 << 20  # bytes of a file
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -25,9 +26,12 @@ def read_settings(path: str | os.PathLike) -> dict:
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
     with open(path, "rb") as file:
+        text = file.read(LARGEST + 1)  # a device may never end
+        if len(text) > LARGEST:
+            raise LlmError(f"{path}: more than {LARGEST:,} bytes, too long for settings")
         try:
-            values = tomllib.load(file)
-        except ValueError as error:  # not TOML, or not UTF-8
+            values = tomllib.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
             raise LlmError(f"{path}: not TOML: {error}") from error
     hints = get_type_hints(Settings)
     for name, value in values.items():

@@ -378,7 +378,12 @@ def prepare(settings: Settings, material: Material) -> Run:
 
 
 def check_prompt(settings: Settings, tokenizer: Tokenizer) -> None:
-    n_ids = len(tokenizer.encode(settings.prompt or ""))
+    prompt = settings.prompt or ""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--prompt is not UTF-8 (at character {error.start})") from error
+    n_ids = len(tokenizer.encode(prompt))
     if n_ids > settings.n_ctx:
         raise ValueError(f"--prompt has {n_ids} tokens, more than the context of {settings.n_ctx}")
 

@@ -36,11 +36,17 @@ def test_a_file_holds_the_fields(tmp_path):
         ("[model]\nn_embd = 64", "unknown key model"),
         ("lr = = 1", "run.toml: not TOML: "),
         ("lr = 1\nlr = 2", "run.toml: not TOML: "),
+        ("lr = " + "[" * 20_000, "run.toml: not TOML: "),
     ],
 )
 def test_a_mistake_is_named(tmp_path, text, message):
     with pytest.raises(LlmError, match=message):
         read(tmp_path, text)
+
+
+def test_a_device_is_not_read_for_ever():
+    with pytest.raises(LlmError, match="/dev/zero: more than 1,048,576 bytes"):
+        read_settings("/dev/zero")
 
 
 def test_what_is_not_utf8_is_named(tmp_path):

@@ -273,9 +273,16 @@ def test_a_text_that_looks_like_options(tmp_path):
     assert "try        ./run -- " in said
 
 
+def test_a_prompt_with_a_zero_byte(text, tmp_path):
+    (tmp_path / "run.toml").write_text('prompt = "the\\u0000"')
+    said = finish(text, tmp_path, "--steps", 4, "--config", tmp_path / "run.toml")
+    assert "sample     the\\x00" in said.split("written", 1)[1]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--prompt", "\udcff"], "--prompt is not UTF-8 (at character 0)"),
         (["--prompt", "x" * 33], "--prompt has 33 tokens, more than the context of 32"),
         (["--batch", 1 << 20, "--n-ff", 1 << 20], "GB of memory, this machine has"),
         (["--n-embd", 1 << 17, "--n-layer", 1000], "GB of memory, this machine has"),
