@@ -1,4 +1,4 @@
-"""The parameter file that a run goes on from (`train --init`). Layer 3.
+"""The parameter file that a run goes on from (`train --init`). Layer 6.
 
 Its weights become the trainer's flat buffer, its tokenizer and every key that does not speak of the
 bytes or the origin of one file go into the new file as they are.

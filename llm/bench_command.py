@@ -1,5 +1,5 @@
 """`python -m llm bench FILE...`: tokens a second of the engine and its share of the memory's limit.
-Layer 8.
+Layer 11.
 
 Every round measures each row once, one after the other, so that a machine that slows down slows all
 of them; figures are medians over the rounds with the least and the most. Decoding reads every

@@ -1,4 +1,4 @@
-"""Rounding that serves a text: the error of what a layer puts out, not of its weights. Layer 4.
+"""Rounding that serves a text: the error of what a layer puts out, not of its weights. Layer 5.
 
 "GPTQ" (Frantar et al. 2022): with the second moments H = X^T X of a matrix's inputs the error of
 its output is e H e^T for the rounding error e of each row. Columns are rounded in order, and what

@@ -1,4 +1,4 @@
-"""Conversations to training examples: JSON lines of OpenAI-style `messages`. Layer 4.
+"""Conversations to training examples: JSON lines of OpenAI-style `messages`. Layer 5.
 
 The ids are those that `./run FILE --chat` renders. The loss counts what the model has to say
 itself: each answer from behind the template's opening of a turn to the token that ends it. Whole

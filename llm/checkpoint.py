@@ -1,4 +1,4 @@
-"""The state of a run: saved whole or not at all, read back bit for bit. Layer 3.
+"""The state of a run: saved whole or not at all, read back bit for bit. Layer 4.
 
 A checkpoint is one .npz file: a JSON text under "state" and the arrays beside it. The zip format's
 CRC finds a damaged one. The lock keeps two runs out of one folder; the system drops it when

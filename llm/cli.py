@@ -1,4 +1,4 @@
-"""`python -m llm COMMAND`: each sub-command imports what it needs. Layer 5.
+"""`python -m llm COMMAND`: each sub-command imports what it needs. Layer 13.
 
 Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 128 + the signal
 for a run that was stopped.

@@ -1,4 +1,4 @@
-"""What makes two parameter files "the same file", as csrc/FORMAT.md defines it. Layer 3."""
+"""What makes two parameter files "the same file", as csrc/FORMAT.md defines it. Layer 4."""
 
 from __future__ import annotations
 

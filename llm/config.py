@@ -1,4 +1,4 @@
-"""Hyperparameters, the layout of the parameter buffer, and our names against GGUF's. Layer 0.
+"""Hyperparameters, the layout of the parameter buffer, and our names against GGUF's. Layer 1.
 
 The flat float32 buffer of the trainer is, byte for byte, the data section of an F32 parameter
 file: tensors in the file's order, each starting at a multiple of 64 bytes, zeros in between. GGUF

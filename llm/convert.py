@@ -1,4 +1,4 @@
-"""`python -m llm convert`: other people's weights as a parameter file. Layer 3.
+"""`python -m llm convert`: other people's weights as a parameter file. Layer 6.
 
 Hugging Face folders (config.json, safetensors, a tokenizer) and llama2.c checkpoints. Everything is
 checked before the first byte is written: every key of the config, every tensor's name and shape,

@@ -1,4 +1,4 @@
-"""Hyperparameters in the words of Hugging Face's config.json and of GGUF, both ways. Layer 3.
+"""Hyperparameters in the words of Hugging Face's config.json and of GGUF, both ways. Layer 6.
 
 A key of config.json is used, has the one value that the engine computes with, or is listed as
 without effect on the logits; any other is refused by name, for what it says would be ignored. Past

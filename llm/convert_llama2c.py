@@ -1,5 +1,5 @@
 """llama2.c's checkpoints (version 0: seven int32, then float32 tensors stacked over the layers) and
-their tokenizer.bin. Layer 3. Source: github.com/karpathy/llama2.c, run.c and export.py."""
+their tokenizer.bin. Layer 6. Source: github.com/karpathy/llama2.c, run.c and export.py."""
 
 from __future__ import annotations
 

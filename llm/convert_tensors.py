@@ -1,4 +1,4 @@
-"""Tensors under Hugging Face's names and GGUF's, and what happens to them on the way. Layer 3.
+"""Tensors under Hugging Face's names and GGUF's, and what happens to them on the way. Layer 6.
 
 Both directions stream: a tensor passes as pieces of whole rows, float32, in the file's order.
 """

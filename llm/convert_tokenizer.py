@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders as the keys of a parameter file. Layer 3.
+"""Tokenizers of Hugging Face folders as the keys of a parameter file. Layer 6.
 
 tokenizer.json holds a byte-level BPE (or, without tokenizer.model, SentencePiece's BPE spelled as
 merges), tokenizer.model a SentencePiece model. Pre-tokenizers are recognised by the steps and the

@@ -1,4 +1,4 @@
-"""Text in: files, folders, or the default corpus, as a list of documents. Layer 1.
+"""Text in: files, folders, or the default corpus, as a list of documents. Layer 2.
 
 A document is bytes of valid UTF-8, taken as they are but for a leading byte order mark. Whatever
 is not text is left out and named in `Corpus.skipped`; whatever makes training impossible is a

@@ -1,4 +1,4 @@
-"""The pictures of a run: loss, rate, gradient, speed, memorisation, as PNG and as SVG. Layer 4.
+"""The pictures of a run: loss, rate, gradient, speed, memorisation, as PNG and as SVG. Layer 7.
 
 A panel is a function that draws on axes; a picture is one panel or a grid of them. A long run is
 drawn in BINS averages, so that a picture stays small. matplotlib is imported when something is

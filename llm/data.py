@@ -1,4 +1,4 @@
-"""From documents to training examples. Layer 1.
+"""From documents to training examples. Layer 2.
 
 The held-out part is chosen by hash, so it stays the same when text is added or reordered. Which
 window of tokens a sequence of a step trains on is a pure function of (seed, step, slot): a keyed

@@ -1,4 +1,4 @@
-"""`python -m llm data`: text of any size to shards for `python -m llm train --data`. Layer 8."""
+"""`python -m llm data`: text of any size to shards for `python -m llm train --data`. Layer 11."""
 
 from __future__ import annotations
 

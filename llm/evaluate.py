@@ -1,4 +1,4 @@
-"""How well a model predicts text that it never trained on. Layer 3."""
+"""How well a model predicts text that it never trained on. Layer 4."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`python -m llm export`: a parameter file as a folder that Hugging Face's transformers loads with
-the same logits. Layer 3.
+the same logits. Layer 6.
 
 Weights keep the bits that they have (F32, F16, BF16); rounded types are expanded to F32, which is
 exact. What a config.json cannot say is refused. The folder appears whole or not at all.

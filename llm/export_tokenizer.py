@@ -1,5 +1,5 @@
 """The tokenizer of a parameter file as Hugging Face's files: tokenizer.json, for
-SentencePiece's kind tokenizer.model too, tokenizer_config.json and the chat template. Layer 3."""
+SentencePiece's kind tokenizer.model too, tokenizer_config.json and the chat template. Layer 6."""
 
 from __future__ import annotations
 

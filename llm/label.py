@@ -1,4 +1,4 @@
-"""What a parameter file says about itself, as facts and as a label of one screen. Layer 4.
+"""What a parameter file says about itself, as facts and as a label of one screen. Layer 7.
 
 Works for every file that the engine opens: what a file does not say is absent. Nothing in it is
 believed or run: a value of another type than its key has is left out, text is escaped.

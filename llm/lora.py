@@ -1,5 +1,5 @@
 """Low-rank adaptation (Hu et al. 2021): W + (alpha / rank) B A, of which A and B alone are trained.
-Layer 1. Where the adapters of a model lie in their flat buffer, how they begin, how they merge."""
+Layer 2. Where the adapters of a model lie in their flat buffer, how they begin, how they merge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run learns from: a text in memory or a shard set, as tokens and a vocabulary. Layer 6."""
+"""What a run learns from: a text in memory or a shard set, as tokens and a vocabulary. Layer 7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of its text a model repeats word for word. Layer 3.
+"""How much of its text a model repeats word for word. Layer 4.
 
 A prompt of P tokens is taken from the text and continued greedily; counted is for how many tokens
 the continuation is the text itself. The same is counted for held-out windows, whose agreement comes

@@ -1,4 +1,4 @@
-"""The model that is trained: a Llama-shaped decoder, forward and backward by hand. Layer 2.
+"""The model that is trained: a Llama-shaped decoder, forward and backward by hand. Layer 3.
 
 Parameters and gradients are one flat buffer each (`config.layout`), seen through named views. All
 arithmetic goes through an `ops` back end; the methods of each are described in `ops_numpy`. Buffers

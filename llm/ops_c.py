@@ -1,4 +1,4 @@
-"""The trainer's operations in C, float32, on a pool of threads. Layer 1.
+"""The trainer's operations in C, float32, on a pool of threads. Layer 2.
 
 `ops_numpy` describes every method. The same inputs and kernel set give the same bits whatever the
 number of threads. C trusts its arguments, so types, shapes and contiguity are checked here.

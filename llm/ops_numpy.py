@@ -1,4 +1,4 @@
-"""The trainer's operations in NumPy: the specification. Layer 1.
+"""The trainer's operations in NumPy: the specification. Layer 2.
 
 Each back end (`ops_c`, later `ops_cuda`) has the same methods and is tested against this one; each
 backward here is tested against central differences in float64. Conventions:

@@ -1,4 +1,4 @@
-"""AdamW and Muon over the flat buffer, learning-rate schedules and clipping. Layer 2.
+"""AdamW and Muon over the flat buffer, learning-rate schedules and clipping. Layer 3.
 
 Schedules are pure functions of the step, so that a resumed run repeats them. Weight decay touches
 matrices only, never gains. Sources: Loshchilov and Hutter 2019 (AdamW), Jordan et al. 2024 (Muon).

@@ -1,4 +1,4 @@
-"""Writing parameter files: the one GGUF writer, and what a trained model's file says. Layer 3.
+"""Writing parameter files: the one GGUF writer, and what a trained model's file says. Layer 4.
 
 csrc/FORMAT.md is the contract; files are read back by the engine alone (csrc/gguf.c). Tensors go
 to the disk one at a time, so memory stays far below the file's size. An F32 export writes the

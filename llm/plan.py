@@ -1,4 +1,4 @@
-"""`python -m llm plan`: what a pile of text and a time on GPUs can become. Layer 4.
+"""`python -m llm plan`: what a pile of text and a time on GPUs can become. Layer 8.
 
 Pure arithmetic with stated assumptions; tests/test_plan.py holds it against the published hours of
 LLaMA 1 and 2 and the arithmetic of GPT-3 and Chinchilla. Sources: Hoffmann et al. 2022 (20 tokens a

@@ -1,4 +1,4 @@
-"""From any pile of text to a shard set, in steps that a kill cannot undo. Layer 6.
+"""From any pile of text to a shard set, in steps that a kill cannot undo. Layer 7.
 
 The plan (files, items, what is held out) is made first and kept; each finished item leaves its
 shards and a record; the manifest comes last, and with it the folder is a shard set. Started again

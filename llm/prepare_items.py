@@ -1,4 +1,4 @@
-"""One item of a preparation, a deterministic group of input, from files to its two shards. Layer 6.
+"""One item of a preparation, a deterministic group of input, from files to its two shards. Layer 7.
 
 Twice over the input: scan() hashes every document, so that duplicates can be decided in the order
 of the items; encode() writes what stays. Documents of a small item wait in memory between the two,

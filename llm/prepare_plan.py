@@ -1,4 +1,4 @@
-"""What a preparation is to do: the input's files, their items, what is held out. Layer 6.
+"""What a preparation is to do: the input's files, their items, what is held out. Layer 7.
 
 Made once and kept as JSON, so that work goes on by it after a kill. An input file is known again by
 its size and times; where only the time of its last change of any kind (ctime) is another, prepare

@@ -1,4 +1,4 @@
-"""Rounding of weights to the types of a parameter file, and whole files to smaller ones. Layer 4.
+"""Rounding of weights to the types of a parameter file, and whole files to smaller ones. Layer 5.
 
 csrc/quantize.c does the rounding, parameter_file.py the writing. Which matrix gets which type
 follows llama.cpp: its fallbacks for rows that are not whole super-blocks and its mixtures Q4_K_M,

@@ -1,4 +1,4 @@
-"""`python -m llm quantize IN OUT`: a parameter file in fewer bits. Layer 6."""
+"""`python -m llm quantize IN OUT`: a parameter file in fewer bits. Layer 11."""
 
 from __future__ import annotations
 

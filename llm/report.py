@@ -1,4 +1,4 @@
-"""What a run tells: plain lines or a progress bar, samples, and where its report lies. Layer 4.
+"""What a run tells: plain lines or a progress bar, samples, and where its report lies. Layer 7.
 
 Text from files and models is printed with its control characters escaped. The bar appears only
 where standard output is a terminal.

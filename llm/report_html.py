@@ -1,4 +1,4 @@
-"""report.html: one page about a run that needs nothing else, no network and no script. Layer 4.
+"""report.html: one page about a run that needs nothing else, no network and no script. Layer 7.
 
 What comes from a text, a file or a model is escaped twice: report.escape for what acts on a
 terminal or turns the direction of writing, then for HTML.

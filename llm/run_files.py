@@ -1,4 +1,4 @@
-"""The state of a run, and the files that it leaves: settings, checkpoints, parameter file. Layer 4.
+"""The state of a run, and the files that it leaves: settings, checkpoints, parameter file. Layer 8.
 
 Run is all that a step needs; save() and restore() are a checkpoint's two ends. Nothing here decides
 what a run does next: that is train.py.

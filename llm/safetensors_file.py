@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, read row by row and written. Layer 2.
+"""Tensors of safetensors files, read row by row and written. Layer 1.
 
 The format (huggingface.co/docs/safetensors): the header's length in 8 bytes, a JSON header, the
 data. Files are read by plain reads, never mapped, so that memory holds what is in work alone. Every

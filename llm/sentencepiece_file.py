@@ -1,5 +1,5 @@
 """SentencePiece's .model files, read and written: the few fields of its protocol buffer that say
-how text falls into pieces (sentencepiece_model.proto). Layer 2."""
+how text falls into pieces (sentencepiece_model.proto). Layer 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m llm tokenize`: how a text falls into tokens: their number, ids and pieces. Layer 6.
+"""`python -m llm tokenize`: how a text falls into tokens: their number, ids and pieces. Layer 11.
 
 On a terminal the pieces stand in alternating background colours; piped, or with NO_COLOR set, each
 stands in quotes. What a terminal would act on is shown instead: control characters and bytes that

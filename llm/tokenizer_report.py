@@ -1,5 +1,5 @@
 """What a run's vocabulary makes of its text: bytes per token by script, longest tokens, unused
-ones. Layer 4."""
+ones. Layer 7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from text to parameter file. Layer 5.
+"""A run from text to parameter file. Layer 9.
 
 train() is the story: prepare or resume, step until the schedule ends or someone says stop, write
 the parameter file. What decides the file's bits is in the checkpoint (run_files.py); clocks only

@@ -1,5 +1,5 @@
 """Runs that go on from a parameter file: on text or on conversations, all weights or adapters.
-Layer 5.
+Layer 10.
 
 The loop, checkpoints and export are train.py's; here stands what such a run begins with.
 """

@@ -1,4 +1,4 @@
-"""The vocabulary that a run learns: a byte-level BPE, as tokenizer and as arrays. Layer 3.
+"""The vocabulary that a run learns: a byte-level BPE, as tokenizer and as arrays. Layer 6.
 
 Ids: the 256 bytes, the merged tokens in the order they were learned, and last <|endoftext|>, the
 one control token: it stands before each document. Windows of training start anywhere in the text,

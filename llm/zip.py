@@ -1,4 +1,4 @@
-"""Any bytes, compressed with a parameter file. Layer 6.
+"""Any bytes, compressed with a parameter file. Layer 11.
 
 csrc/zip.c codes blocks of tokens; this file cuts the input into blocks, spells them, and frames
 them: csrc/ZIP.md is the contract. An archive is checked whole before the model reads a token, and

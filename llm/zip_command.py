@@ -1,4 +1,4 @@
-"""`python -m llm zip IN OUT --model FILE` and `unzip`. Layer 6. zip.py does the work; OUT appears
+"""`python -m llm zip IN OUT --model FILE` and `unzip`. Layer 12. zip.py does the work; OUT appears
 whole or not at all; - is standard input or output, which get what was checked, too.
 """
 

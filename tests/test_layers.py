@@ -50,7 +50,6 @@ PYTHON_LAYERS = (
         "data",
         "shards",
         "duplicates",
-        "distributed",
         "vocabularies",
     ),
     ("model", "optim", "budget", "guard"),
@@ -67,7 +66,7 @@ PYTHON_LAYERS = (
     ("tune",),
     ("tokenize_command", "data_command", "quantize_command", "bench_command", "zip"),
     ("zip_command",),
-    ("cli", "server"),
+    ("cli",),
     ("__main__",),
 )
 
@@ -131,6 +130,14 @@ def python_edges():
             for name in names:
                 if name.startswith("llm.") and name != "llm.__version__":
                     yield path.stem, name.split(".")[1]
+
+
+def test_python_headers_name_their_layer():
+    """Counted from 0, the lowest."""
+    for path in sorted((ROOT / "llm").glob("*.py")):
+        header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for named in re.findall(r"Layer\s(\d+)", header):
+            assert int(named) == place(path.stem, PYTHON_LAYERS)[0], path
 
 
 def test_c_includes_point_down():
