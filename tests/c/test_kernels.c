@@ -220,8 +220,8 @@ static void check_attention(const kernels *const *tables, attention_case x) {
   };
   scalar->attention(&a);
   /* Values are within [-1, 1], scores within 20; rounding a query of 4 to 16 bits moves an element
-   * by 6e-5 at most. */
-  double tolerance = x.k_type == LLM_TYPE_Q8_0 ? 1e-4 : 1e-5;
+   * by 6e-5 at most, a score by 2e-5 (rms) and by five times as much among millions. */
+  double tolerance = x.k_type == LLM_TYPE_Q8_0 ? 3e-4 : 1e-5;
   for (size_t i = 0; i < n_out; i++) {
     double y = attention_float64(&a, kf, vf, i / x.head_dim, i % x.head_dim);
     CHECK_MSG(fabs((double)expected[i] - y) < tolerance, "scalar attention: %g, not %g",
