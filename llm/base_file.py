@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from .config import ALIGNMENT, ROPE_HALVES, ModelConfig, layout, layout_size
-from .corpus import SEPARATOR
+from .corpus import separator_id
 from .engine import Model
 from .errors import UnsupportedError
 from .parameter_file import Entry, Provenance, ValueType
@@ -103,13 +103,7 @@ class BaseFile:
     @cached_property
     def separator(self) -> int:
         """The token before each document of a plain text."""
-        t = self.tokenizer
-        if t.add_bos and t.bos is not None:
-            return t.bos
-        end = t.find(SEPARATOR)
-        if end is not None and t.token_type(end) == CONTROL:
-            return end
-        found = t.eos if t.eos is not None else t.bos
+        found = separator_id(self.tokenizer)
         if found is None:
             raise UnsupportedError(f"{self.path}: the tokenizer has no token between documents")
         return found

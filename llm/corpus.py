@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .documents import NotText, Source, find_files, read_documents
 from .errors import CorpusError
+from .tokenizer import CONTROL, Tokenizer
 
 SEPARATOR = b"<|endoftext|>"  # the text of the token between documents
 
@@ -96,3 +97,14 @@ def clean_bible(text: str) -> str:
     text = re.sub(r"(?<!\n)\n(?=[a-z])", " ", text)  # a sentence that goes on in the next verse
     text = re.sub(r" +(?=[,.;:!?])", "", text)
     return re.sub(r" *\n *", "\n", text).strip()
+
+
+def separator_id(tokenizer: Tokenizer) -> int | None:
+    """The token before each document: BOS where the tokenizer asks for it, else SEPARATOR where it
+    is a control token, else the end of a text, else its beginning."""
+    if tokenizer.add_bos and tokenizer.bos is not None:
+        return tokenizer.bos
+    end = tokenizer.find(SEPARATOR)
+    if end is not None and tokenizer.token_type(end) == CONTROL:
+        return end
+    return tokenizer.eos if tokenizer.eos is not None else tokenizer.bos

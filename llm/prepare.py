@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .corpus import separator_id
 from .duplicates import Duplicates
 from .errors import CorpusError
 from .prepare_items import Rules, done_path, encode, load_done, load_keys, save_done, scan
@@ -80,10 +81,7 @@ def find_tokenizer(folder: Path, wishes: Wishes, plan: Plan, report) -> Tokenize
 
 
 def boundary(tokenizer: Tokenizer) -> int:
-    """The id before each document: BOS where the file asks for it, else the end of a text."""
-    found = tokenizer.bos if tokenizer.add_bos else tokenizer.find(b"<|endoftext|>")
-    if found is None:
-        found = tokenizer.eos if tokenizer.eos is not None else tokenizer.bos
+    found = separator_id(tokenizer)
     if found is None:
         raise CorpusError("the tokenizer has no token to stand between documents")
     return found
