@@ -16,6 +16,7 @@ import numpy as np
 
 from .corpus import Corpus
 from .data import HELD_OUT, fraction, mix, permute
+from .documents import LONGEST_RECORD
 from .engine import Model
 from .errors import CorpusError
 from .evaluate import Validation
@@ -42,10 +43,15 @@ def read_chats(paths: Sequence[str], model: Model) -> tuple[Corpus, list[Convers
     names = [os.path.basename(path) for path in paths]
     corpus, conversations = Corpus(name=", ".join(names), documents=[]), []
     for path in paths:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+            raise CorpusError(f"{path}: no regular file; give a file of JSON lines")
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            lines = iter(lambda: file.readline(LONGEST_RECORD + 1), b"")
+            for number, line in enumerate(lines, 1):
+                where = f"{path}:{number}"
+                if len(line) > LONGEST_RECORD:
+                    raise CorpusError(f"{where}: longer than {LONGEST_RECORD >> 20} MiB")
                 if line.strip():
-                    where = f"{path}:{number}"
                     conversations.append(render(model, parse(line, where), where))
                     corpus.documents.append(line.strip())
     if len(conversations) < 2:

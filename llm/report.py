@@ -47,6 +47,9 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(line for parts in lines for line in parts)
 
 
+PAGES = ("report.html", "loss.png", "curves.png")  # beside the parameter file
+
+
 class Report:
     def __init__(self):
         self._bar = None

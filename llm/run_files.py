@@ -20,6 +20,7 @@ import numpy as np
 from .atomic import atomic_file
 from .checkpoint import keep_last, link_file, load_checkpoint, save_checkpoint
 from .data import Examples
+from .documents import format_of
 from .engine import Model
 from .evaluate import Validation
 from .material import Material
@@ -35,7 +36,7 @@ from .parameter_file import (
     write_parameter_file,
     write_proved,
 )
-from .report import Report
+from .report import PAGES, Report
 from .settings import Settings
 from .settings_file import to_toml
 from .tokenizer import Tokenizer
@@ -119,6 +120,19 @@ def milestones(n_steps: int, count: int) -> set[int]:
 
 
 # ---- before the first step ----
+
+
+def check_apart(out: Path, settings: Settings) -> None:
+    """Refuses to write over what the run reads: --resume needs it, and it may be the only copy."""
+    for written in (out, *(out.with_name(name) for name in PAGES)):
+        for read in filter(None, (*settings.text, *settings.chat, settings.init)):
+            if not (written.exists() and os.path.exists(read)):
+                continue
+            inside = (
+                format_of(written.name)[0] and Path(read).resolve() in written.resolve().parents
+            )
+            if inside or os.path.samefile(written, read):
+                raise ValueError(f"{written} is what this run reads: choose another --out")
 
 
 def check_writable(out: Path) -> None:

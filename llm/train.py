@@ -34,6 +34,7 @@ from .report import Report
 from .run_files import (
     Run,
     best_run,
+    check_apart,
     check_writable,
     export,
     mark_good,
@@ -86,6 +87,7 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
             return 0
         out = Path(run.settings.out)
         check_writable(out)
+        check_apart(out, run.settings)
         if not goes_on:  # only now: a mistake in the text or the options costs no checkpoint
             set_aside(saved, report)
             write_settings(run, folder, report)

@@ -1,12 +1,14 @@
 """Conversations: the ids of the program's chat, what is learned of them, windows, bad lines."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from test_chat_template import TEMPLATES, source, write_model
 
 import llm
+from llm import chat_data
 from llm.chat_data import (
     ChatExamples,
     Conversation,
@@ -132,6 +134,20 @@ def test_a_bad_line_is_named(opened, tmp_path, text, message):
     with pytest.raises(CorpusError) as caught:
         read_chats([str(path)], opened(sorted(TEMPLATES)[0]))
     assert f"{path}:3: {message}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(opened, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CorpusError, match="pipe: no regular file"):
+        read_chats([str(tmp_path / "pipe")], opened(sorted(TEMPLATES)[0]))
+
+
+def test_a_line_without_end_is_refused(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat_data, "LONGEST_RECORD", 1 << 20)
+    path = tmp_path / "talk.jsonl"
+    path.write_bytes(line(messages=TALK) + b"\n" + b" " * (2 << 20))
+    with pytest.raises(CorpusError, match="talk.jsonl:2: longer than 1 MiB"):
+        read_chats([str(path)], opened(sorted(TEMPLATES)[0]))
 
 
 def test_one_conversation_is_too_few(opened, tmp_path):

@@ -273,6 +273,17 @@ def test_a_text_that_looks_like_options(tmp_path):
     assert "try        ./run -- " in said
 
 
+@pytest.mark.parametrize("name", ["a.txt", "folder"])
+def test_the_text_is_not_written_over(text, tmp_path, capfd, name):
+    (tmp_path / "folder").mkdir()
+    for copy in (tmp_path / "a.txt", tmp_path / "folder/a.txt"):
+        copy.write_bytes(text.read_bytes())
+    out = tmp_path / ("a.txt" if name == "a.txt" else "folder/a.txt")
+    assert cli.main(arguments(tmp_path / name, tmp_path, "--steps", 5, "--out", out)) == 1
+    assert f"{out} is what this run reads" in capfd.readouterr().err
+    assert out.read_bytes() == text.read_bytes()
+
+
 def test_a_prompt_with_a_zero_byte(text, tmp_path):
     (tmp_path / "run.toml").write_text('prompt = "the\\u0000"')
     said = finish(text, tmp_path, "--steps", 4, "--config", tmp_path / "run.toml")

@@ -134,6 +134,18 @@ def test_one_line_says_what_is_wrong(base, talk, tmp_path, capfd, more, message)
     assert len(lines) == 1 and message in lines[0]
 
 
+@pytest.mark.parametrize("read", ["base", "talk"])
+def test_what_a_run_reads_is_not_written_over(base, talk, tmp_path, capfd, read):
+    path = {"base": base, "talk": talk}[read]
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    for out in (path, tmp_path / "link"):
+        more = ["--chat", talk, "--n-ctx", 64, "--out", out]
+        assert cli.main(arguments(base, tmp_path, *more)) == 1
+        assert f"{out} is what this run reads: choose another --out" in capfd.readouterr().err
+    assert path.read_bytes() == before
+
+
 def test_tuning_needs_a_file(tmp_path, capfd, talk):
     assert cli.main(["train", "--chat", str(talk)]) == 1
     assert "--chat goes with --init FILE" in capfd.readouterr().err
