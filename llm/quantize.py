@@ -262,7 +262,7 @@ class Quantized:
     bits_per_byte: tuple[float, float] | None
 
 
-def _check_paths(source: str, target: str) -> None:
+def check_paths(source: str, target: str) -> None:
     same = os.path.realpath(source) == os.path.realpath(target)
     if same or (os.path.exists(target) and os.path.samefile(source, target)):
         raise ValueError(f"{target} is the file to read: write to another one")
@@ -283,7 +283,7 @@ def quantize_file(
     all. text: what the change in bits per byte is measured on; calibration: a text that the
     rounding serves (calibrate.py). progress(name, bytes read) is called after each tensor."""
     source, target = os.fspath(source), os.fspath(target)
-    _check_paths(source, target)
+    check_paths(source, target)
     with Model(source) as model:
         types = plan(model, recipe, embedding, output)
         rounding = None

@@ -31,8 +31,10 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from .quantize import quantize_file
+    from .quantize import check_paths, quantize_file
 
+    for path in filter(None, (options.text, options.calibrate)):
+        check_paths(path, options.out)
     texts = {
         name: Path(path).read_bytes()
         for name, path in (("text", options.text), ("calibration", options.calibrate))

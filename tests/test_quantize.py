@@ -414,6 +414,11 @@ def test_command(tiny, tmp_path, capsys):
     assert "not measured" in capsys.readouterr().out
     assert main(["quantize", str(tiny), str(tiny), "--type", "Q4_0"]) == 1
     assert "is the file to read" in capsys.readouterr().err
+    before = text.read_bytes()
+    for option in ("--text", "--calibrate"):
+        assert main(["quantize", str(tiny), str(text), "--type", "Q4_0", option, str(text)]) == 1
+        assert f"{text} is the file to read" in capsys.readouterr().err
+    assert text.read_bytes() == before
     assert main(["quantize", str(tiny), out, "--type", "Q2_K"]) == 1
     assert "none of" in capsys.readouterr().err
 
