@@ -27,9 +27,11 @@ def add_arguments(command: ArgumentParser) -> None:
     command.set_defaults(command=run)
     command.add_argument("files", nargs="+", metavar="FILE", help="parameter files")
     command.add_argument("--threads", type=int, nargs="+", help="each a row (1, cores, 2 cores)")
-    command.add_argument("--rounds", type=int, default=5)
-    command.add_argument("--prefill", type=int, default=512, metavar="N", help="tokens at once")
-    command.add_argument("--decode", type=int, default=32, metavar="N", help="one by one")
+    command.add_argument("--rounds", type=int, default=5, help="medians over so many (5)")
+    command.add_argument(
+        "--prefill", type=int, default=512, metavar="N", help="tokens at once (512)"
+    )
+    command.add_argument("--decode", type=int, default=32, metavar="N", help="one by one (32)")
     command.add_argument(
         "--context", type=int, default=0, metavar="N", help="decode behind N tokens too"
     )

@@ -60,7 +60,11 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m llm", description=(__doc__ or "").split(".")[0])
+    top = argparse.ArgumentParser(
+        prog="python -m llm",
+        description="Learns, describes, changes and uses the parameter files that ./run runs.",
+        epilog="python -m llm COMMAND --help has the options of each.",
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -305,14 +309,16 @@ def add_convert(command: argparse.ArgumentParser) -> None:
 def run_convert(options: argparse.Namespace) -> int:
     from .convert import convert
 
-    return _print_notes(convert(options.source, options.out, options.type, options.tokenizer))
+    notes = convert(options.source, options.out, options.type, options.tokenizer)
+    return _print_notes(notes, options.out)
 
 
-def _print_notes(notes: Sequence[str]) -> int:
+def _print_notes(notes: Sequence[str], written: str) -> int:
     from .report import escape
 
     for note in notes:
         print(f"note: {escape(note)}", file=sys.stderr)
+    print(f"written    {escape(str(written))}", file=sys.stderr)
     return 0
 
 
@@ -325,7 +331,7 @@ def add_export(command: argparse.ArgumentParser) -> None:
 def run_export(options: argparse.Namespace) -> int:
     from .export import export
 
-    return _print_notes(export(options.file, options.folder))
+    return _print_notes(export(options.file, options.folder), options.folder)
 
 
 # ---- bench ----

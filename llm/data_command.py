@@ -100,7 +100,8 @@ def summary(shards) -> list[str]:
         gone += f", {corpus['near_duplicates']:,} near duplicates"
     wrong = ", ".join(f"{name} {rate:.1e}" for name, rate in rates.items())
     lines.append(f"documents  {corpus['n_documents']:,}, {corpus['n_bytes']:,} bytes; {gone}")
-    lines.append(f"           share of new documents mistaken for old ones at most: {wrong}")
+    if any(rates.values()):
+        lines.append(f"           share of new documents mistaken for old ones at most: {wrong}")
     for kind, n in corpus["skipped"].items():
         lines.append(f"skipped    {n:,} {kind}")
     train, held = len(shards.train), len(shards.held_out)

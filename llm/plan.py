@@ -172,7 +172,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--text", required=True, help="how much there is: 10TB, 3.5GB")
     command.add_argument("--gpu", choices=[*GPUS, "cpu"], default="h100", help="cpu: this machine")
     command.add_argument("--count", type=int, default=1, help="of them (1)")
-    command.add_argument("--days", type=float, required=True)
+    command.add_argument("--days", type=float, required=True, help="of computing")
     command.add_argument("--mfu", type=float, help="share of the peak that is kept")
     command.add_argument("--price", type=float, help="dollars an hour of one")
 

@@ -207,13 +207,14 @@ class Report:
         if PROGRAM.exists():
             said = subprocess.run(command, input=raw, capture_output=True, check=False)
             self.sample(said.stdout.decode("utf-8", "replace").rstrip())
-        prompt = shlex.quote(escape(run.prompt))
+        prompt, out_quoted = shlex.quote(escape(run.prompt)), shlex.quote(str(out))
         dashes = "-- " if run.prompt.startswith("-") else ""
-        self.say(f"try        ./run {dashes}{shlex.quote(str(out))} {prompt}")
+        how = f"{out_quoted} --chat" if run.settings.chat else f"{dashes}{out_quoted} {prompt}"
+        self.say(f"try        ./run {how}")
 
     def _memorised(self, found) -> None:
         self.say(
-            f"memory     {found.verbatim(found.training):.1%} of {len(found.training)} windows it "
+            f"memorised  {found.verbatim(found.training):.1%} of {len(found.training)} windows it "
             f"trained on go on word for word for {found.n_tokens} tokens, "
             f"{found.verbatim(found.held_out):.1%} of {len(found.held_out)} it never saw"
         )

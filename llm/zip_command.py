@@ -35,13 +35,17 @@ def add_arguments(command: ArgumentParser, run: Callable[[Namespace], int]) -> N
 
 def add_zip(command: ArgumentParser) -> None:
     add_arguments(command, run_zip)
-    command.add_argument("--block", type=int, help="bytes that are coded alone")
-    command.add_argument("--window", type=int, help="tokens that the model looks back on")
+    command.add_argument("--block", type=int, help="bytes that are coded alone (32768)")
+    command.add_argument(
+        "--window",
+        type=int,
+        help="tokens that the model looks back on (2048, or what it was trained on)",
+    )
 
 
 def add_unzip(command: ArgumentParser) -> None:
     add_arguments(command, run_unzip)
-    command.add_argument("--lanes", type=int, help="blocks that are read at once")
+    command.add_argument("--lanes", type=int, help="blocks that are read at once (8)")
 
 
 @contextmanager
@@ -119,7 +123,7 @@ def table(sizes: Sizes, n_model: int) -> str:
     ]
     width, n_bytes = len(f"{rows[-1][1]:,}"), max(sizes.n_bytes, 1)
     return "\n".join(
-        f"{a:<24}{b:>{width},} bytes{8 * b / n_bytes:>10.3f} bits/byte" for a, b in rows
+        f"{a:<24}{b:>{width},} bytes {8 * b / n_bytes:>12,.3f} bits/byte" for a, b in rows
     )
 
 

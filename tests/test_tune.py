@@ -44,6 +44,7 @@ CHAT = ("--n-ctx", 64, "--epochs", 2, "--lr", 0.003, "--batch", 2)
 def test_conversations_are_learned(base, talk, tmp_path, capfd, more):
     assert cli.main(arguments(base, tmp_path, "--chat", talk, *CHAT, *more)) == 0
     said = capfd.readouterr().out
+    assert f"try        ./run {tmp_path / 'out.gguf'} --chat\n" in said
     with Model(tmp_path / "out.gguf") as model, Model(base) as before:
         assert model.verify()["has_proof"]
         assert model.chat_template == before.chat_template
