@@ -196,8 +196,23 @@ def save(run: Run, path: Path) -> None:
     keep_last(path, run.settings.keep, run.step)
 
 
+def check_state(state: dict) -> None:
+    """A step beyond the last one would never end."""
+    step, n_steps = state["step"], state["n_steps"]
+    if type(step) is not int or type(n_steps) not in (int, type(None)):
+        raise TypeError(f"step {step!r} of {n_steps!r}")
+    if not 0 <= step <= (step if n_steps is None else n_steps):
+        raise TypeError(f"step {step} of {n_steps}")
+    if not isinstance(state["seconds"], (int, float)):
+        raise TypeError(f"{state['seconds']!r} seconds")
+    for name in ("validations", "samples", "skipped", "rollbacks"):
+        if not isinstance(state.get(name, []), list):
+            raise TypeError(f"{name} is {state[name]!r}")
+
+
 def restore(run: Run, state: dict, arrays: dict) -> None:
-    """The run as it was when the checkpoint was saved."""
+    """The run as it was when the checkpoint was saved. TypeError for what save() never writes."""
+    check_state(state)
     restore_weights(run, state, arrays)
     run.skipped, run.rollbacks = state.get("skipped", []), state.get("rollbacks", [])
     for name in CURVES:  # once a checkpoint had the losses alone

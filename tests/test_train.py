@@ -14,7 +14,7 @@ import pytest
 from training import STEPS, arguments, finish, refused, start, wait_for
 
 from llm import cli, train
-from llm.checkpoint import load_checkpoint
+from llm.checkpoint import load_checkpoint, save_checkpoint
 from llm.compare import compare_files
 from llm.engine import Model
 from llm.settings import Settings
@@ -217,6 +217,18 @@ def test_a_profile_names_the_parts_and_writes_nothing(text, begun, capsys):
 def begun_fp32(text, tmp_path):
     assert cli.main(arguments(text, tmp_path, "--steps", 2, "--precision", "fp32")) == 0
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", 10**9), ("step", -1), ("n_steps", "x"), ("seconds", "x"), ("samples", 3)],
+)
+def test_a_state_that_no_run_has_is_refused(text, begun, capfd, key, value):
+    path = begun / "run" / "checkpoint.npz"
+    state, arrays = load_checkpoint(path)
+    save_checkpoint(path, state | {key: value}, arrays)
+    line = refused(capfd, *arguments(text, begun, *STEPS, "--resume"))
+    assert "checkpoint.npz: not a checkpoint of this program" in line
 
 
 def test_a_changed_text_is_refused(text, begun, capfd, tmp_path):
