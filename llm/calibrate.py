@@ -12,7 +12,7 @@ The moments come from running the text through the model as it is before roundin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -38,9 +38,14 @@ def input_of(name: str, tensors: Mapping) -> str:
     return other if other in tensors else name
 
 
-def calibrated_rounding(model: Model, text: bytes, types: Mapping[str, str]) -> Rounding:
+def calibrated_rounding(
+    model: Model,
+    text: bytes,
+    types: Mapping[str, str],
+    say: Callable[[str], None] = lambda what: None,
+) -> Rounding:
     """What quantize_file rounds with: for the matrices of the layers, where their type is one of
-    blocks; others are left to plain rounding."""
+    blocks; others are left to plain rounding. say: told of each part of the text that is read."""
     ids = model.tokenize(text)
     if len(ids) < 2:
         raise ValueError("the calibration text has less than two tokens")
@@ -63,7 +68,8 @@ def calibrated_rounding(model: Model, text: bytes, types: Mapping[str, str]) -> 
         if key not in ready:
             if key not in moments:
                 moments.clear()
-                moments.update(collect(model, ids, _that_fit(model, inputs, inputs.index(key))))
+                names = _that_fit(model, inputs, inputs.index(key))
+                moments.update(collect(model, ids, names, say))
             ready.clear()
             ready[key] = feedback_of(moments[key])
         importance, feedback = ready[key]
@@ -82,7 +88,12 @@ def _that_fit(model: Model, inputs: list[str], first: int) -> list[str]:
     return out
 
 
-def collect(model: Model, ids: list[int], names: list[str]) -> dict[str, np.ndarray]:
+def collect(
+    model: Model,
+    ids: list[int],
+    names: list[str],
+    say: Callable[[str], None] = lambda what: None,
+) -> dict[str, np.ndarray]:
     """The mean of x^T x, (n_in, n_in) float32, of the input of each matrix over windows of a text,
     evenly spread where it is longer than MAX_TOKENS."""
     address = {model.tensors.address(name): name for name in names}
@@ -98,6 +109,8 @@ def collect(model: Model, ids: list[int], names: list[str]) -> dict[str, np.ndar
     n_used = min(n_windows, max(1, MAX_TOKENS // n))
     context = Context(model, n_ctx=n)
     for i in range(n_used):
+        if i % -(-n_used // 10) == 0:
+            say(f"calibration, {i * n:,} of {n_used * n:,} tokens")
         at = i * n_windows // n_used * n
         context.truncate(0)
         with context.observed(observe):

@@ -9,7 +9,6 @@ line that begins with the file's name; a bad record of a file goes to `skip` and
 from __future__ import annotations
 
 import glob
-import gzip
 import io
 import json
 import lzma
@@ -110,20 +109,26 @@ def read_documents(
                 yield from _table(file, path, field, skip)
             else:
                 yield from _texts(file, source, part_bytes)
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+    except EOFError as error:
         raise CorpusError(f"{path}: truncated or damaged: {error}") from error
     except OSError as error:
         raise CorpusError(f"{path}: cannot read: {error.strerror or error}") from error
 
 
 def _open(path: str, compression: str) -> BinaryIO:
+    if not compression:
+        return open(path, "rb", 1 << 16)
+    return io.BufferedReader(_Frames(path, *_decompressor(compression)), 1 << 20)
+
+
+def _decompressor(compression: str) -> tuple[Callable, type[Exception], bytes]:
+    """(maker of one, what it raises, what may lie between two streams)."""
     if compression == ".gz":
-        return gzip.open(path)
+        return lambda: zlib.decompressobj(wbits=31), zlib.error, b"\0"
     if compression == ".xz":
-        return lzma.open(path)
-    if compression == ".zst":
-        return io.BufferedReader(_ZstdFile(path), 1 << 20)
-    return open(path, "rb", 1 << 16)
+        return lzma.LZMADecompressor, lzma.LZMAError, b"\0"
+    zstandard = need("zstandard")
+    return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError, b""
 
 
 def need(module: str):
@@ -137,15 +142,15 @@ def need(module: str):
         ) from error
 
 
-class _ZstdFile(io.RawIOBase):
-    """Frames one after the other; unlike the package's reader, it finds the last one cut short."""
+class _Frames(io.RawIOBase):
+    """Compressed streams one after the other. Unlike the readers of the packages, it finds the last
+    one cut short, and what is none behind another. What it meets it raises as EOFError."""
 
-    def __init__(self, path: str):
-        zstandard = need("zstandard")
-        self._error = zstandard.ZstdError
-        self._new = zstandard.ZstdDecompressor().decompressobj
+    def __init__(self, path: str, new: Callable, error: type[Exception], padding: bytes):
+        self._new, self._error, self._padding = new, error, padding
         self._file = open(path, "rb")
         self._frame, self._out, self._pending = None, b"", b""
+        self._n_frames = 0
 
     def readable(self) -> bool:
         return True
@@ -156,12 +161,16 @@ class _ZstdFile(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not self._out:
-            data = self._pending or self._file.read(1 << 17)
+            data = self._pending or self._file.read(1 << 14)  # which may swell a lot
             self._pending = b""
             if not data:
-                if self._frame is not None:
-                    raise EOFError("a frame ends early")
+                if self._frame is not None or not self._n_frames:
+                    raise EOFError("it ends early")
                 return 0
+            if self._frame is None and self._n_frames:
+                data = data.lstrip(self._padding)
+                if not data:
+                    continue
             self._frame = self._frame or self._new()
             try:
                 self._out = self._frame.decompress(data)
@@ -169,6 +178,7 @@ class _ZstdFile(io.RawIOBase):
                 raise EOFError(str(error)) from error
             if self._frame.eof:
                 self._pending, self._frame = self._frame.unused_data, None
+                self._n_frames += 1
         n = min(len(buffer), len(self._out))
         buffer[:n], self._out = self._out[:n], self._out[n:]
         return n

@@ -281,7 +281,8 @@ def quantize_file(
 ) -> Quantized:
     """Writes `source` with its matrices in other types to `target`, which appears whole or not at
     all. text: what the change in bits per byte is measured on; calibration: a text that the
-    rounding serves (calibrate.py). progress(name, bytes read) is called after each tensor."""
+    rounding serves (calibrate.py). progress(name, bytes read) is called after each tensor, and
+    progress(what begins, 0) for the long parts between."""
     source, target = os.fspath(source), os.fspath(target)
     check_paths(source, target)
     with Model(source) as model:
@@ -290,7 +291,9 @@ def quantize_file(
         if calibration is not None:
             from .calibrate import calibrated_rounding
 
-            rounding = calibrated_rounding(model, calibration, types)
+            rounding = calibrated_rounding(
+                model, calibration, types, lambda what: progress(what, 0)
+            )
         metadata = _new_metadata(model, recipe, text, calibration)
         probes = _probes(model.metadata)
         n_new = model.metadata.get("two_file.proof.n_new", 0)
@@ -309,7 +312,10 @@ def quantize_file(
             write_parameter_file(first, metadata, tensors)
             measured = None
             if text is not None:
-                measured = (bits_per_byte(source, text), bits_per_byte(first, text))
+                progress("bits per byte before", 0)
+                before = bits_per_byte(source, text)
+                progress("bits per byte after", 0)
+                measured = (before, bits_per_byte(first, text))
                 stated = model.metadata.get("two_file.quantization.bits_per_byte_change", 0.0)
                 metadata.append(_change(stated + measured[1] - measured[0]))
             if probes:

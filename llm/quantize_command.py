@@ -64,16 +64,22 @@ def run(options: Namespace) -> int:
 
 @contextmanager
 def progress_bar(n_bytes: int):
-    """Yields what quantize_file calls; a bar where standard error is a terminal."""
+    """Yields what quantize_file calls; a bar where standard error is a terminal, else a line for
+    each long part."""
     if not sys.stderr.isatty():
-        yield lambda name, n: None
+
+        def plain(name: str, n: int) -> None:
+            if n == 0:
+                print(name, file=sys.stderr, flush=True)
+
+        yield plain
         return
     from tqdm import tqdm
 
     with tqdm(total=n_bytes, unit="B", unit_scale=True, leave=False) as bar:
 
         def progress(name: str, n: int) -> None:
-            bar.set_postfix_str(name, refresh=False)
+            bar.set_postfix_str(name, refresh=n == 0)
             bar.update(n)
 
         yield progress

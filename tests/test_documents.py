@@ -57,6 +57,22 @@ def test_frames_that_follow_each_other(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("end", [b"", b"what is no frame"])
+def test_no_frame_and_what_follows_the_last_one(tmp_path, suffix, end):
+    path = tmp_path / ("a.txt" + suffix)
+    whole = PACKERS[suffix](b"one ")
+    path.write_bytes(whole + end if end else b"")
+    with pytest.raises(CorpusError, match="truncated or damaged"):
+        read(path)
+
+
+def test_xz_streams_may_be_padded(tmp_path):
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(lzma.compress(b"one ") + bytes(8) + lzma.compress(b"two") + bytes(4))
+    assert read(path)[0] == [b"one two"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_compressed_file_is_one_line_with_its_name(tmp_path, suffix, damage):
     path = tmp_path / ("a.txt" + suffix)
