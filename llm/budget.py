@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from .settings import BUDGETS, DEFAULT_MINUTES, HEAD_WIDTH, Settings
 
-# Settings.tokens_per_param: the widest model that is affordable sees 4 tokens for each parameter,
-# not Hoffmann's 20, which holds where no text is read twice. From short trials with AdamW, one seed
-# each (bench/README.md, "Tried"): with 1e13 operations widths 64 and 96 (12 and 4.1 tokens for
-# each parameter) were within 0.012 bits per byte, wider ones worse.
+# Settings.tokens_per_param: the widest model that is affordable sees 2.5 tokens for each parameter,
+# not Hoffmann's 20, which holds where no text is read twice. Of five minutes on the default corpus,
+# one seed each (bench/README.md, "A recipe for minutes"), 128 wide with 6.3 tokens a parameter and
+# 160 wide with 2.2 were equal within 0.004 bits per byte; the wider one has more to gain.
 WIDTHS = range(64, 1025, 32)
 DEFAULT_WIDTH = 224  # of a run whose budget is in steps
 

@@ -117,7 +117,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--tokens", "to train on; the size follows from it", type=int)
     add("--steps", "exactly so many steps", type=int)
     add("--depth", "blocks; width and, without one of the above, tokens follow from it", type=int)
-    add("--tokens-per-param", "tokens that the chosen size sees for each parameter (4)", type=float)
+    add("--tokens-per-param", "tokens for each parameter of the chosen size (2.5)", type=float)
     options = command.add_argument_group("stop and go on")
     options.add_argument("--resume", action="store_true", help="go on from the checkpoint, exactly")
     text = "where the time of ten steps goes; nothing is written"

@@ -35,7 +35,7 @@ class Settings:
     tokens: int | None = None
     steps: int | None = None
     depth: int | None = None  # n_layer, the width and, without a budget, the tokens that go with it
-    tokens_per_param: float = 4.0  # budget.py says why
+    tokens_per_param: float = 2.5  # budget.py says why
 
     n_embd: int | None = None
     n_layer: int | None = None

@@ -34,9 +34,9 @@ def test_without_a_budget_there_are_five_minutes():
 
 def test_tokens_choose_the_size_without_a_clock():
     s = choose(Settings(tokens=40_000_000), V, never)
-    assert 4 * params(s) <= 40_000_000
+    assert s.tokens_per_param * params(s) <= 40_000_000
     wider = s.n_embd + 32
-    assert 4 * params(Settings().with_width(wider)) > 40_000_000
+    assert s.tokens_per_param * params(Settings().with_width(wider)) > 40_000_000
     assert abs(s.steps * s.step_tokens - 40_000_000) < s.step_tokens
     assert s.warmup == s.steps * 3 // 100
 
@@ -44,7 +44,7 @@ def test_tokens_choose_the_size_without_a_clock():
 def test_a_depth_brings_width_and_tokens():
     s = choose(Settings(depth=6), V, never)
     assert (s.n_layer, s.n_embd, s.n_head) == (6, 288, 6)
-    assert s.steps * s.step_tokens == pytest.approx(4 * params(s), rel=0.01)
+    assert s.steps * s.step_tokens == pytest.approx(s.tokens_per_param * params(s), rel=0.01)
     twenty = choose(Settings(depth=6, tokens_per_param=20), V, never)
     assert twenty.steps * twenty.step_tokens == pytest.approx(20 * params(s), rel=0.01)
 
