@@ -291,24 +291,29 @@ def start_run(settings: Settings, report: Report) -> Run:
     return run
 
 
-def resume_run(path: Path, given: dict, report: Report) -> Run:
+def resume_run(path: Path, given: dict, report: Report, prepare_again=None) -> Run:
+    """The run of a checkpoint. prepare_again (settings, state, arrays, report): it at step 0."""
     state, arrays = load_checkpoint(path)
     try:
         settings = merge_resumed(Settings.from_dict(state["settings"]), given)
-        if settings.init:
+        if settings.init and not prepare_again:
             raise CheckpointError(f"{path}: begun with --init {settings.init}: give it again")
-        # That of shards comes with them, and so changes with their hash.
-        vocabulary = None if settings.data else vocabulary_from_arrays(arrays)
-        material = gather(settings, vocabulary)
-        check_same(material, settings, state)
-        report.material(material)
-        run = prepare(settings, material)
+        run = (prepare_again or prepare_from_text)(settings, state, arrays, report)
         restore(run, state, arrays)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this program ({error})") from error
     report.plan(run)
     note_kernels(run, state, report)
     return run
+
+
+def prepare_from_text(settings: Settings, state: dict, arrays: dict, report: Report) -> Run:
+    # The vocabulary of shards comes with them, and so changes with their hash.
+    vocabulary = None if settings.data else vocabulary_from_arrays(arrays)
+    material = gather(settings, vocabulary)
+    check_same(material, settings, state)
+    report.material(material)
+    return prepare(settings, material)
 
 
 def check_same(material: Material, settings: Settings, state: dict) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from .base_file import BaseFile
 from .chat_data import ChatExamples, ChatValidation, hold_out_chats, pack, read_chats
-from .checkpoint import load_checkpoint
 from .corpus import read_corpus
 from .data import Examples, hold_out, token_stream
 from .engine import Model
@@ -27,10 +26,10 @@ from .ops_c import OpsC, best_precision
 from .optim import OPTIMIZERS
 from .parameter_file import Entry
 from .report import Report
-from .run_files import Run, provenance, restore
-from .settings import BUDGETS, Settings, merge_resumed
+from .run_files import Run, provenance
+from .settings import BUDGETS, Settings
 from .shards import ShardSet
-from .train import check_memory, check_prompt, check_same, note_kernels, train
+from .train import check_memory, check_prompt, check_same, resume_run, train
 
 # What is taken where nothing is given: a file that has learned a language wants small steps.
 LR = {"adamw": 2e-5, "muon": 1e-3}
@@ -96,19 +95,14 @@ def start_tuned(settings: Settings, report: Report) -> TunedRun:
 
 
 def resume_tuned(path: Path, given: dict, report: Report) -> TunedRun:
-    state, arrays = load_checkpoint(path)
-    try:
-        settings = merge_resumed(Settings.from_dict(state["settings"]), given)
-        base = open_base(settings, report)
-        if base.sha256.encode() != arrays["init_sha256"].tobytes():
-            raise CheckpointError(f"{base.path}: not the file that the run began with")
-        run = prepare_tuned(settings, base, report, state)
-        restore(run, state, arrays)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of such a run ({error})") from error
-    report.plan(run)
-    note_kernels(run, state, report)
-    return run
+    return resume_run(path, given, report, prepare_from_base)
+
+
+def prepare_from_base(settings: Settings, state: dict, arrays: dict, report: Report) -> TunedRun:
+    base = open_base(settings, report)
+    if base.sha256.encode() != arrays["init_sha256"].tobytes():
+        raise CheckpointError(f"{base.path}: not the file that the run began with")
+    return prepare_tuned(settings, base, report, state)
 
 
 def open_base(settings: Settings, report: Report) -> BaseFile:
