@@ -1,5 +1,6 @@
 /* run.c: the program. main, signals, and the modes that do not generate. Layer 7: what the engine
- * does is behind llm.h. Exit status: 0, 1 for a failure, 2 for wrong usage. */
+ * does is behind llm.h. Exit status: 0, 1 for a failure, 2 for wrong usage, 130 where
+ * Ctrl-C cut a completion short. */
 #define _POSIX_C_SOURCE 200809L
 #include <inttypes.h>
 #include <math.h> /* exp only */

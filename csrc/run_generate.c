@@ -182,5 +182,6 @@ int generate(llm_context *context, const llm_tokenizer *tokenizer, const options
   if (!status && g.prompt.n == 0) status = begin_with_nothing(tokenizer, &g.prompt, &err);
   if (!status) status = continue_all(&g, &err);
   free(g.prompt.ids);
-  return finish_stdout(status ? failed(&err) : 0);
+  if (status) return finish_stdout(failed(&err));
+  return finish_stdout(interrupted ? EXIT_INTERRUPTED : 0);
 }

@@ -187,7 +187,7 @@ def run_train(options: argparse.Namespace) -> int:
     given = {k: v for k, v in vars(options).items() if k not in about}
     given = merge_given(read_settings(options.config) if options.config else {}, given)
     if "text" in given:
-        given["text"] = tuple(os.path.abspath(path) for path in given["text"])
+        given["text"] = tuple(path and os.path.abspath(path) for path in given["text"])
     if "data" in given:
         given["data"] = os.path.abspath(given["data"])
     if not given.get("init"):

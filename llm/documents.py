@@ -56,6 +56,8 @@ def find_files(paths: list[str], skip: Callable[[str], None]) -> list[str]:
     folder holds but FORMATS does not know goes to `skip`."""
     found: dict[str, None] = {}
     for path in paths:
+        if not path:
+            raise CorpusError("an empty path: name a file or a folder of text")
         if os.path.isdir(path):
             found.update(dict.fromkeys(_walk(path, skip)))
         elif not os.path.lexists(path) and glob.has_magic(path):

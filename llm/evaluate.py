@@ -42,7 +42,7 @@ class Validation:
         self.n_bytes = int(token_bytes[scored].sum())
         self.n_tokens = scored.size
         if self.n_bytes == 0:
-            raise CorpusError("the held-out part has no text")
+            raise CorpusError("the held-out part has no text: add text, or lower --n-ctx")
 
     @property
     def bytes_per_token(self) -> float:

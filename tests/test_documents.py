@@ -224,6 +224,8 @@ def test_folders_and_patterns_in_the_order_of_names(tmp_path):
     assert len(find_files([pattern, str(tmp_path)], print)) == 3  # each once
     with pytest.raises(CorpusError, match="no file has such a name"):
         find_files([str(tmp_path / "*.nothing")], print)
+    with pytest.raises(CorpusError, match="an empty path"):
+        find_files([""], print)
 
 
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
