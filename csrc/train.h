@@ -113,7 +113,23 @@ typedef struct llm_adamw_args { /* per chunk of 4096 elements */
 } llm_adamw_args;
 void llm_ops_adamw(llm_ops *ops, const llm_adamw_args *args, int64_t n_rows);
 
-/* ---- matrix product and attention: LLM_ERR_NOMEM is the only failure ---- */
+typedef struct llm_muon_momentum_args { /* per chunk of 4096 elements */
+  float *m, *x, *squares;               /* squares: by chunk, the sum of x^2 */
+  const float *g;
+  int64_t n;
+  float momentum, grad_scale;
+} llm_muon_momentum_args;
+void llm_ops_muon_momentum(llm_ops *ops, const llm_muon_momentum_args *args, int64_t n_rows);
+
+typedef struct llm_muon_update_args { /* per chunk of 4096 elements */
+  float *p;
+  const float *x;
+  int64_t n;
+  float rate;
+} llm_muon_update_args;
+void llm_ops_muon_update(llm_ops *ops, const llm_muon_update_args *args, int64_t n_rows);
+
+/* ---- matrix products, attention, Muon: LLM_ERR_NOMEM is the only failure ---- */
 
 /* C (m, n) = op(A) op(B) + add; a_trans: A is stored (k, m); b_trans: B is stored (n, k). `ld` are
  * floats from row to row as stored; add (m, n) is NULL, C itself, or apart from C; with ld_add 0 a
@@ -140,6 +156,16 @@ typedef struct llm_attention_args {
 } llm_attention_args;
 llm_status llm_ops_attention(llm_ops *ops, const llm_attention_args *args, llm_error *err);
 llm_status llm_ops_attention_backward(llm_ops *ops, const llm_attention_args *args, llm_error *err);
+
+/* A step for matrices within flat buffers; a thread takes a whole matrix, so that none waits. */
+typedef struct llm_muon_args {
+  float *p, *m;
+  const float *g;
+  const int64_t *matrices; /* (n_matrices, 3): offset, rows, columns */
+  int64_t n_matrices, n_iterations;
+  float rate, momentum, grad_scale, coefficient_a, coefficient_b, coefficient_c;
+} llm_muon_args;
+llm_status llm_ops_muon(llm_ops *ops, const llm_muon_args *args, llm_error *err);
 
 /* cffi: end */
 

@@ -47,9 +47,15 @@ enum { MR_SCALAR = 4, NR_SCALAR = 16, MR_AVX2 = 6, NR_AVX2 = 16, MR_AVX512 = 12,
 PACK(pack_a_scalar, MR_SCALAR, )
 PACK(pack_b_scalar, NR_SCALAR, )
 
+/* What becomes of a sum. */
+static inline float finish(float sum, const float *add, const float *scale) {
+  if (!scale) return add ? sum + *add : sum;
+  return add ? fmaf(*add, scale[1], sum * scale[0]) : sum * scale[0];
+}
+
 /* The reference. Without a fused instruction it rounds the product, as the others do not. */
 static void tile_scalar(size_t k, const float *a, size_t row, size_t step, const float *b, float *c,
-                        size_t ldc, const float *add, size_t ld_add) {
+                        size_t ldc, const float *add, size_t ld_add, const float *scale) {
   float acc[MR_SCALAR][NR_SCALAR] = {{0}};
   for (size_t p = 0; p < k; p++)
     for (size_t i = 0; i < MR_SCALAR; i++)
@@ -57,7 +63,7 @@ static void tile_scalar(size_t k, const float *a, size_t row, size_t step, const
         acc[i][j] += a[i * row + p * step] * b[p * NR_SCALAR + j];
   for (size_t i = 0; i < MR_SCALAR; i++)
     for (size_t j = 0; j < NR_SCALAR; j++)
-      c[i * ldc + j] = add ? acc[i][j] + add[i * ld_add + j] : acc[i][j];
+      c[i * ldc + j] = finish(acc[i][j], add ? add + i * ld_add + j : NULL, scale);
 }
 
 #if defined(__x86_64__)
@@ -108,9 +114,12 @@ PACK_B(pack_b_avx2, NR_AVX2, TARGET_AVX2)
     x##i = _mm##W##_fmadd_ps(ai, b0, x##i);                                                        \
     y##i = _mm##W##_fmadd_ps(ai, b1, y##i);                                                        \
   }
+#define SCALE(W, i)                                                                                \
+  x##i = _mm##W##_mul_ps(x##i, factor);                                                            \
+  y##i = _mm##W##_mul_ps(y##i, factor);
 #define ADD(W, i)                                                                                  \
-  x##i = _mm##W##_add_ps(x##i, _mm##W##_loadu_ps(add + (i)*ld_add));                               \
-  y##i = _mm##W##_add_ps(y##i, _mm##W##_loadu_ps(add + (i)*ld_add + (W) / 32));
+  x##i = _mm##W##_fmadd_ps(_mm##W##_loadu_ps(add + (i)*ld_add), factor, x##i);                     \
+  y##i = _mm##W##_fmadd_ps(_mm##W##_loadu_ps(add + (i)*ld_add + (W) / 32), factor, y##i);
 #define STORE(W, i)                                                                                \
   _mm##W##_storeu_ps(c + (i)*ldc, x##i);                                                           \
   _mm##W##_storeu_ps(c + (i)*ldc + (W) / 32, y##i);
@@ -121,7 +130,8 @@ PACK_B(pack_b_avx2, NR_AVX2, TARGET_AVX2)
 
 #define TILE(name, TARGET, W, EACH_ROW)                                                            \
   TARGET static void name(size_t k, const float *a, size_t row, size_t step, const float *b,       \
-                          float *c, size_t ldc, const float *add, size_t ld_add) {                 \
+                          float *c, size_t ldc, const float *add, size_t ld_add,                   \
+                          const float *scale) {                                                    \
     EACH_ROW(ZERO)                                                                                 \
     for (; k; k--) {                                                                               \
       const __m##W b0 = _mm##W##_loadu_ps(b), b1 = _mm##W##_loadu_ps(b + (W) / 32);                \
@@ -129,7 +139,12 @@ PACK_B(pack_b_avx2, NR_AVX2, TARGET_AVX2)
       a += step;                                                                                   \
       b += (W) / 16;                                                                               \
     }                                                                                              \
+    if (scale) {                                                                                   \
+      const __m##W factor = _mm##W##_set1_ps(scale[0]);                                            \
+      EACH_ROW(SCALE)                                                                              \
+    }                                                                                              \
     if (add) {                                                                                     \
+      const __m##W factor = _mm##W##_set1_ps(scale ? scale[1] : 1.0f);                             \
       EACH_ROW(ADD)                                                                                \
     }                                                                                              \
     EACH_ROW(STORE)                                                                                \
@@ -181,38 +196,38 @@ static gemm_tile tile_for(const gemm_kernel *g, size_t n, size_t *width) {
 /* Rows [skip, rows) and columns [0, n) of a whole tile computed aside. */
 static void edge_tile(const gemm_kernel *g, size_t skip, size_t rows, size_t n, size_t k,
                       const float *a, size_t row, size_t step, const float *b, float *c, size_t ldc,
-                      const float *add, size_t ld_add) {
+                      const float *add, size_t ld_add, const float *scale) {
   _Alignas(64) float tile[MR_AVX512 * NR_AVX512];
   size_t width;
-  tile_for(g, n, &width)(k, a, row, step, b, tile, g->nr, NULL, 0);
+  tile_for(g, n, &width)(k, a, row, step, b, tile, g->nr, NULL, 0, NULL);
   for (size_t i = skip; i < rows; i++)
     for (size_t j = 0; j < n; j++)
-      c[i * ldc + j] = add ? tile[i * g->nr + j] + add[i * ld_add + j] : tile[i * g->nr + j];
+      c[i * ldc + j] = finish(tile[i * g->nr + j], add ? add + i * ld_add + j : NULL, scale);
 }
 
 void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float *a, size_t row,
-                size_t step, const float *b, float *c, size_t ldc, const float *add,
-                size_t ld_add) {
+                size_t step, const float *b, float *c, size_t ldc, const float *add, size_t ld_add,
+                const float *scale) {
   const size_t mr = g->mr, whole = m / mr * mr;
   size_t width;
   const gemm_tile tile = tile_for(g, n, &width);
   for (size_t i = 0; i < whole; i += mr) {
     const float *add_i = add ? add + i * ld_add : NULL;
     if (n == width)
-      tile(k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add);
+      tile(k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add, scale);
     else
-      edge_tile(g, 0, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add);
+      edge_tile(g, 0, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add, scale);
   }
   if (whole == m) return;
   if (m >= mr) { /* the last mr rows again; those that are done are skipped */
     size_t i = m - mr;
     edge_tile(g, whole - i, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc,
-              add ? add + i * ld_add : NULL, ld_add);
+              add ? add + i * ld_add : NULL, ld_add, scale);
     return;
   }
   for (size_t i = 0; i < m; i++) /* too few rows for a tile: row stride 0 repeats one */
     edge_tile(g, 0, 1, n, k, a + i * row, 0, step, b, c + i * ldc, ldc,
-              add ? add + i * ld_add : NULL, ld_add);
+              add ? add + i * ld_add : NULL, ld_add, scale);
 }
 
 /* ---- the product, block of k by block of k ---- */
@@ -220,6 +235,8 @@ void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float 
 typedef struct gemm_job {
   const gemm_kernel *g;
   const llm_gemm_args *x;
+  const float *scale;
+  size_t block;    /* of k, the largest: kc of all blocks but the last */
   size_t p, kc;    /* this block: [p, p + kc) */
   size_t steps;    /* that kc takes, packed */
   size_t rows;     /* of C in a unit */
@@ -247,6 +264,8 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
   const size_t i = unit * j->rows, m = min_size(j->rows, (size_t)x->m - i);
   const float *add = j->p ? x->c : x->add; /* later blocks add to the earlier ones */
   const size_t ld_add = j->p ? ldc : (size_t)x->ld_add;
+  const float later[2] = {j->scale ? j->scale[0] : 1.0f, 1.0f};
+  const float *scale = j->scale && j->p ? later : j->scale;
   const gemm_rows rows =
       gemm_pack_rows(g, j->a_blocks + (size_t)thread * steps * j->rows, m, j->kc,
                      x->a_trans ? x->a + j->p * lda + i : x->a + i * lda + j->p, lda, x->a_trans);
@@ -255,31 +274,64 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
     const size_t width = min_size(g->nr, n - col);
     float *c = x->c + i * ldc + col;
     if (!x->a_trans) {
-      gemm_panel(g, m, width, steps, rows.a, rows.row, 1, b, c, ldc, add_i, ld_add);
+      gemm_panel(g, m, width, steps, rows.a, rows.row, 1, b, c, ldc, add_i, ld_add, scale);
       continue;
     }
     for (size_t r = 0; r < m; r += g->mr)
       gemm_panel(g, min_size(g->mr, m - r), width, steps, rows.a + r * rows.tile, rows.row,
-                 rows.step, b, c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add);
+                 rows.step, b, c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add, scale);
   }
+}
+
+/* rows: of C in a unit. */
+static gemm_job job_of(const gemm_kernel *g, const llm_gemm_args *args, size_t rows) {
+  const size_t k = (size_t)args->k, n_blocks = (k + g->max_kc - 1) / g->max_kc;
+  return (gemm_job){
+      .g = g, .x = args, .rows = rows, .block = round_up((k + n_blocks - 1) / n_blocks, 32)};
+}
+
+/* Lays the packed blocks out in `memory` (NULL: nowhere) and returns how many floats they take. */
+static size_t job_place(gemm_job *j, size_t n_threads, float *memory) {
+  const size_t max_steps = j->block / j->g->pair, n_pad = round_up((size_t)j->x->n, j->g->nr);
+  j->b_panels = memory;
+  j->a_blocks = memory ? memory + max_steps * n_pad : NULL;
+  return max_steps * (n_pad + n_threads * j->rows);
+}
+
+/* The units of each pass over this block of k. */
+static void job_begin(gemm_job *j, size_t *n_panels, size_t *n_row_blocks) {
+  j->kc = min_size(j->block, (size_t)j->x->k - j->p);
+  j->steps = gemm_steps(j->g, j->kc);
+  *n_panels = ((size_t)j->x->n + j->g->nr - 1) / j->g->nr;
+  *n_row_blocks = ((size_t)j->x->m + j->rows - 1) / j->rows;
+}
+
+size_t gemm_serial(const gemm_kernel *g, const llm_gemm_args *args, const float *scale,
+                   float *scratch) {
+  gemm_job j = job_of(g, args, min_size(g->max_rows, round_up((size_t)args->m, 2 * g->mr)));
+  j.scale = scale;
+  const size_t n_floats = job_place(&j, 1, scratch);
+  for (j.p = 0; scratch && j.p < (size_t)args->k; j.p += j.block) {
+    size_t n_panels, n_row_blocks;
+    job_begin(&j, &n_panels, &n_row_blocks);
+    for (size_t i = 0; i < n_panels; i++) pack_b(&j, i, 0);
+    for (size_t i = 0; i < n_row_blocks; i++) multiply_rows(&j, i, 0);
+  }
+  return n_floats;
 }
 
 llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err) {
   const gemm_kernel *g = ops->product;
-  const size_t m = (size_t)args->m, n = (size_t)args->n, k = (size_t)args->k;
-  const size_t n_blocks = (k + g->max_kc - 1) / g->max_kc;
-  const size_t kc = round_up((k + n_blocks - 1) / n_blocks, 32), max_steps = kc / g->pair;
-  const size_t n_pad = round_up(n, g->nr), n_threads = (size_t)thread_pool_size(ops->pool);
-  gemm_job j = {.g = g, .x = args, .rows = ops_unit(ops, m, 2 * g->mr, g->max_rows)};
-  llm_status status = ops_scratch(ops, max_steps * (n_pad + n_threads * j.rows), err);
+  const size_t n_threads = (size_t)thread_pool_size(ops->pool);
+  gemm_job j = job_of(g, args, ops_unit(ops, (size_t)args->m, 2 * g->mr, g->max_rows));
+  llm_status status = ops_scratch(ops, job_place(&j, n_threads, NULL), err);
   if (status) return status;
-  j.b_panels = ops->scratch;
-  j.a_blocks = ops->scratch + max_steps * n_pad;
-  for (j.p = 0; j.p < k; j.p += kc) {
-    j.kc = min_size(kc, k - j.p);
-    j.steps = gemm_steps(g, j.kc);
-    ops_run(ops, n_pad / g->nr, pack_b, &j);
-    ops_run(ops, (m + j.rows - 1) / j.rows, multiply_rows, &j);
+  job_place(&j, n_threads, ops->scratch);
+  for (j.p = 0; j.p < (size_t)args->k; j.p += j.block) {
+    size_t n_panels, n_row_blocks;
+    job_begin(&j, &n_panels, &n_row_blocks);
+    ops_run(ops, n_panels, pack_b, &j);
+    ops_run(ops, n_row_blocks, multiply_rows, &j);
   }
   return LLM_OK;
 }

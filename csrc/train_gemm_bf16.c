@@ -134,12 +134,16 @@ TARGET_AVX512_BF16 static void pack_a(float *dst, size_t k, size_t m, const floa
     if (width > 1) y##i = _mm512_dpbf16_ps(y##i, ai, b1);                                          \
     if (width > 2) z##i = _mm512_dpbf16_ps(z##i, ai, b2);                                          \
   }
+#define SCALE(i)                                                                                   \
+  x##i = _mm512_mul_ps(x##i, factor);                                                              \
+  if (width > 1) y##i = _mm512_mul_ps(y##i, factor);                                               \
+  if (width > 2) z##i = _mm512_mul_ps(z##i, factor);
 #define ADD(i)                                                                                     \
   {                                                                                                \
     const float *d = add + (i)*ld_add;                                                             \
-    x##i = _mm512_add_ps(x##i, _mm512_loadu_ps(d));                                                \
-    if (width > 1) y##i = _mm512_add_ps(y##i, _mm512_loadu_ps(d + LANES));                         \
-    if (width > 2) z##i = _mm512_add_ps(z##i, _mm512_loadu_ps(d + 2 * LANES));                     \
+    x##i = _mm512_fmadd_ps(_mm512_loadu_ps(d), factor, x##i);                                      \
+    if (width > 1) y##i = _mm512_fmadd_ps(_mm512_loadu_ps(d + LANES), factor, y##i);               \
+    if (width > 2) z##i = _mm512_fmadd_ps(_mm512_loadu_ps(d + 2 * LANES), factor, z##i);           \
   }
 #define STORE(i)                                                                                   \
   _mm512_storeu_ps(c + (i)*ldc, x##i);                                                             \
@@ -150,7 +154,7 @@ TARGET_AVX512_BF16 static void pack_a(float *dst, size_t k, size_t m, const floa
 #define TILE(name, registers)                                                                      \
   TARGET_AVX512_BF16 static void name(size_t k, const float *a, size_t row, size_t step,           \
                                       const float *b, float *c, size_t ldc, const float *add,      \
-                                      size_t ld_add) {                                             \
+                                      size_t ld_add, const float *scale) {                         \
     enum { width = registers };                                                                    \
     ROWS(ZERO)                                                                                     \
     for (; k; k--) {                                                                               \
@@ -160,7 +164,12 @@ TARGET_AVX512_BF16 static void pack_a(float *dst, size_t k, size_t m, const floa
       a += step;                                                                                   \
       b += NR;                                                                                     \
     }                                                                                              \
+    if (scale) {                                                                                   \
+      const __m512 factor = _mm512_set1_ps(scale[0]);                                              \
+      ROWS(SCALE)                                                                                  \
+    }                                                                                              \
     if (add) {                                                                                     \
+      const __m512 factor = _mm512_set1_ps(scale ? scale[1] : 1.0f);                               \
       ROWS(ADD)                                                                                    \
     }                                                                                              \
     ROWS(STORE)                                                                                    \

@@ -134,6 +134,32 @@ ROW_KERNEL(sum_squares) {
   ONCE a->parts[row] = sum;
 }
 
+/* Nesterov: x is the momentum as the next step will see it. */
+ROW_KERNEL(muon_momentum) {
+  const int64_t n = port_min(CHUNK, a->n - row * CHUNK), first = row * CHUNK;
+  float *m = a->m + first, *x = a->x + first;
+  const float *g = a->g + first;
+  EACH(i, n) {
+    const float gi = g[i] * a->grad_scale;
+    m[i] = a->momentum * m[i] + gi;
+    x[i] = a->momentum * m[i] + gi;
+  }
+  ROW_SUM(sum, i, n, x[i] * x[i]);
+  ONCE a->squares[row] = sum;
+}
+
+ROW_KERNEL(muon_update) {
+  const int64_t n = port_min(CHUNK, a->n - row * CHUNK), first = row * CHUNK;
+  float *p = a->p + first;
+  const float *x = a->x + first;
+  EACH(i, n) p[i] -= a->rate * x[i];
+}
+
+#ifndef __CUDACC__
+const port_rows *const muon_momentum_rows = muon_momentum_builds;
+const port_rows *const muon_update_rows = muon_update_builds;
+#endif
+
 /* new1 = 1 - beta1 and new2 = 1 - beta2, rounded once; rate = lr / (1 - beta1^step), root = 1 /
  * sqrt(1 - beta2^step), shrink = lr * weight_decay. */
 ROW_KERNEL(adamw) {

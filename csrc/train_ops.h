@@ -10,12 +10,13 @@
 typedef enum train_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512 } train_isa; /* order of *_builds */
 
 /* A packed matrix has elements of 4 bytes: a float, or two neighbours in k as bfloat16; a step is
- * one of them. One tile, C (mr, nr) = add + A B over k steps: A[i][p] is a[i * row + p * step],
- * B[p][j] is b[p * nr + j], add is NULL for zero, or a matrix that may be C itself. An element is a
- * chain of k multiply-adds in rising p from +0, then one addition: the same bits in whatever tile
- * it falls. */
+ * one of them. One tile, C (mr, nr) = A B + add over k steps: A[i][p] is a[i * row + p * step],
+ * B[p][j] is b[p * nr + j], add is NULL for zero, or a matrix that may be C itself; scale is NULL,
+ * or the factors of A B and of add. An element is a chain of k multiply-adds in rising p from +0,
+ * then one multiply and one multiply-add: the same bits in whatever tile it falls. */
 typedef void (*gemm_tile)(size_t k, const float *a, size_t row, size_t step, const float *b,
-                          float *c, size_t ldc, const float *add, size_t ld_add);
+                          float *c, size_t ldc, const float *add, size_t ld_add,
+                          const float *scale);
 
 /* pack_b packs one panel: dst[p * nr + j] = b[p * row + j * step] for p < k, j < n <= nr, else
  * zero. pack_a packs n rows of A into panels of mr: dst[i / mr * mr * k + p * mr + i % mr] = b[p *
@@ -68,9 +69,15 @@ gemm_rows gemm_pack_rows(const gemm_kernel *g, float *packed, size_t m, size_t k
 void gemm_pack_all(const gemm_kernel *g, float *dst, size_t k, size_t n, const float *b, size_t row,
                    size_t step);
 
-/* C (m, n) = add + A B for any m and one panel of B, n <= nr. */
+/* C (m, n) = A B + add for any m and one panel of B, n <= nr. */
 void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float *a, size_t row,
-                size_t step, const float *b, float *c, size_t ldc, const float *add, size_t ld_add);
+                size_t step, const float *b, float *c, size_t ldc, const float *add, size_t ld_add,
+                const float *scale);
+
+/* llm_ops_gemm on the calling thread alone, by scale as above; the scratch (NULL: nothing happens)
+ * holds as many floats as it returns, on a cache line. */
+size_t gemm_serial(const gemm_kernel *g, const llm_gemm_args *args, const float *scale,
+                   float *scratch);
 
 /* Makes ops->scratch hold n floats (contents lost). */
 llm_status ops_scratch(llm_ops *ops, size_t n, llm_error *err);
@@ -87,5 +94,8 @@ size_t ops_unit(const llm_ops *ops, size_t n_items, size_t multiple, size_t most
 
 /* Runs builds[isa] over n_rows rows. */
 void ops_run_rows(llm_ops *ops, const port_rows *builds, const void *args, int64_t n_rows);
+
+/* By train_isa, for who calls them within a unit. */
+extern const port_rows *const muon_momentum_rows, *const muon_update_rows;
 
 #endif

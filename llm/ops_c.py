@@ -12,8 +12,10 @@ import numpy as np
 
 from llm._train import ffi, lib
 
+from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
+
 _NORM_ROWS, _CHUNK, _COLUMNS = 64, 4096, 16  # rows of a kernel: csrc/train.h
-_DTYPES = {"float": np.float32, "int32_t": np.int32, "uint8_t": np.uint8}
+_DTYPES = {"float": np.float32, "int32_t": np.int32, "int64_t": np.int64, "uint8_t": np.uint8}
 
 
 def _fields(kind: str) -> dict:
@@ -237,4 +239,19 @@ class OpsC:
             beta1=beta1, beta2=beta2, new1=1 - beta1, new2=1 - beta2, eps=eps,
             rate=lr / (1 - beta1**step), shrink=lr * weight_decay,
             root=1 / math.sqrt(1 - beta2**step),
+        )  # fmt: skip
+
+    def muon(self, p, g, m, matrices, lr, momentum, grad_scale):
+        for name, array in (("g", g), ("m", m)):
+            _expect(name, array, p.size)
+        _expect("matrices", matrices, len(matrices), 3)
+        ends = matrices[:, 0] + matrices[:, 1] * matrices[:, 2]
+        if matrices.min(initial=1) < 0 or ends.max(initial=0) > p.size:
+            raise ValueError(f"matrices end at {ends.max(initial=0)} of {p.size} elements")
+        a, b, c = NEWTON_SCHULZ
+        self._call(
+            lib.llm_ops_muon, "llm_muon_args",
+            p=p, m=m, g=g, matrices=matrices, n_matrices=len(matrices),
+            n_iterations=N_NEWTON_SCHULZ, rate=lr, momentum=momentum, grad_scale=grad_scale,
+            coefficient_a=a, coefficient_b=b, coefficient_c=c,
         )  # fmt: skip

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 PARTS = {  # operation -> the part of the step that it is counted in
     "gemm": "products", "attention": "attention", "attention_backward": "attention",
-    "cross_entropy": "cross-entropy", "adamw": "optimizer", "sum_squares": "optimizer",
+    "cross_entropy": "cross-entropy", "adamw": "optimizer", "muon": "optimizer",
+    "sum_squares": "optimizer",
 }  # fmt: skip
 PEAK_SIZE = 1024
 PEAK_SECONDS = 0.2

@@ -12,7 +12,8 @@ backward here is tested against central differences in float64. Conventions:
   D head_dim.
 
 Sources: Zhang and Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Shazeer 2020 (SwiGLU), Dao et al.
-2022 (attention backward from the log-sum-exp), Loshchilov and Hutter 2019 (AdamW).
+2022 (attention backward from the log-sum-exp), Loshchilov and Hutter 2019 (AdamW), Jordan et al.
+2024 (Muon).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
+# Muon: the quintic whose steps bring singular values from (0, 1] to about (0.7, 1.2).
+NEWTON_SCHULZ, N_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315), 5
 
 
 def round_bf16(x: np.ndarray) -> np.ndarray:
@@ -209,3 +213,30 @@ class OpsNumpy:
         mhat = m / (1 - beta1**step)
         vhat = v / (1 - beta2**step)
         p -= lr * mhat / (np.sqrt(vhat) + eps) + lr * weight_decay * decay * p
+
+    def muon(self, p, g, m, matrices, lr, momentum, grad_scale):
+        """One step for matrices within flat buffers: rows (offset, n_rows, n_columns) of an int64
+        array; nothing else is touched, and no matrix depends on another.
+
+        g *= grad_scale (not stored); m = momentum * m + g; x = momentum * m + g (Nesterov: the
+        momentum as it will be); p -= lr * sqrt(max(1, n_rows / n_columns)) * orthogonalized x.
+        """
+        for offset, rows, columns in matrices:
+            part = slice(offset, offset + rows * columns)
+            g_part = g[part] * self.dtype.type(grad_scale)
+            m[part] = momentum * m[part] + g_part
+            x = momentum * m[part] + g_part
+            x = self._orthogonalize(x.reshape(rows, columns))
+            p[part] -= lr * math.sqrt(max(1.0, rows / columns)) * x.reshape(-1)
+
+    def _orthogonalize(self, x):
+        """U V^T, nearly, of x = U S V^T: x = a x + (b gram + c gram gram) x with gram = x x^T, on
+        the shorter side. The operands of the products are rounded where self.precision says so."""
+        a, b, c = NEWTON_SCHULZ
+        round_, tall = self._round, x.shape[0] > x.shape[1]
+        x = (x.T if tall else x) / (np.linalg.norm(x) + 1e-7)
+        for _ in range(N_NEWTON_SCHULZ):
+            gram = round_(x) @ round_(x).T
+            square = b * gram + c * (round_(gram) @ round_(gram))
+            x = a * x + round_(square) @ round_(x)
+        return x.T if tall else x

@@ -13,8 +13,6 @@ import numpy as np
 from .config import ModelConfig, TensorSpec, entries_size, layout
 from .ops_numpy import OpsNumpy
 
-# Muon: the quintic whose five steps bring singular values from (0, 1] to about (0.7, 1.2).
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ADAMW_SHARE = 0.15  # of Muon's rate goes to what AdamW trains beside it
 
 
@@ -124,46 +122,15 @@ class Muon(AdamW):
     def __init__(self, config: ModelConfig, **options):
         super().__init__(config, **options)
         entries = options.get("entries") or layout(config)
-        self._matrices = [e for e in entries if len(e.shape) == 2 and "blk." in e.name]
-        self._ranges = _gaps([_place(e) for e in self._matrices], entries_size(entries))
-        sizes = {e.size for e in self._matrices}, {min(e.shape) for e in self._matrices}
-        self._x = [{n: self.ops.empty(n) for n in sizes[0]} for _ in range(2)]
-        self._gram = [{n: self.ops.empty(n, n) for n in sizes[1]} for _ in range(2)]
+        taken = [e for e in entries if len(e.shape) == 2 and "blk." in e.name]
+        self._matrices = np.array([(e.offset, *e.shape) for e in taken], np.int64).reshape(-1, 3)
+        self._ranges = _gaps([_place(e) for e in taken], entries_size(entries))
 
     def step(self, params, grads, lr: float, grad_scale: float = 1.0) -> None:
         self._step += 1
         self._adamw(params, grads, ADAMW_SHARE * lr, grad_scale)
         momentum = 0.85 + 0.1 * min(1.0, self._step / 300)
-        for entry in self._matrices:
-            part, (rows, columns) = _place(entry), entry.shape
-            x, other = (buffers[entry.size] for buffers in self._x)
-            m = self._m[part]
-            m *= momentum
-            np.multiply(grads[part], grad_scale, out=x)
-            m += x
-            np.multiply(m, momentum, out=other)
-            x += other  # Nesterov: the momentum as it will be
-            x = self._orthogonalize(x.reshape(entry.shape), other.reshape(entry.shape))
-            x *= lr * math.sqrt(max(1.0, rows / columns))
-            params[part] -= x.reshape(-1)
-
-    def _orthogonalize(self, x: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """U V^T, nearly, of x = U S V^T; the result lies in x or other."""
-        a, b, c = NEWTON_SCHULZ
-        gram, square = (buffers[min(x.shape)] for buffers in self._gram)
-        tall = x.shape[0] > x.shape[1]
-        x /= math.sqrt(self.ops.sum_squares(x.reshape(-1))) + 1e-7
-        for _ in range(5):
-            self.ops.gemm(gram, x, x, trans_a=tall, trans_b=not tall)
-            self.ops.gemm(square, gram, gram)
-            gram *= b
-            square *= c
-            gram += square
-            np.multiply(x, a, out=other)
-            pair = (x, gram) if tall else (gram, x)
-            self.ops.gemm(other, *pair, add=other)
-            x, other = other, x
-        return x
+        self.ops.muon(params, grads, self._m, self._matrices, lr, momentum, grad_scale)
 
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}

@@ -412,6 +412,39 @@ def test_optimizer(ops, n):
     )
 
 
+MATRICES = np.array([(3, 1, 1), (16, 5, 40), (300, 70, 33), (3000, 50, 90), (8000, 1, 9)])
+
+
+@pytest.mark.parametrize("kernels", [*kernel_sets(), *PRECISIONS[1:]])
+def test_muon(kernels):
+    """Tall, wide and of one row; what lies between the matrices is left alone."""
+    precision = "bf16" if kernels == "bf16" else "fp32"
+    kernels = None if kernels == "bf16" else kernels
+    one, three = (ops_c.OpsC(n, kernels, precision) for n in (1, 3))
+    p, g, m = single(8010), single(8010), single(8010)
+    close = {"lr": 0.02, "momentum": 0.9, "grad_scale": 0.5}
+    reference = OpsNumpy(np.float64, precision)
+    # Rounded, a singular value far below the others keeps only few digits.
+    tolerance = 2e-5 if precision == "fp32" else 2e-3
+    assert_same(one, "muon", p, g, m, MATRICES, reference=reference, tolerance=tolerance, **close)
+    again = p.copy(), m.copy()
+    before = p.copy()
+    one.muon(p, g, m, MATRICES, **close)
+    three.muon(again[0], g, again[1], MATRICES, **close)
+    np.testing.assert_array_equal(p, again[0])
+    np.testing.assert_array_equal(m, again[1])
+    taken = np.zeros(p.size, bool)
+    for offset, rows, columns in MATRICES:
+        taken[offset : offset + rows * columns] = True
+    np.testing.assert_array_equal(p[~taken], before[~taken])
+    assert (p != before)[taken].mean() > 0.99
+
+
+def test_muon_refuses_matrices_past_the_end(ops):
+    with pytest.raises(ValueError, match="matrices end at 21 of 20"):
+        ops.muon(single(20), single(20), single(20), np.array([(1, 4, 5)]), 0.1, 0.9, 1.0)
+
+
 def test_refuses_wrong_arrays(ops):
     with pytest.raises(ValueError, match=r"b has shape \(5, 3\), expected \(4, 3\)"):
         ops.gemm(single(2, 3), single(2, 4), single(5, 3))

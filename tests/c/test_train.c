@@ -1,7 +1,7 @@
 /* test_train.c: the trainer's C operations where Python does not look: guard floats around every
  * output, strides, each instruction set and number of threads bit for bit, and double precision as
  * the judge. tests/test_ops.py compares every operation with NumPy. */
-#include "train.h"
+#include "train_ops.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -55,22 +55,23 @@ static float rounded(float x, const char *kernels) {
 
 /* ---- products ---- */
 
-static double exact(const llm_gemm_args *x, int64_t i, int64_t j, double *size,
-                    const char *kernels) {
-  double sum = x->add ? x->add[i * x->ld_add + j] : 0;
+/* scale: the factors of the product and of what is added. */
+static double exact(const llm_gemm_args *x, int64_t i, int64_t j, double *size, const char *kernels,
+                    const float *scale) {
+  double sum = x->add ? (double)scale[1] * x->add[i * x->ld_add + j] : 0;
   *size = fabs(sum);
   for (int64_t p = 0; p < x->k; p++) {
     double a = x->a_trans ? x->a[p * x->lda + i] : x->a[i * x->lda + p];
     double b = x->b_trans ? x->b[j * x->ldb + p] : x->b[p * x->ldb + j];
     a = rounded((float)a, kernels), b = rounded((float)b, kernels);
-    sum += a * b;
-    *size += fabs(a * b);
+    sum += scale[0] * a * b;
+    *size += fabs(scale[0] * a * b);
   }
   return sum;
 }
 
 static void check_gemm(llm_ops *ops, const char *kernels, int64_t m, int64_t n, int64_t k, int form,
-                       int with_add) {
+                       int with_add, int scaled) {
   const int a_trans = form & 1, b_trans = form >> 1;
   llm_gemm_args x = {.m = m, .n = n, .k = k, .a_trans = a_trans, .b_trans = b_trans};
   x.lda = (a_trans ? m : k) + 3;
@@ -84,10 +85,18 @@ static void check_gemm(llm_ops *ops, const char *kernels, int64_t m, int64_t n, 
   float *a = random_floats(n_a), *b = random_floats(n_b), *add = random_floats(n_add);
   x.a = a, x.b = b, x.c = guarded(n_c), x.add = with_add ? add : NULL;
   llm_error err;
-  CHECK(llm_ops_gemm(ops, &x, &err) == LLM_OK);
+  const float scale[2] = {scaled ? 0.3f : 1, scaled ? -1.7f : 1};
+  if (scaled) {
+    const size_t n_scratch = gemm_serial(ops->product, &x, scale, NULL);
+    float *scratch = aligned_alloc(64, round_up(n_scratch * sizeof *scratch, 64));
+    CHECK(gemm_serial(ops->product, &x, scale, scratch) == n_scratch);
+    free(scratch);
+  } else {
+    CHECK(llm_ops_gemm(ops, &x, &err) == LLM_OK);
+  }
   for (int64_t i = 0; i < m; i++) {
     for (int64_t j = 0; j < n; j++) {
-      double size, expected = exact(&x, i, j, &size, kernels);
+      double size, expected = exact(&x, i, j, &size, kernels, scale);
       CHECK_MSG(fabs(x.c[i * x.ldc + j] - expected) <= 1.5e-6 * size, /* k under 1200 */
                 "gemm %s m %d n %d k %d form %d at %d, %d: %g, expected %g", kernels, (int)m,
                 (int)n, (int)k, form, (int)i, (int)j, x.c[i * x.ldc + j], expected);
@@ -108,8 +117,8 @@ static void test_gemm(const char *kernels) {
     llm_ops *ops = new_ops(n_threads, kernels);
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
       for (int form = 0; form < 4; form++)
-        for (int add = 0; add < 2; add++)
-          check_gemm(ops, kernels, sizes[s][0], sizes[s][1], sizes[s][2], form, add);
+        for (int i = 0; i < 4; i++)
+          check_gemm(ops, kernels, sizes[s][0], sizes[s][1], sizes[s][2], form, i & 1, i >> 1);
     llm_ops_free(ops);
   }
 }
