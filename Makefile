@@ -34,7 +34,7 @@ COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session c
   embed needs mapfile error generate stop))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
 
-.PHONY: help run ext train model test test-c test-peers test-big bench bench-train bench-peers sanitize fuzz lint size
+.PHONY: help run ext train model test test-c test-peers test-big bench bench-train bench-quality bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
@@ -181,6 +181,10 @@ bench: run ext build/bandwidth build/peaks $(B)/tests/test_kernels ## measure ./
 
 bench-train: ext ## measure a training step and its parts: ARGS="--torch" for PyTorch beside it (make test-peers)
 	$(VENV) bench/bench_train.py $(ARGS)
+
+QUALITY := ours --seconds 60 --seeds 1 2 3 && $(VENV) bench/bench_quality.py ours --seconds 120
+bench-quality: ext ## measure what minutes of training buy: ARGS="torch --seconds 120" for PyTorch's part (make test-peers)
+	$(VENV) bench/bench_quality.py $(or $(ARGS),$(QUALITY))
 
 bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench` (needs g++, minutes)
 

@@ -1,5 +1,8 @@
-"""The same training step in PyTorch: a Llama-shaped decoder, compiled, AdamW fused. For
-bench_train.py; our own model is llm/model.py."""
+"""The same training in PyTorch: a Llama-shaped decoder, compiled, AdamW fused. A step of it for
+bench_train.py, a run for bench_quality.py; our own model is llm/model.py."""
+
+import math
+import time
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +52,10 @@ class Llama(nn.Module):
         angles = torch.outer(torch.arange(c["n_ctx"]).float(), 1e4**-pair)
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
-        for p in self.parameters():
+        for name, p in self.named_parameters():
             if p.dim() > 1:
-                nn.init.normal_(p, std=0.02)
+                to_stream = name.endswith((".out.weight", ".down.weight"))
+                nn.init.normal_(p, std=0.02 / (math.sqrt(2 * c["n_layer"]) if to_stream else 1))
 
     def forward(self, tokens, targets):
         x = self.embed(tokens)
@@ -78,3 +82,56 @@ def step_of(sizes: dict, batch: int, n_threads: int, rounds: bool):
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def learn(sizes: dict, batch: int, n_threads: int, seed: int, tokens, windows, moments):
+    """Trains until the last of the moments (seconds of steps alone) with what is usual: bf16,
+    AdamW at 3e-3, betas .9 and .95, decay .1 of matrices, norms clipped to 1, 3 % warm-up, cosine
+    to 5 %. tokens: to learn from; windows (n, n_ctx + 1): to be judged by. Returns (tokens trained
+    on, [(seconds, nats per token)])."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(n_threads)
+    model, n_ctx = Llama(sizes), sizes["n_ctx"]
+    compiled = torch.compile(model)
+    groups = ([p for p in model.parameters() if (p.dim() > 1) == is_matrix] for is_matrix in (1, 0))
+    optimizer = torch.optim.AdamW(
+        [{"params": p, "weight_decay": d} for p, d in zip(groups, (0.1, 0.0), strict=True)],
+        betas=(0.9, 0.95), fused=True,
+    )  # fmt: skip
+    tokens, windows = torch.from_numpy(tokens).long(), torch.from_numpy(windows).long()
+
+    def loss_of(rows):
+        with torch.autocast("cpu", torch.bfloat16):
+            return compiled(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+    def judge() -> float:
+        with torch.no_grad():
+            parts = windows.split(batch)
+            return sum(loss_of(rows).item() * len(rows) for rows in parts) / len(windows)
+
+    def example():
+        starts = torch.randint(len(tokens) - n_ctx - 1, (batch, 1))
+        return tokens[starts + torch.arange(n_ctx + 1)]
+
+    def rate(share: float) -> float:
+        if share < 0.03:
+            return 3e-3 * max(0.01, share / 0.03)
+        return 3e-3 * (0.525 + 0.475 * math.cos(math.pi * min(1, (share - 0.03) / 0.97)))
+
+    loss_of(example()).backward()  # compiles, as does judge(), and tells AdamW nothing
+    optimizer.zero_grad(set_to_none=True)
+    judge()
+    clock, n_steps, points, ahead = 0.0, 0, [], list(moments)
+    while ahead:
+        start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(clock / moments[-1])
+        loss_of(example()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        clock, n_steps = clock + time.perf_counter() - start, n_steps + 1
+        if clock >= ahead[0]:
+            points.append((clock, judge()))
+            ahead = [moment for moment in ahead if moment > clock]
+    return n_steps * batch * n_ctx, points

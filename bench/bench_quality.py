@@ -1,0 +1,187 @@
+"""Bits per byte of held-out text by the clock: our trainer, and PyTorch beside it.
+
+    .venv/bin/python bench/bench_quality.py [ours|torch|plot] [--seconds 60 120] [--seeds 1 2 3]
+
+Text: the King James Bible (Debian package bible-kjv), or --text FILE. Both contenders have our
+vocabulary of 4,096 tokens, the ids of the first 95 % to learn from, and the first 32,768 tokens of
+the rest to be judged by. The clock counts everything of a step (its data, the gradient, the
+optimizer), neither validation nor what comes before the first step: compilation, or the probe that
+chooses sizes. Ours is a run of `--minutes` with every default: the length fixes one schedule. A
+run replaces the one of the same name in quality.json, so the contenders may be measured one by one;
+the table and quality.png are of all that the file holds.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from llm.evaluate import Validation  # noqa: E402
+from llm.material import gather  # noqa: E402
+from llm.settings import Settings  # noqa: E402
+from llm.settings_file import to_toml  # noqa: E402
+from llm.train import prepare, take_step  # noqa: E402
+from llm.vocabulary import token_bytes  # noqa: E402
+
+HELD_TOKENS = 32_768
+POINTS = 24  # validations of a run: 10, 15, 22.5, 30 and 45 of 60 seconds are among them
+MARGIN = 0.01  # of the seconds, for steps that get slower
+# PyTorch, compiled, bf16, AdamW, on two cores of Zen 5: seconds and bits per byte.
+MARKS = ((20, 2.24), (30, 2.15), (45, 2.07), (60, 2.01), (90, 1.95), (120, 1.93))
+
+
+def king_james() -> Path:
+    path = HERE.parent / "build" / "king_james.txt"
+    if not path.exists():
+        try:
+            command = ["bible", "-f", "gen1:1-rev22:21"]
+            text = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stdout
+        except FileNotFoundError:
+            hint = "apt-get install bible-kjv, or give --text FILE"
+            raise SystemExit(f"no program `bible`: {hint}") from None
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(re.sub(rb"(?m)^[A-Za-z0-9]*:[0-9]* ", b"", text))
+    return path
+
+
+def validation_of(material, n_ctx: int) -> Validation:
+    held = material.held_tokens[: HELD_TOKENS + 1]
+    return Validation(held, token_bytes(material.vocabulary), n_ctx)
+
+
+def our_run(settings: Settings, material) -> dict:
+    run = prepare(settings, material)
+    run.validation = validation_of(material, settings.n_ctx)
+    seconds, points = 60 * settings.minutes, []
+    while not run.is_done:
+        take_step(run)
+        spent, step = sum(run.step_seconds), np.mean(run.step_seconds[1:] or run.step_seconds)
+        if run.step == run.settings.warmup:  # as train.measure does: its rates ask for no length
+            run.n_steps = run.step + max(1, int((seconds * (1 - MARGIN) - spent) / step))
+        # Just before the moment: a point never has more time than it says.
+        if run.is_done or spent + step > seconds * (len(points) + 1) / POINTS:
+            points.append((round(spent, 3), round(run.validation.bits_per_byte(run.model), 4)))
+    sizes = replace(run.settings, text=())
+    return {
+        "parameters": run.model.config.n_params,
+        "tokens": run.n_tokens,
+        "skipped": len(run.skipped),
+        "points": points,
+        "settings": to_toml(sizes, run.n_steps, all_fields=False),
+    }
+
+
+def torch_run(settings: Settings, material) -> dict:
+    from bench_train import SIZES
+    from peer_torch import learn
+
+    sizes, batch = SIZES["S"]
+    validation = validation_of(material, sizes["n_ctx"])
+    seconds = 60 * settings.minutes
+    moments = [seconds * (i + 1) / POINTS for i in range(POINTS)]
+    n_tokens, nats = learn(
+        sizes, batch, settings.threads, settings.seed, material.tokens, validation.windows, moments
+    )
+    to_bits = 1 / (np.log(2) * validation.bytes_per_token)
+    points = [(round(clock, 3), round(loss * to_bits, 4)) for clock, loss in nats]
+    return {"tokens": n_tokens, "points": points}
+
+
+def bits_at(run: dict, seconds: float) -> float | None:
+    """Of the last point that had no more than this time."""
+    points = [bits for clock, bits in run["points"] if clock <= seconds + 1e-9]
+    return points[-1] if points and seconds <= run["seconds"] else None
+
+
+def table(runs: list[dict]) -> None:
+    ours = [run for run in runs if run["who"] == "ours"]
+    peers = [run for run in runs if run["who"] == "torch"]
+    for run in runs:
+        clock, bits = run["points"][-1]
+        print(
+            f"{run['who']:6} {run['seconds']:g} s, seed {run['seed']}: {bits:.3f} bits per byte "
+            f"after {clock:.1f} s and {run['tokens']:,} tokens"
+        )
+    print("bits per byte: the mark, PyTorch here, and ours at half of that time")
+    for seconds, mark in MARKS:
+        cells = [f"{seconds:4} s {mark:.2f}"]
+        cells += [f"{bits:.3f}" for run in peers if (bits := bits_at(run, 1.02 * seconds))]
+        cells += [f"| {seconds / 2:4g} s"]
+        for run in ours:
+            if run["seconds"] == 60 and (bits := bits_at(run, seconds / 2)):
+                cells += [f"{bits:.3f}{'' if bits <= mark else ' (over)'}"]
+        print("  ".join(cells))
+
+
+def draw(runs: list[dict], picture: Path) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from llm.curves import BLUE, GREY, RED, STYLE
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        named = set()
+        for run in runs:
+            length = f"{run['seconds']:g} s"
+            name = f"PyTorch compile bf16, {length}" if run["who"] == "torch" else f"ours, {length}"
+            style = {"color": RED if run["who"] == "torch" else BLUE, "linewidth": 1.3}
+            if run["who"] == "ours" and run["seconds"] > 60:
+                style["linestyle"] = "--"
+            label = None if name in named else name
+            named.add(name)
+            axes.plot(*zip(*run["points"], strict=True), label=label, **style)
+        seconds, marks = zip(*MARKS, strict=True)
+        axes.plot(seconds, marks, "x", color=GREY, label="PyTorch on Zen 5: the marks")
+        half = [s / 2 for s in seconds]
+        axes.plot(half, marks, "v", color=GREY, label="the marks at half their time: the goal")
+        low = min(bits for run in runs for _, bits in run["points"])
+        axes.set_ylim(low - 0.05, 2.8)
+        axes.set_xlim(0)
+        axes.set_xlabel("seconds of training, two cores")
+        axes.set_ylabel("held-out bits per byte")
+        axes.set_title("King James Bible: bits per byte by the clock")
+        axes.legend()
+        figure.savefig(picture, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("who", choices=("ours", "torch", "plot"))
+    parser.add_argument("--text", type=Path, help="instead of the King James Bible")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, default=HERE / "quality.json")
+    options = parser.parse_args()
+    runs = json.loads(options.out.read_text()) if options.out.exists() else []
+    if options.who != "plot":
+        path = options.text or king_james()
+        settings = Settings(text=(str(path),), holdout="last", threads=options.threads)
+        material = gather(settings)
+        contender = {"ours": our_run, "torch": torch_run}[options.who]
+        for seconds in options.seconds:
+            for seed in options.seeds:
+                done = contender(replace(settings, minutes=seconds / 60, seed=seed), material)
+                who = {"who": options.who, "seconds": seconds, "seed": seed}
+                runs = [run for run in runs if not who.items() <= run.items()]
+                runs.append({**who, "threads": options.threads, "text": material.sha256, **done})
+                runs.sort(key=lambda run: (run["who"], run["seconds"], run["seed"]))
+                lines = ",\n".join(json.dumps(run) for run in runs)
+                options.out.write_text(f"[\n{lines}\n]\n")
+    table(runs)
+    draw(runs, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
