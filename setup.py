@@ -17,6 +17,8 @@ PARITY = [
     "xllamacpp==2026.10.11549",
 ]
 
+MPI = ["mpi4py>=4", "mpich>=4.3"]
+
 setup(
     name="two-file-llm",
     version=VERSION,
@@ -33,7 +35,8 @@ setup(
     ],
     extras_require={
         "data": ["pyarrow", "zstandard"],  # .parquet and .zst
-        "test": ["hypothesis", "pyarrow", "pytest", "zstandard"],
+        "mpi": MPI,  # many processes; MPICH's launcher comes with it
+        "test": ["hypothesis", "pyarrow", "pytest", "zstandard", *MPI],
         "lint": ["ruff==0.17.6"],
         # Other people's programs, for tests and benchmarks only.
         "parity": PARITY,
