@@ -1,8 +1,10 @@
 """The state of a run: saved whole or not at all, read back bit for bit. Layer 4.
 
 A checkpoint is one .npz file: a JSON text under "state" and the arrays beside it. The zip format's
-CRC finds a damaged one. The lock keeps two runs out of one folder; the system drops it when
-the process ends in any way.
+CRC finds a damaged one. Of several ranks each writes its share of the flat arrays, in parallel, as
+part-STEP-TOKEN-RANK.npz; then rank 0 writes the checkpoint, which names the parts with their CRCs,
+so that it is there only when all of it is. A part stays as long as a checkpoint names it. The lock
+keeps two runs out of one folder; the system drops it when the process ends in any way.
 """
 
 from __future__ import annotations
@@ -10,33 +12,212 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import socket
 import zipfile
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from .atomic import atomic_file
-from .errors import CheckpointError
+from .errors import CheckpointError, LlmError
 
 VERSION = 1
+RANKS = "ranks"  # a file of the run's folder: rank, process and host in each line
 
 # What reading a damaged file raises; a flipped flag may claim encryption or another compression.
 DAMAGE = (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, RuntimeError)
 
 
-def save_checkpoint(path: Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
+# ---- saving ----
+
+
+def save_checkpoint(
+    path: Path,
+    state: dict,
+    arrays: dict[str, np.ndarray],
+    flat: dict[str, np.ndarray] | None = None,
+    places: list[slice] | None = None,
+    group=None,
+) -> None:
+    """flat: this rank's elements of arrays that all ranks hold together, one piece after another;
+    places: where these pieces belong, in each of the arrays alike. All ranks call this, those
+    after rank 0 for their part alone. A failure on one of them is raised on all."""
+    flat = flat or {}
+    if group is None or group.size == 1:
+        _write(path, state, {**flat, **arrays})
+        sweep(path.parent)
+        return
+    names = f"part-{state['step']:09d}-{secrets.token_hex(4)}"
+    part = path.with_name(f"{group.broadcast(names)}-{group.rank}.npz")
+
+    def write_part() -> dict:
+        with atomic_file(part) as file:
+            np.savez(file, **flat)
+        pieces = [[place.start, place.stop] for place in places]
+        return {"file": part.name, "places": pieces, "contents": _contents(part)}
+
+    def write_head() -> None:
+        for rank, named in enumerate(parts):
+            if not path.with_name(named["file"]).exists():
+                unseen = f"{named['file']}: rank 0 does not see what rank {rank} wrote"
+                raise CheckpointError(f"{unseen}: all hosts must share the folder --run-dir")
+        _write(path, {**state, "parts": parts}, arrays)
+
+    try:
+        parts = group.gather(together(group, write_part))
+        together(group, write_head if group.rank == 0 else lambda: None)
+    finally:
+        if group.rank == 0:
+            sweep(path.parent)
+
+
+def together(group, action: Callable):
+    """What `action` returns on this rank, when it has succeeded on every rank; the first failure is
+    raised on all, so that none waits for another."""
+    if group is None or group.size == 1:
+        return action()
+    result = failure = None
+    try:
+        result = action()
+    except OSError as error:
+        where = f"rank {group.rank} on {socket.gethostname()}"
+        failure = OSError(error.errno, f"{error.strerror} ({where})", error.filename)
+    except (LlmError, ValueError) as error:
+        failure = error
+    failures = group.gather(failure) or []
+    first = group.broadcast(next(filter(None, failures), None))
+    if first:
+        raise first
+    return result
+
+
+def _write(path: Path, state: dict, arrays: dict[str, np.ndarray]) -> None:
     text = json.dumps({"version": VERSION, **state})
     with atomic_file(path) as file:
         np.savez(file, state=np.frombuffer(text.encode("utf-8"), np.uint8), **arrays)
 
 
-def load_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """Raises CheckpointError for a file that is not a whole checkpoint, OSError as it comes."""
+def _contents(path: Path) -> list[list]:
+    with zipfile.ZipFile(path) as file:
+        return [[info.filename, info.file_size, info.CRC] for info in file.infolist()]
+
+
+def sweep(folder: Path) -> None:
+    """Removes the parts that no checkpoint of the folder names."""
+    parts = {path.name for path in folder.glob("part-*.npz")}
+    for path in folder.glob("*.npz") if parts else ():
+        if not path.name.startswith("part-"):
+            try:
+                parts -= {part["file"] for part in _read(path, "state")[0].get("parts", [])}
+            except (CheckpointError, *DAMAGE, TypeError):
+                pass  # it cannot be loaded whatever lies beside it
+    for name in parts:
+        (folder / name).unlink(missing_ok=True)
+
+
+# ---- loading ----
+
+
+class Sharded:
+    """A flat float32 array whose pieces lie in several files: a slice of it reads those that it
+    needs. Raises CheckpointError where the pieces do not follow each other without gaps."""
+
+    def __init__(self, path: Path, parts: list[dict], name: str):
+        self._parts = [(path.with_name(part["file"]), part["places"]) for part in parts]
+        self._name, end = name, 0
+        for start, stop in sorted(tuple(place) for _, places in self._parts for place in places):
+            if start != end:
+                raise CheckpointError(f"{path}: its parts do not fit each other at {end}")
+            end = stop
+        self.shape = (end,)
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        first, last, _ = where.indices(self.shape[0])
+        out = np.empty(max(0, last - first), np.float32)
+        for path, places in self._parts:
+            if not any(start < last and first < stop for start, stop in places):
+                continue
+            with np.load(path, allow_pickle=False) as file:
+                values, offset = file[self._name], 0
+            for start, stop in places:
+                low, high = max(start, first), min(stop, last)
+                if low < high:
+                    piece = values[offset + low - start : offset + high - start]
+                    out[low - first : high - first] = piece
+                offset += stop - start
+        return out
+
+
+def load_checkpoint(path: Path, group=None) -> tuple[dict, dict]:
+    """The state and the arrays, of which those in parts are Sharded: arrays[name][start:stop] works
+    for all. Raises CheckpointError for what is not a whole checkpoint, OSError as it comes; of
+    several ranks each checks some of the parts, and all raise the same."""
+    return together(group, lambda: _load(path, group))
+
+
+def load_newest(path: Path, say: Callable[[str], None], group=None) -> tuple[Path, dict, dict]:
+    """The checkpoint `path`, or where it is missing or damaged the newest whole one beside it."""
+    found = checkpoints(path.parent, group)
+    failure = None if path in found else CheckpointError(f"{path} is missing")
+    for candidate in [path] * (path in found) + [other for other in found if other != path]:
+        try:
+            state, arrays = load_checkpoint(candidate, group)
+        except CheckpointError as error:
+            failure = failure or error
+            continue
+        if failure:
+            say(f"note       {failure}: going on from {candidate}, step {state['step']:,}")
+        return candidate, state, arrays
+    raise failure
+
+
+def checkpoints(folder: Path, group=None) -> list[Path]:
+    """Those that a run of this folder can go on from, the newest first, as rank 0 sees them."""
+    kept = sorted(folder.glob("checkpoint-*.npz"), reverse=True)
+    found = [p for p in (folder / "checkpoint.npz", *kept, folder / "good.npz") if p.exists()]
+    return group.broadcast(found) if group else found
+
+
+def _load(path: Path, group) -> tuple[dict, dict]:
+    state, arrays = _read(path)
+    if "parts" not in state:
+        return state, arrays
+    try:
+        parts = state.pop("parts")
+        rank, size = (group.rank, group.size) if group else (0, 1)
+        for part in parts[rank::size]:
+            _check_part(path, part)
+        names = [name.removesuffix(".npy") for name, _, _ in parts[0]["contents"]]
+        return state, arrays | {name: Sharded(path, parts, name) for name in names}
+    except (*DAMAGE, TypeError, IndexError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
+
+
+def _check_part(path: Path, part: dict) -> None:
+    name = Path(part["file"]).name
+    try:
+        with zipfile.ZipFile(path.with_name(name)) as file:
+            damaged = file.testzip()
+        found = _contents(path.with_name(name))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: its part {name} is missing") from None
+    except DAMAGE as error:
+        raise CheckpointError(f"{path}: its part {name} is damaged ({error})") from error
+    if damaged:
+        raise CheckpointError(f"{path}: its part {name} is damaged (in {damaged})")
+    if found != part["contents"]:
+        raise CheckpointError(f"{path}: its part {name} is of another checkpoint")
+
+
+def _read(path: Path, *wanted: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """The state and the arrays that lie in the file itself: all, or those wanted."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in wanted or file.files}
         state = json.loads(arrays.pop("state").tobytes())
         version = state.pop("version")
     except OSError as error:
@@ -48,6 +229,9 @@ def load_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     if version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version}, expected {VERSION}")
     return state, arrays
+
+
+# ---- names, folders, locks ----
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -72,12 +256,26 @@ def keep_last(path: Path, keep: int, step: int) -> None:
 
 
 @contextmanager
-def run_folder(path: Path):
-    """Makes the folder and keeps other runs out of it until the block ends."""
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path / "lock", f"{path}: process", "training in this folder", "--run-dir"):
+def run_folder(path: Path, group=None):
+    """Makes the folder and keeps other runs out of it until the block ends. Of several ranks, rank
+    0 does so for all, and tells in the file RANKS which process on which host each of them is."""
+    rank, size = (group.rank, group.size) if group else (0, 1)
+
+    def enter() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = locked(path / "lock", f"{path}: process", "training in this folder", "--run-dir")
+        stack.enter_context(lock)
         for leftover in path.glob("*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
+        sweep(path)
+        (path / RANKS).unlink(missing_ok=True)
+
+    with ExitStack() as stack:
+        together(group, enter if rank == 0 else lambda: None)
+        if size > 1:
+            rows = group.gather(f"{rank} {os.getpid()} {socket.gethostname()}\n")
+            if rank == 0:
+                (path / RANKS).write_text("".join(rows))
         yield path
 
 

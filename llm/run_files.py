@@ -146,11 +146,12 @@ def check_writable(out: Path) -> None:
 
 def set_aside(path: Path, report: Report) -> None:
     """Keeps the checkpoint of an earlier run, which this one would overwrite."""
+    for name in ("checkpoint-*.npz", "good.npz", "best.npz"):
+        for other in path.parent.glob(name):
+            other.unlink()
     if path.exists():
         kept = path.with_name("previous-checkpoint.npz")
         os.replace(path, kept)
-        for other in (*path.parent.glob("checkpoint-*.npz"), path.with_name("best.npz")):
-            other.unlink(missing_ok=True)
         report.say(f"an earlier run's checkpoint is kept as {kept}")
 
 
@@ -224,9 +225,9 @@ def restore(run: Run, state: dict, arrays: dict) -> None:
 
 
 def restore_weights(run: Run, state: dict, arrays: dict) -> None:
-    run.model.trained[...] = arrays["params"]
+    run.model.trained[...] = arrays["params"][:]
     n_updates = state.get("n_updates", state["step"])
-    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": n_updates})
+    run.optimizer.load_state({"m": arrays["m"][:], "v": arrays["v"][:], "step": n_updates})
 
 
 def mark_good(run: Run, folder: Path) -> None:
@@ -252,7 +253,7 @@ def best_run(run: Run, folder: Path, report: Report) -> Run:
     state, arrays = load_checkpoint(saved)
     if state["step"] != points[best][0]:
         return run
-    run.model.trained[...] = arrays["params"]
+    run.model.trained[...] = arrays["params"][:]
     report.say(
         f"best       the file gets the weights of step {state['step']:,}: {points[best][2]:.3f} "
         f"held-out bits per byte, {run.bits_per_byte:.3f} at step {run.step:,} (--weights last)"

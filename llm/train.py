@@ -18,7 +18,7 @@ import numpy as np
 
 from . import guard
 from .budget import BATCH, Costs, choose, split
-from .checkpoint import load_checkpoint, locked, run_folder
+from .checkpoint import checkpoints, load_checkpoint, load_newest, locked, run_folder
 from .config import ModelConfig
 from .data import Examples
 from .engine import Model
@@ -73,7 +73,7 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
         raise CheckpointError(f"{folder}: no such run to resume")
     with run_folder(folder):
         saved = folder / "checkpoint.npz"
-        goes_on = resume and saved.exists()
+        goes_on = resume and bool(checkpoints(folder))
         if goes_on:
             run = (go_on or resume_run)(saved, given, report)
         else:
@@ -293,7 +293,7 @@ def start_run(settings: Settings, report: Report) -> Run:
 
 def resume_run(path: Path, given: dict, report: Report, prepare_again=None) -> Run:
     """The run of a checkpoint. prepare_again (settings, state, arrays, report): it at step 0."""
-    state, arrays = load_checkpoint(path)
+    path, state, arrays = load_newest(path, report.say)
     try:
         settings = merge_resumed(Settings.from_dict(state["settings"]), given)
         if settings.init and not prepare_again:

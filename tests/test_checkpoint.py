@@ -2,14 +2,25 @@
 
 import errno
 import os
+import re
+import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from llm import atomic
-from llm.checkpoint import keep_last, link_file, load_checkpoint, run_folder, save_checkpoint
+from llm.checkpoint import (
+    RANKS,
+    keep_last,
+    link_file,
+    load_checkpoint,
+    load_newest,
+    run_folder,
+    save_checkpoint,
+)
 from llm.errors import CheckpointError
 
 
@@ -137,3 +148,227 @@ def test_the_last_ones_are_kept(tmp_path):
         keep_last(path, 2, step)
     names = ["checkpoint-000000012.npz", "checkpoint-000000100.npz", "checkpoint.npz"]
     assert sorted(os.listdir(tmp_path)) == names
+
+
+# ---- of several ranks ----
+
+
+class Ranks:
+    """A group of threads, one for each rank: gather and broadcast as distributed.Group has them."""
+
+    def __init__(self, rank, size, barrier, box):
+        self.rank, self.size, self._barrier, self._box = rank, size, barrier, box
+
+    def gather(self, value):
+        self._box[self.rank] = value
+        self._barrier.wait()
+        values = list(self._box)
+        self._barrier.wait()
+        return values if self.rank == 0 else None
+
+    def broadcast(self, value):
+        self._box[self.rank] = value
+        self._barrier.wait()
+        first = self._box[0]
+        self._barrier.wait()
+        return first
+
+
+def on_ranks(size, action):
+    """[action(group) or the exception it raised, for each rank]."""
+    barrier, box = threading.Barrier(size, timeout=20), [None] * size
+    results = [None] * size
+
+    def one(rank):
+        try:
+            results[rank] = action(Ranks(rank, size, barrier, box))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+N = 1000  # elements of the flat arrays
+
+
+def flat_arrays(step):
+    rng = np.random.default_rng(step)
+    return {name: rng.standard_normal(N).astype(np.float32) for name in ("params", "m", "v")}
+
+
+def places_of(rank, size):
+    """Two pieces for each rank, as buckets make them; of the second the last rank has more."""
+    half, n = N // 2, N // 2 // size
+    ends = [*range(half, half + n * size, n), N]
+    return [
+        slice(rank * n, (rank + 1) * n if rank < size - 1 else half),
+        slice(ends[rank], ends[rank + 1] if rank < size - 1 else N),
+    ]
+
+
+def save_on(size, path, step):
+    def save(group):
+        whole, places = flat_arrays(step), places_of(group.rank, group.size)
+        own = {k: np.concatenate([v[place] for place in places]) for k, v in whole.items()}
+        curve = {"losses": np.arange(step, dtype=np.float32)}
+        save_checkpoint(path, {"step": step}, curve, own, places, group)
+
+    return on_ranks(size, save)
+
+
+def parts_of(folder):
+    return sorted(path.name for path in folder.glob("part-*.npz"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_parts_come_back_bit_for_bit_at_any_number_of_ranks(tmp_path, size):
+    path = tmp_path / "checkpoint.npz"
+    assert save_on(size, path, 7) == [None] * size
+    assert len(parts_of(tmp_path)) == (size if size > 1 else 0)
+    whole = flat_arrays(7)
+
+    def check(group):
+        state, arrays = load_checkpoint(path, group)
+        assert state == {"step": 7} and len(arrays["losses"]) == 7
+        for name, values in whole.items():
+            for where in (slice(None), slice(3, 499), slice(499, 501), slice(999, 1000)):
+                assert arrays[name][where].tobytes() == values[where].tobytes()
+
+    for again in (1, 2, 3):
+        assert on_ranks(again, check) == [None] * again
+
+
+def test_parts_stay_as_long_as_a_checkpoint_names_them(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    save_on(2, path, 1)
+    first = parts_of(tmp_path)
+    link_file(path, tmp_path / "good.npz")
+    for step in (2, 3):
+        save_on(2, path, step)
+        assert set(first) < set(parts_of(tmp_path)) and len(parts_of(tmp_path)) == 4
+    link_file(path, tmp_path / "good.npz")
+    save_checkpoint(path, {"step": 4}, {})
+    assert len(parts_of(tmp_path)) == 2
+    link_file(path, tmp_path / "good.npz")
+    save_checkpoint(path, {"step": 5}, {})
+    assert not parts_of(tmp_path)
+
+
+def test_a_part_that_nobody_names_is_removed(tmp_path):
+    """As a run leaves it that dies before rank 0 has written the checkpoint."""
+    save_on(2, tmp_path / "checkpoint.npz", 1)
+    whole = parts_of(tmp_path)
+    for name in ("part-000000002-0123abcd-1.npz", "part-000000002-0123abcd-0.npz.0123abcd.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    with run_folder(tmp_path):
+        assert parts_of(tmp_path) == whole and not list(tmp_path.glob("*.tmp"))
+
+
+def cut(part, other):
+    part.write_bytes(part.read_bytes()[:-100])
+
+
+def flip(part, other):
+    raw = bytearray(part.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    part.write_bytes(raw)
+
+
+def swap(part, other):
+    part.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda part, _: part.unlink(), "its part part-000000002-.*-1.npz is missing"),
+        (cut, "its part .*-1.npz is damaged"),
+        (flip, "its part .*-1.npz is damaged"),
+        (swap, "its part .*-1.npz is of another checkpoint"),
+    ],
+    ids=["missing", "half-written", "flipped", "of-another-step"],
+)
+def test_a_broken_set_is_refused_by_all_ranks_and_the_newest_whole_one_taken(tmp_path, harm, said):
+    path = tmp_path / "checkpoint.npz"
+    for step in (1, 2):
+        save_on(2, path, step)
+        keep_last(path, 2, step)
+    other, _, _, part = (tmp_path / name for name in parts_of(tmp_path))
+    harm(part, other)
+    for size in (1, 2, 3):
+        errors = on_ranks(size, lambda group: load_checkpoint(path, group))
+        assert all(isinstance(error, CheckpointError) for error in errors)
+        assert all(re.search(said, str(error)) for error in errors)
+        lines = []
+        loaded = on_ranks(size, lambda group: load_newest(path, lines.append, group)[:2])  # noqa: B023
+        assert loaded == [(tmp_path / "checkpoint-000000001.npz", {"step": 1})] * size
+        assert len(lines) == size and f"{path}: its part" in lines[0]
+        assert lines[0].endswith("going on from " + str(loaded[0][0]) + ", step 1")
+
+
+def test_without_a_whole_one_the_newest_is_named(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    save_on(2, path, 1)
+    link_file(path, tmp_path / "good.npz")
+    (tmp_path / parts_of(tmp_path)[0]).unlink()
+    with pytest.raises(CheckpointError, match="checkpoint.npz: its part part-.*-0.npz is missing"):
+        load_newest(path, print)
+
+
+def test_pieces_that_leave_a_gap_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+
+    def save(group):
+        place = slice(group.rank * 11, group.rank * 11 + 10)
+        save_checkpoint(path, {"step": 1}, {}, {"m": np.zeros(10, "f4")}, [place], group)
+
+    on_ranks(2, save)
+    with pytest.raises(CheckpointError, match="do not fit each other at 10"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("parts", [[], [{}], [{"file": 3}], 7, [{"file": "../x", "places": []}]])
+def test_nonsense_about_parts_is_refused(tmp_path, parts):
+    save_checkpoint(tmp_path / "checkpoint.npz", {"step": 1, "parts": parts}, {})
+    save_on(2, tmp_path / "good.npz", 1)  # which looks for parts that are named
+    with pytest.raises(CheckpointError, match="checkpoint.npz"):
+        load_checkpoint(tmp_path / "checkpoint.npz")
+
+
+@pytest.mark.parametrize("full_rank", [0, 1, 2])
+def test_a_disk_that_is_full_for_one_rank_leaves_the_old_set(tmp_path, monkeypatch, full_rank):
+    path = tmp_path / "checkpoint.npz"
+    save_on(3, path, 1)
+    before = sorted(os.listdir(tmp_path))
+    real = np.savez
+
+    def savez(file, **arrays):
+        if file.name.split(".npz")[0].endswith(f"-{full_rank}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file, **arrays)
+
+    monkeypatch.setattr("llm.checkpoint.np.savez", savez)
+    errors = save_on(3, path, 2)
+    said = f"No space left on device (rank {full_rank} on {socket.gethostname()})"
+    assert [error.strerror for error in errors] == [said] * 3
+    assert sorted(os.listdir(tmp_path)) == before
+    assert load_checkpoint(path)[0] == {"step": 1}
+
+
+def test_rank_0_keeps_others_out_for_all_and_lists_them(tmp_path):
+    def enter(group):
+        with run_folder(tmp_path / "run", group):
+            group.gather(None)  # all are inside
+            return (tmp_path / "run" / RANKS).read_text().splitlines()
+
+    for rows in on_ranks(3, enter):
+        host = socket.gethostname()
+        assert rows == [f"{rank} {os.getpid()} {host}" for rank in range(3)]
+    with run_folder(tmp_path / "run"):
+        errors = on_ranks(2, enter)
+        assert all("is training in this folder" in str(error) for error in errors)
