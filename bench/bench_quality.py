@@ -96,30 +96,29 @@ def torch_run(settings: Settings, material) -> dict:
     return {"tokens": n_tokens, "points": points}
 
 
-def bits_at(run: dict, seconds: float) -> float | None:
-    """Of the last point that had no more than this time."""
-    points = [bits for clock, bits in run["points"] if clock <= seconds + 1e-9]
-    return points[-1] if points and seconds <= run["seconds"] else None
+def cell(run: dict, seconds: float, mark: float) -> str:
+    """Of ours the last point that had no more than this time, of PyTorch's the first that had."""
+    points = run["points"]
+    if run["who"] == "ours":
+        bits = [bits for clock, bits in points if clock <= seconds][-1:]
+    else:
+        bits = [bits for clock, bits in points if clock >= seconds][:1]
+    return "".join(f"  {b:.3f}{'*' if b <= mark else ' '}" for b in bits) or "       -"
 
 
 def table(runs: list[dict]) -> None:
-    ours = [run for run in runs if run["who"] == "ours"]
-    peers = [run for run in runs if run["who"] == "torch"]
     for run in runs:
         clock, bits = run["points"][-1]
         print(
             f"{run['who']:6} {run['seconds']:g} s, seed {run['seed']}: {bits:.3f} bits per byte "
             f"after {clock:.1f} s and {run['tokens']:,} tokens"
         )
-    print("bits per byte: the mark, PyTorch here, and ours at half of that time")
+    print("mark of PyTorch; here, and ours of 60 s at half of that time; * at or under the mark")
     for seconds, mark in MARKS:
-        cells = [f"{seconds:4} s {mark:.2f}"]
-        cells += [f"{bits:.3f}" for run in peers if (bits := bits_at(run, 1.02 * seconds))]
-        cells += [f"| {seconds / 2:4g} s"]
-        for run in ours:
-            if run["seconds"] == 60 and (bits := bits_at(run, seconds / 2)):
-                cells += [f"{bits:.3f}{'' if bits <= mark else ' (over)'}"]
-        print("  ".join(cells))
+        peers = [cell(run, seconds, mark) for run in runs if run["who"] == "torch"]
+        ours = [run for run in runs if run["who"] == "ours" and run["seconds"] == 60]
+        cells = "".join(cell(run, seconds / 2, mark) for run in ours)
+        print(f"{seconds:4} s  {mark:.2f}{''.join(peers)}  | {seconds / 2:4g} s{cells}")
 
 
 def draw(runs: list[dict], picture: Path) -> None:
