@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -23,9 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_file
+from .distributed import Group
 from .errors import CheckpointError, LlmError
 
 VERSION = 1
+ALONE = Group()  # one process
 RANKS = "ranks"  # a file of the run's folder: rank, process and host in each line
 
 # What reading a damaged file raises; a flipped flag may claim encryption or another compression.
@@ -41,13 +42,13 @@ def save_checkpoint(
     arrays: dict[str, np.ndarray],
     flat: dict[str, np.ndarray] | None = None,
     places: list[slice] | None = None,
-    group=None,
+    group: Group = ALONE,
 ) -> None:
     """flat: this rank's elements of arrays that all ranks hold together, one piece after another;
     places: where these pieces belong, in each of the arrays alike. All ranks call this, those
     after rank 0 for their part alone. A failure on one of them is raised on all."""
     flat = flat or {}
-    if group is None or group.size == 1:
+    if group.size == 1:
         _write(path, state, {**flat, **arrays})
         sweep(path.parent)
         return
@@ -75,23 +76,22 @@ def save_checkpoint(
             sweep(path.parent)
 
 
-def together(group, action: Callable):
+def together(group: Group, action: Callable):
     """What `action` returns on this rank, when it has succeeded on every rank; the first failure is
     raised on all, so that none waits for another."""
-    if group is None or group.size == 1:
+    if group.size == 1:
         return action()
     result = failure = None
     try:
         result = action()
     except OSError as error:
-        where = f"rank {group.rank} on {socket.gethostname()}"
+        where = f"rank {group.rank} on {group.host}"
         failure = OSError(error.errno, f"{error.strerror} ({where})", error.filename)
     except (LlmError, ValueError) as error:
         failure = error
-    failures = group.gather(failure) or []
-    first = group.broadcast(next(filter(None, failures), None))
-    if first:
-        raise first
+    for raised in group.share(failure):
+        if raised:
+            raise raised
     return result
 
 
@@ -152,14 +152,16 @@ class Sharded:
         return out
 
 
-def load_checkpoint(path: Path, group=None) -> tuple[dict, dict]:
+def load_checkpoint(path: Path, group: Group = ALONE) -> tuple[dict, dict]:
     """The state and the arrays, of which those in parts are Sharded: arrays[name][start:stop] works
     for all. Raises CheckpointError for what is not a whole checkpoint, OSError as it comes; of
     several ranks each checks some of the parts, and all raise the same."""
     return together(group, lambda: _load(path, group))
 
 
-def load_newest(path: Path, say: Callable[[str], None], group=None) -> tuple[Path, dict, dict]:
+def load_newest(
+    path: Path, say: Callable[[str], None], group: Group = ALONE
+) -> tuple[Path, dict, dict]:
     """The checkpoint `path`, or where it is missing or damaged the newest whole one beside it."""
     found = checkpoints(path.parent, group)
     failure = None if path in found else CheckpointError(f"{path} is missing")
@@ -175,21 +177,20 @@ def load_newest(path: Path, say: Callable[[str], None], group=None) -> tuple[Pat
     raise failure
 
 
-def checkpoints(folder: Path, group=None) -> list[Path]:
+def checkpoints(folder: Path, group: Group = ALONE) -> list[Path]:
     """Those that a run of this folder can go on from, the newest first, as rank 0 sees them."""
     kept = sorted(folder.glob("checkpoint-*.npz"), reverse=True)
     found = [p for p in (folder / "checkpoint.npz", *kept, folder / "good.npz") if p.exists()]
-    return group.broadcast(found) if group else found
+    return group.broadcast(found)
 
 
-def _load(path: Path, group) -> tuple[dict, dict]:
+def _load(path: Path, group: Group) -> tuple[dict, dict]:
     state, arrays = _read(path)
     if "parts" not in state:
         return state, arrays
     try:
         parts = state.pop("parts")
-        rank, size = (group.rank, group.size) if group else (0, 1)
-        for part in parts[rank::size]:
+        for part in parts[group.rank :: group.size]:
             _check_part(path, part)
         names = [name.removesuffix(".npy") for name, _, _ in parts[0]["contents"]]
         return state, arrays | {name: Sharded(path, parts, name) for name in names}
@@ -256,10 +257,9 @@ def keep_last(path: Path, keep: int, step: int) -> None:
 
 
 @contextmanager
-def run_folder(path: Path, group=None):
+def run_folder(path: Path, group: Group = ALONE):
     """Makes the folder and keeps other runs out of it until the block ends. Of several ranks, rank
     0 does so for all, and tells in the file RANKS which process on which host each of them is."""
-    rank, size = (group.rank, group.size) if group else (0, 1)
 
     def enter() -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -271,10 +271,10 @@ def run_folder(path: Path, group=None):
         (path / RANKS).unlink(missing_ok=True)
 
     with ExitStack() as stack:
-        together(group, enter if rank == 0 else lambda: None)
-        if size > 1:
-            rows = group.gather(f"{rank} {os.getpid()} {socket.gethostname()}\n")
-            if rank == 0:
+        together(group, enter if group.rank == 0 else lambda: None)
+        if group.size > 1:
+            rows = group.gather(f"{group.rank} {os.getpid()} {group.host}\n")
+            if group.rank == 0:
                 (path / RANKS).write_text("".join(rows))
         yield path
 

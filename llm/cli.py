@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     add_train(command("train", "learn a text, write a parameter file"))
+    add_launch(command("launch", "train on many processes or hosts; start again when one dies"))
     add_data(command("data", "text of any size to shards for train --data"))
     add_plan(command("plan", "what a pile of text and a time on GPUs can become"))
     add_inspect(command("inspect", "what a parameter file is; compare two"))
@@ -180,12 +181,17 @@ def add_tuning(add) -> None:
 TUNING = ("chat", "epochs", "lora_rank", "lora_alpha", "lora_targets")
 
 
-def run_train(options: argparse.Namespace) -> int:
+def given_by(options: argparse.Namespace) -> dict:
+    """Fields of Settings, from the flags and the file of --config."""
     from .settings_file import merge_given, read_settings
 
     about = ("command", "config", "resume", "profile")
     given = {k: v for k, v in vars(options).items() if k not in about}
-    given = merge_given(read_settings(options.config) if options.config else {}, given)
+    return merge_given(read_settings(options.config) if options.config else {}, given)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    given = given_by(options)
     if "text" in given:
         given["text"] = tuple(path and os.path.abspath(path) for path in given["text"])
     if "data" in given:
@@ -203,6 +209,28 @@ def run_train(options: argparse.Namespace) -> int:
     if "chat" in given:
         given["chat"] = tuple(os.path.abspath(path) for path in given["chat"])
     return tune(given, options.resume, options.profile)
+
+
+# ---- launch ----
+
+
+def add_launch(command: argparse.ArgumentParser) -> None:
+    from . import launch
+
+    launch.add_arguments(command)
+    command.set_defaults(command=run_launch)
+
+
+def run_launch(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from . import launch
+    from .settings import Settings
+
+    arguments = launch.check(options)
+    given = given_by(parser().parse_args(arguments))  # what is misspelled is refused once, here
+    folder = Path(given.get("run_dir", Settings.run_dir))
+    return launch.launch(options.ranks, options.max_restarts, arguments, folder, options.hosts)
 
 
 # ---- data ----

@@ -21,6 +21,7 @@ from llm.checkpoint import (
     run_folder,
     save_checkpoint,
 )
+from llm.distributed import Group
 from llm.errors import CheckpointError
 
 
@@ -153,25 +154,26 @@ def test_the_last_ones_are_kept(tmp_path):
 # ---- of several ranks ----
 
 
-class Ranks:
-    """A group of threads, one for each rank: gather and broadcast as distributed.Group has them."""
+class Ranks(Group):
+    """A group of threads, one for each rank, that passes values alone."""
 
     def __init__(self, rank, size, barrier, box):
+        super().__init__()
         self.rank, self.size, self._barrier, self._box = rank, size, barrier, box
 
-    def gather(self, value):
+    def share(self, value):
         self._box[self.rank] = value
         self._barrier.wait()
         values = list(self._box)
         self._barrier.wait()
+        return values
+
+    def gather(self, value):
+        values = self.share(value)
         return values if self.rank == 0 else None
 
     def broadcast(self, value):
-        self._box[self.rank] = value
-        self._barrier.wait()
-        first = self._box[0]
-        self._barrier.wait()
-        return first
+        return self.share(value)[0]
 
 
 def on_ranks(size, action):

@@ -65,7 +65,7 @@ PYTHON_LAYERS = (
     ("run_files", "plan"),
     ("train",),
     ("tune",),
-    ("tokenize_command", "data_command", "quantize_command", "bench_command", "zip"),
+    ("launch", "tokenize_command", "data_command", "quantize_command", "bench_command", "zip"),
     ("zip_command",),
     ("cli",),
     ("__main__",),

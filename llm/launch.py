@@ -1,0 +1,196 @@
+"""`python -m llm launch`: the ranks of a run, watched, and started again when one dies. Layer 11.
+
+MPICH's mpiexec starts the ranks and ends all of them when one dies; what it says then names a
+process and a host, the run's own file of ranks (checkpoint.py) the number. Each rank has a session
+of its own, so that Ctrl-C reaches them once: through here and mpiexec. One rank needs no MPI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .checkpoint import RANKS, checkpoints
+from .distributed import mpiexec
+from .errors import LlmError
+from .report import escape
+
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while no checkpoint is made
+MAX_RANKS = 1 << 20
+BANNER = re.compile(
+    r"={20,}|=   |YOUR APPLICATION TERMINATED|This typically refers to a problem|Please see the FAQ"
+)
+
+
+def launch(
+    n_ranks: int,
+    max_restarts: int,
+    arguments: Sequence[str],
+    folder: Path,
+    hosts: str | None = None,
+) -> int:
+    """Runs `python -m llm ARGUMENTS`, a training in `folder`, as n_ranks ranks until it ends well,
+    refuses to begin, is stopped, or has failed max_restarts + 1 times; returns the status of the
+    last attempt (128 + the signal that ended a rank)."""
+    command = [*starter(n_ranks, hosts), sys.executable, "-m", "llm", *arguments]
+    before = stamps(folder)
+    pause = PAUSE
+    with Stop() as stop:
+        for n_left in range(max_restarts, -1, -1):
+            last = stamps(folder)
+            resume = ["--resume"] if last - before else []
+            status, cause = attempt(command + resume, n_ranks > 1, folder, stop)
+            now = stamps(folder)
+            if status == 0 or stop.signal:
+                return status and 128 + stop.signal
+            if status == 2 or (status == 1 and not now - before):
+                return status  # it has said what it refuses, and would again
+            if not n_left:
+                break
+            pause = PAUSE if now - last else min(2 * pause, LONGEST_PAUSE)
+            source = f"from {checkpoints(folder)[0]}" if now - before else "from the beginning"
+            print(f"died       {cause}", flush=True)
+            print(f"restart    {source} in {pause:g} s; {n_left - 1} left after it", flush=True)
+            stop.wait(pause)
+            if stop.signal:
+                return 128 + stop.signal
+    print(f"llm: {cause}; no restart is left of {max_restarts}", file=sys.stderr)
+    return status
+
+
+def starter(n_ranks: int, hosts: str | None) -> list[str]:
+    if n_ranks == 1:
+        return []
+    found = mpiexec()
+    if importlib.util.find_spec("mpi4py") is None:
+        raise LlmError("there is no mpi4py: pip install 'two-file-llm[mpi]'")
+    return [found, "-n", str(n_ranks), *(["-hosts", hosts] if hosts else [])]
+
+
+def stamps(folder: Path) -> set[tuple]:
+    """Tells checkpoints of this job from those that lay there before."""
+    found = [(path.name, path.stat()) for path in checkpoints(folder)]
+    return {(name, stat.st_ino, stat.st_mtime_ns) for name, stat in found}
+
+
+def attempt(command: list[str], is_mpi: bool, folder: Path, stop: Stop) -> tuple[int, str]:
+    """Runs the command to its end; its status, and what ended it."""
+    (folder / RANKS).unlink(missing_ok=True)
+    banner = ""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if is_mpi else None,
+        text=True,
+        errors="backslashreplace",
+        start_new_session=True,
+    ) as process:
+        stop.forward_to(process)
+        for line in process.stdout or ():
+            if BANNER.match(line):
+                banner += line
+            else:
+                print(line, end="", flush=True)
+    status = process.returncode
+    if status < 0:  # one process, or mpiexec itself
+        what = "mpiexec" if is_mpi else "the run"
+        return 128 - status, f"{what} on {socket.gethostname()} was ended by signal {-status}"
+    return read_banner(banner, status, folder)
+
+
+def read_banner(banner: str, status: int, folder: Path) -> tuple[int, str]:
+    """The same of a job of ranks, from what mpiexec said when it ended."""
+    dead = re.search(r"PID (\d+) RUNNING AT (\S+)", banner)
+    ended = re.search(r"EXIT STRING: (.*\(signal (\d+)\))", banner)
+    if ended:
+        status = 128 + int(ended[2])
+    if not dead:  # a rank that ended all of them has said why
+        return status, f"the ranks ended with status {status}"
+    process, host = int(dead[1]), escape(dead[2])
+    ranks = [rank for rank, number, _ in read_ranks(folder) if number == process]
+    who = f"rank {ranks[0]}" if len(ranks) == 1 else "a rank"
+    why = escape(ended[1]) if ended else f"status {status}"
+    return status, f"{who} on {host} (process {process}): {why}"
+
+
+def read_ranks(folder: Path) -> list[tuple[int, int, str]]:
+    """(rank, process, host) of each, as far as they came to tell."""
+    try:
+        rows = (folder / RANKS).read_text(encoding="utf-8", errors="replace").splitlines()
+        return [(int(rank), int(process), host) for rank, process, host in map(str.split, rows)]
+    except (OSError, ValueError):
+        return []
+
+
+class Stop:
+    """Passes Ctrl-C and SIGTERM on to the job: the first ends it in good order, a second at once.
+    `signal` is the first one, 0 before."""
+
+    def __init__(self):
+        self.signal = 0
+        self._process = None
+
+    def __enter__(self) -> Stop:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame) -> None:
+        self.signal = self.signal or number
+        if self._process:
+            self._process.send_signal(signal.SIGINT)  # mpiexec passes this one on
+
+    def forward_to(self, process: subprocess.Popen) -> None:
+        self._process = process
+        if self.signal:  # it came while the process was being started
+            process.send_signal(signal.SIGINT)
+
+    def wait(self, seconds: float) -> None:
+        """Until they are over or a signal comes."""
+        end = time.monotonic() + seconds
+        while not self.signal and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+# ---- command ----
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.usage = "%(prog)s -n RANKS [--max-restarts R] [--hosts A:8,B:8] -- train OPTIONS"
+    command.epilog = (
+        "Each rank holds the weights and its share of the optimizer's state; the parameter file is "
+        "that of one process, bit for bit. Hosts see one file system: --run-dir lies there."
+    )
+    command.add_argument("-n", "--ranks", type=int, required=True, help="processes of the run")
+    command.add_argument(
+        "--max-restarts",
+        type=int,
+        default=3,
+        metavar="R",
+        help="from the newest whole checkpoint, when a rank dies (3)",
+    )
+    command.add_argument("--hosts", help="where, as mpiexec -hosts: A:8,B:8 (this one)")
+    command.add_argument("run", nargs=argparse.REMAINDER, help="train, with its options")
+
+
+def check(options: argparse.Namespace) -> list[str]:
+    """The arguments of the run; ValueError for what cannot be meant."""
+    if not 1 <= options.ranks <= MAX_RANKS:
+        raise ValueError(f"-n is {options.ranks}, expected 1 to {MAX_RANKS}")
+    if options.max_restarts < 0:
+        raise ValueError(f"--max-restarts is {options.max_restarts}, expected at least 0")
+    arguments = options.run[1:] if options.run[:1] == ["--"] else options.run
+    if arguments[:1] != ["train"]:
+        raise ValueError("launch runs a training: put -- train OPTIONS behind its own options")
+    return arguments
