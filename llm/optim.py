@@ -1,7 +1,9 @@
-"""AdamW and Muon over the flat buffer, learning-rate schedules and clipping. Layer 3.
+"""AdamW and Muon over the flat buffer or a rank's part of it, schedules and clipping. Layer 3.
 
 Schedules are pure functions of the step, so that a resumed run repeats them. Weight decay touches
-matrices only, never gains. Sources: Loshchilov and Hutter 2019 (AdamW), Jordan et al. 2024 (Muon).
+matrices only, never gains. The buffer is cut into pieces in the same way for any number of ranks;
+a rank owns some of them, and keeps state for these alone. Sources: Loshchilov and Hutter 2019
+(AdamW), Jordan et al. 2024 (Muon), Rajbhandari et al. 2020 (ZeRO, stage 1).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import numpy as np
 
 from .config import ModelConfig, TensorSpec, entries_size, layout
+from .distributed import within
 from .ops_numpy import OpsNumpy
 
 ADAMW_SHARE = 0.15  # of Muon's rate goes to what AdamW trains beside it
@@ -44,8 +47,10 @@ def clip_scale(norm: float, max_norm: float) -> float:
 class AdamW:
     """State and step for one flat buffer of `config.layout`, or of other entries.
 
-    `state` holds the arrays "m" and "v" and the int "step"; `load_state` takes it back, bit for
-    bit. `ops` is the back end that computes (NumPy in float32 when absent).
+    `state` holds the arrays "m" and "v" of what this rank owns and the int "step"; `load_state`
+    takes whole arrays, bit for bit. `shards` are the slices that each rank owns. Pieces follow from
+    n_slots alone, n_ranks <= n_slots. `ops` is the back end that computes (NumPy in float32 when
+    absent).
     """
 
     def __init__(
@@ -56,6 +61,9 @@ class AdamW:
         eps: float = 1e-8,
         ops=None,
         entries: list[TensorSpec] | None = None,
+        n_slots: int = 1,
+        rank: int = 0,
+        n_ranks: int = 1,
     ):
         for name, value in (("beta1", betas[0]), ("beta2", betas[1])):
             if not 0 <= value < 1:
@@ -67,15 +75,31 @@ class AdamW:
         self.ops = ops or OpsNumpy(np.float32)
         self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
         entries = layout(config) if entries is None else entries
-        size = entries_size(entries)
+        self._matrices = [e for e in entries if self._takes_whole(e)]
+        self._size = entries_size(entries)
+        families = _families(self._matrices, self._size, n_slots)
+        self.shards = [_merge(_share_of(families, r, n_ranks)) for r in range(n_ranks)]
+        self._pieces = [piece for piece, _ in _share_of(families, rank, n_ranks)]
+        self.owned = self.shards[rank]
+        size = sum(map(_length, self.owned))
         self._m, self._v = self.ops.empty(size), self.ops.empty(size)
         self._m[...] = self._v[...] = 0
         self._step = 0
-        self._decay = np.zeros(size, np.uint8)
+        decay = np.zeros(self._size, np.uint8)
         for entry in entries:
             if len(entry.shape) == 2:
-                self._decay[_place(entry)] = 1
-        self._ranges = [slice(0, size)]  # of what AdamW trains
+                decay[_place(entry)] = 1
+        self._decay = self._of_owned(decay)
+        self._ranges = [  # of what AdamW trains
+            part
+            for gap in _gaps([_place(e) for e in self._matrices], self._size)
+            for part in within(self.owned, gap)
+        ]
+
+    @staticmethod
+    def _takes_whole(entry: TensorSpec) -> bool:
+        """Whether the step of a tensor needs all of it."""
+        return False
 
     @property
     def state(self) -> dict:
@@ -83,25 +107,34 @@ class AdamW:
 
     def load_state(self, state: dict) -> None:
         for name, own in (("m", self._m), ("v", self._v)):
-            if state[name].shape != own.shape:
+            if state[name].shape != (self._size,):
                 raise ValueError(
-                    f"optimizer state {name} has shape {state[name].shape}, expected {own.shape}"
+                    f"optimizer state {name} has shape {state[name].shape}, "
+                    f"expected ({self._size},)"
                 )
-        self._m[...], self._v[...], self._step = state["m"], state["v"], int(state["step"])
+            own[...] = self._of_owned(state[name])
+        self._step = int(state["step"])
+
+    def square_sums(self, grads) -> list[float]:
+        """Of the pieces that this rank owns: math.fsum of all ranks' is the squared norm, the same
+        for any number of ranks."""
+        return [self.ops.sum_squares(grads[piece]) for piece in self._pieces]
 
     def step(self, params, grads, lr: float, grad_scale: float = 1.0) -> None:
-        """Updates params in place; grads are read as grads * grad_scale and left alone."""
+        """Updates what this rank owns of params in place; grads are read as grads * grad_scale and
+        left alone."""
         self._step += 1
         self._adamw(params, grads, lr, grad_scale)
 
     def _adamw(self, params, grads, lr: float, grad_scale: float) -> None:
         for part in self._ranges:
+            own = self._local(part)
             self.ops.adamw(
                 params[part],
                 grads[part],
-                self._m[part],
-                self._v[part],
-                self._decay[part],
+                self._m[own],
+                self._v[own],
+                self._decay[own],
                 lr=lr,
                 beta1=self.betas[0],
                 beta2=self.betas[1],
@@ -111,26 +144,46 @@ class AdamW:
                 grad_scale=grad_scale,
             )
 
+    def _of_owned(self, whole: np.ndarray) -> np.ndarray:
+        return np.concatenate([whole[part] for part in self.owned] or [whole[:0]])
+
+    def _local(self, part: slice) -> slice:
+        """Where the state of a part of the buffer lies."""
+        before = 0
+        for owned in self.owned:
+            if owned.start <= part.start and part.stop <= owned.stop:
+                start = before + part.start - owned.start
+                return slice(start, start + _length(part))
+            before += _length(owned)
+        raise ValueError(f"{part} is not owned")
+
 
 class Muon(AdamW):
     """Orthogonalised momentum for the matrices of the blocks; AdamW, at ADAMW_SHARE of the rate,
     for embedding, output and all vectors.
 
-    Of a matrix "m" is the momentum and "v" stays zero. Matrices are not decayed.
+    Of a matrix "m" is the momentum and "v" stays zero. Matrices are not decayed. A rank owns whole
+    matrices, one after the other in the buffer.
     """
 
     def __init__(self, config: ModelConfig, **options):
         super().__init__(config, **options)
-        entries = options.get("entries") or layout(config)
-        taken = [e for e in entries if len(e.shape) == 2 and "blk." in e.name]
-        self._matrices = np.array([(e.offset, *e.shape) for e in taken], np.int64).reshape(-1, 3)
-        self._ranges = _gaps([_place(e) for e in taken], entries_size(entries))
+        own = [e for e in self._matrices if within(self.owned, _place(e))]
+        self._blocks = slice(own[0].offset, _place(own[-1]).stop) if own else slice(0, 0)
+        table = [(e.offset - self._blocks.start, *e.shape) for e in own]
+        self._table = np.array(table, np.int64).reshape(-1, 3)
+
+    @staticmethod
+    def _takes_whole(entry: TensorSpec) -> bool:
+        return len(entry.shape) == 2 and "blk." in entry.name
 
     def step(self, params, grads, lr: float, grad_scale: float = 1.0) -> None:
         self._step += 1
         self._adamw(params, grads, ADAMW_SHARE * lr, grad_scale)
-        momentum = 0.85 + 0.1 * min(1.0, self._step / 300)
-        self.ops.muon(params, grads, self._m, self._matrices, lr, momentum, grad_scale)
+        if len(self._table):
+            part, momentum = self._blocks, 0.85 + 0.1 * min(1.0, self._step / 300)
+            m = self._m[self._local(part)]
+            self.ops.muon(params[part], grads[part], m, self._table, lr, momentum, grad_scale)
 
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
@@ -145,3 +198,53 @@ def _gaps(taken: list[slice], size: int) -> list[slice]:
     """What lies between slices in rising order."""
     ends, starts = [0, *(s.stop for s in taken)], [*(s.start for s in taken), size]
     return [slice(a, b) for a, b in zip(ends, starts, strict=True) if a < b]
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
+
+
+# ---- pieces of the buffer, and who owns them ----
+
+ALIGN = 16  # floats: where a vector of the kernels may begin
+
+
+def _families(matrices: list[TensorSpec], size: int, n: int) -> list[list[tuple[slice, int]]]:
+    """(piece, cost) in rising order; the ranks share the cost of each family. Matrices are pieces,
+    with the vectors behind them; what lies before and after is cut into n."""
+    if not matrices:
+        return [_cut(0, size, n)]
+    starts = [e.offset for e in matrices]
+    ends = [*starts[1:], _place(matrices[-1]).stop]
+    pieces = [slice(a, b) for a, b in zip(starts, ends, strict=True)]
+    costs = [min(e.shape) ** 2 * (2 * max(e.shape) + min(e.shape)) for e in matrices]
+    middle = list(zip(pieces, costs, strict=True))
+    return [_cut(0, starts[0], n), middle, _cut(ends[-1], size, n)]
+
+
+def _cut(start: int, stop: int, n: int) -> list[tuple[slice, int]]:
+    """n nearly equal pieces, fewer where they would be empty."""
+    units = -(-(stop - start) // ALIGN)
+    edges = [min(stop, start + units * i // n * ALIGN) for i in range(n + 1)]
+    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [(part, _length(part)) for part in parts]
+
+
+def _share_of(families: list[list[tuple[slice, int]]], rank: int, n: int):
+    """The pieces of a rank: those whose middle, by cost, lies in its n-th part of a family."""
+    for family in families:
+        total, before = sum(cost for _, cost in family), 0
+        for piece, cost in family:
+            if (2 * before + cost) * n // (2 * total) == rank:
+                yield piece, cost
+            before += cost
+
+
+def _merge(pieces) -> list[slice]:
+    merged = []
+    for piece, _ in pieces:
+        if merged and merged[-1].stop == piece.start:
+            merged[-1] = slice(merged[-1].start, piece.stop)
+        else:
+            merged.append(piece)
+    return merged

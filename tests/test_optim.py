@@ -1,5 +1,7 @@
 """AdamW and Muon against their textbook form, decay on matrices only, resume, schedules."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,35 @@ def test_state_resumes_exactly(kind):
     for step in range(2, 4):
         third.step(resumed, random_grads(step), lr=0.01)
     np.testing.assert_array_equal(whole, resumed)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+@pytest.mark.parametrize("n_slots", [4, 8])
+def test_ranks_own_parts_and_change_no_bit(kind, n_slots):
+    """Ranks of a step, one after the other on one buffer, do together what one does alone."""
+    results, sizes = [], []
+    for n in (1, 2, 4):
+        params, ops = init_params(CONFIG, 1), OpsC(1)
+        ranks = [kind(CONFIG, ops=ops, n_slots=n_slots, rank=r, n_ranks=n) for r in range(n)]
+        owned = sorted((part.start, part.stop) for rank in ranks for part in rank.owned)
+        assert owned[0][0] == 0 and owned[-1][1] == params.size
+        assert all(a[1] == b[0] for a, b in zip(owned, owned[1:], strict=False))
+        norms = []
+        for step in range(3):
+            grads = random_grads(step)
+            norms.append(math.fsum(x for rank in ranks for x in rank.square_sums(grads)))
+            for rank in ranks:
+                rank.step(params, grads, lr=0.01)
+        assert norms == pytest.approx([np.square(random_grads(s)).sum() for s in range(3)])
+        results.append((params.tobytes(), norms))
+        sizes.append(max(rank.state["m"].size + rank.state["v"].size for rank in ranks))
+        state = {"m": np.arange(params.size), "v": np.arange(params.size), "step": 1}
+        for rank in ranks:
+            rank.load_state(state)
+            indices = [i for part in rank.owned for i in range(part.start, part.stop)]
+            assert rank.state["m"].tolist() == indices
+    assert results[0] == results[1] == results[2]
+    assert sizes[0] == 2 * params.size and sizes[1] < 0.6 * sizes[0] and sizes[2] < 0.35 * sizes[0]
 
 
 def test_refuses():
