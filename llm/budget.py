@@ -28,9 +28,12 @@ VALIDATION_SHARE = 0.05  # of the minutes, at most
 MARGIN = 0.01  # of the minutes, for what nobody foresaw
 
 
-def choose(settings: Settings, n_vocab: int, measure: Callable[[Settings], float]) -> Settings:
-    """Fills in sizes, batch, steps (but for minutes) and warm-up, 3 % of the steps. measure gives
-    floating-point operations a second of settings with every size, and is called for minutes."""
+def choose(
+    settings: Settings, n_vocab: int, measure: Callable[[Settings], float], n_ranks: int = 1
+) -> Settings:
+    """Fills in sizes, batch, steps (but for minutes), warm-up, 3 % of the steps, and a slot for
+    each rank. measure gives floating-point operations a second of settings with every size, and is
+    called for minutes."""
     s = settings
     if s.depth is not None:
         s = replace(s, n_layer=s.depth, n_embd=s.n_embd or s.depth * HEAD_WIDTH)
@@ -60,11 +63,8 @@ def choose(settings: Settings, n_vocab: int, measure: Callable[[Settings], float
     n_steps = max(1, round(n_tokens / sized.step_tokens))
     if s.minutes is None and s.steps is None:
         sized = replace(sized, steps=n_steps)
-    return replace(
-        sized,
-        slot_sequences=s.slot_sequences or sized.batch,
-        warmup=max(1, n_steps * 3 // 100) if s.warmup is None else s.warmup,
-    )
+    warmup = max(1, n_steps * 3 // 100) if s.warmup is None else s.warmup
+    return replace(sized.with_slots(n_ranks), warmup=warmup)
 
 
 def choose_width(settings: Settings, n_vocab: int, tokens_for) -> int:

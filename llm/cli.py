@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -22,13 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if hasattr(sys.stdout, "reconfigure"):  # no alphabet of a terminal ends a run
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         return options.command(options)
     except KeyboardInterrupt:
+        _end_all("stopped")
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        _end_all("nobody reads standard output any more")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as error:
@@ -38,12 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{where}{error.strerror or error}")
     except (LlmError, ValueError, MemoryError) as error:
         return _fail(str(error) or "out of memory")
+    except SystemExit as error:
+        if error.code:  # wrong usage, which is told
+            _end_all("wrong usage")
+        raise
+    except Exception:  # a mistake of ours
+        _end_all(traceback.format_exc())
+        raise
+
+
+def _end_all(message: str) -> None:
+    """Of a job of many ranks, which would wait for this one."""
+    from .distributed import end_all
+
+    end_all(message)
 
 
 def _fail(message: str) -> int:
     from .report import escape
 
     line = escape(message).replace("\n", "\\n")  # of a file's name: what is behind it counts
+    _end_all(line)
     print(f"llm: {line}", file=sys.stderr)
     return 1
 

@@ -24,6 +24,7 @@ from .errors import LlmError
 
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # of MPICH's launchers, of Open MPI's
 SHORT_WAIT = 0.001  # seconds between two looks at a barrier
+PATIENCE = 1.0  # seconds
 
 
 class Group:
@@ -71,11 +72,7 @@ class Group:
 
     def abort(self, message: str) -> None:
         """Prints the message with this rank and host, and ends all ranks."""
-        print(f"llm: {self._who(message)}", file=sys.stderr, flush=True)
-        raise SystemExit(1)
-
-    def _who(self, message: str) -> str:
-        return message if self.size == 1 else f"rank {self.rank} on {self.host}: {message}"
+        raise SystemExit(f"llm: {message}")
 
 
 class MpiGroup(Group):
@@ -138,8 +135,10 @@ class MpiGroup(Group):
             time.sleep(SHORT_WAIT)
 
     def abort(self, message: str) -> None:
-        print(f"llm: {self._who(message)}", file=sys.stderr, flush=True)
+        who = f"rank {self.rank} on {self.host}"
+        print(f"llm: {who}: {message}", file=sys.stderr, flush=True)
         self._comm.Abort(1)
+        os._exit(1)  # it may return before the launcher has heard of it
 
     def _others(self) -> list[int]:
         """From the next rank on, so that not all send to the same one at once."""
@@ -166,6 +165,38 @@ def world() -> Group:
             f"mpiexec of mpi4py's own MPI ({MPI.Get_library_version().split(chr(10))[0].strip()})"
         )
     return group
+
+
+def check_alike(group: Group, facts: dict) -> None:
+    """Raises LlmError, the same on all ranks, where a fact is another on one of them."""
+    shared = group.share((facts, group.host))
+    first = shared[0][0]
+    for rank, (other, host) in enumerate(shared):
+        for name in {**first, **other}:
+            here, there = (facts.get(name, "not given") for facts in (first, other))
+            if here != there:
+                raise LlmError(
+                    f"{name} is {here} on rank 0 and {there} on rank {rank} ({host}): all ranks "
+                    "must be started alike"
+                )
+
+
+def cores(group: Group) -> int:
+    """The cores for each rank: this machine's, shared by the ranks that may run on the same."""
+    own = (group.host, sorted(os.sched_getaffinity(0)))
+    return max(1, len(own[1]) // group.share(own).count(own))
+
+
+def end_all(message: str) -> None:
+    """Prints the message, with rank and host, and ends all ranks; returns in one process. What all
+    ranks meet is told by rank 0 alone, which ends the others while they wait."""
+    try:
+        group = world()
+    except LlmError:
+        return
+    if group.size > 1:
+        time.sleep(PATIENCE if group.rank else 0)
+        group.abort(message)
 
 
 def mpiexec() -> str:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from .data import document_starts
+from .distributed import Group
 from .errors import CorpusError
 
 MAX_WINDOWS = 128  # bounds the time of a validation
@@ -48,10 +49,16 @@ class Validation:
     def bytes_per_token(self) -> float:
         return self.n_bytes / self.n_tokens
 
-    def bits_per_byte(self, model) -> float:
-        nats = 0.0
-        for at in range(0, len(self.inputs), BATCH):
-            batch = slice(at, at + BATCH)
-            starts = None if self.starts is None else self.starts[batch]
-            nats += model.loss(self.inputs[batch], self.targets[batch], starts)[0]
+    def bits_per_byte(self, model, group: Group | None = None) -> float:
+        """group: ranks that hold the same model; each takes some of the batches, and all return
+        what one alone would."""
+        rank, size = (group.rank, group.size) if group else (0, 1)
+        batches = range(0, len(self.inputs), BATCH)
+        own = [self._nats(model, slice(at, at + BATCH)) for at in batches[rank::size]]
+        shared = group.share(own) if group else [own]
+        nats = sum(shared[i % size][i // size] for i in range(len(batches)))
         return nats / math.log(2) / self.n_bytes
+
+    def _nats(self, model, batch: slice) -> float:
+        starts = None if self.starts is None else self.starts[batch]
+        return model.loss(self.inputs[batch], self.targets[batch], starts)[0]

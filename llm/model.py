@@ -12,6 +12,7 @@ works on chunks of tokens, so that the logits of a whole batch never exist.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,6 +45,18 @@ def init_params(config: ModelConfig, seed: int, zero_output: bool = False) -> np
 def _entries(entries: list[TensorSpec], flat: np.ndarray):
     for entry in entries:
         yield entry, flat[entry.offset : entry.offset + entry.size].reshape(entry.shape)
+
+
+def _parts(config: ModelConfig, entries: list[TensorSpec], size: int):
+    """Slices of a flat buffer: each block's, and what lies before and behind them."""
+    starts = [
+        min(e.offset for e in entries if e.name.startswith(f"blk.{layer}."))
+        for layer in range(config.n_layer)
+    ]
+    behind = [e.offset for e in entries if e.offset > starts[-1] and "blk." not in e.name]
+    edges = [*starts, min(behind, default=size)]
+    blocks = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return blocks, [slice(0, edges[0]), slice(edges[-1], size)]
 
 
 def training_bytes(
@@ -183,6 +196,7 @@ class Transformer:
         self.grads = ops.empty(self.trained.size)
         self.grads[...] = 0
         self._dw = _Views(config, self.entries, self.grads)
+        self._grad_blocks, self._grad_rest = _parts(config, self.entries, self.grads.size)
         self.views, self.grad_views = self._w.by_name, self._dw.by_name
         self.trained_views = _Views(config, self.entries, self.trained).by_name
         if lora:
@@ -216,18 +230,26 @@ class Transformer:
 
     # ---- what others call ----
 
-    def loss_and_grad(self, tokens, targets, starts=None, scale: float = 1.0) -> float:
+    def loss_and_grad(
+        self,
+        tokens,
+        targets,
+        starts=None,
+        scale: float = 1.0,
+        ready: Callable[[slice], None] = lambda part: None,
+    ) -> float:
         """Mean loss in nats per token of (B, T) int32; targets < 0 are not counted. starts (B, T):
         where the document of each position begins; no position sees another document.
 
-        Overwrites `grads` with the gradient of scale * mean loss.
+        Overwrites `grads` with the gradient of scale * mean loss. ready: is told each part of it as
+        soon as it is final, the last block's first.
         """
         tokens, targets = self._check_pair(tokens, targets)
         b = self._get_buffers(tokens.shape, keep=True, starts=starts)
         n_used = max(1, int(np.count_nonzero(targets >= 0)))
         self._forward(b, tokens.reshape(-1))
         self._head_backward(b, targets.reshape(-1), scale / n_used)
-        self._backward(b, tokens.reshape(-1))
+        self._backward(b, tokens.reshape(-1), ready)
         return math.fsum(b.losses) / n_used
 
     def loss(self, tokens, targets, starts=None) -> tuple[float, int]:
@@ -303,7 +325,7 @@ class Transformer:
         b.dx[...] = 0
         ops.rmsnorm_backward(b.dx, dw.out_norm, b.xn, b.x_last, w.out_norm, b.rstd_last)
 
-    def _backward(self, b: _Buffers, tokens):
+    def _backward(self, b: _Buffers, tokens, ready):
         ops, w, dw, dx, starts = self.ops, self._w, self._dw, b.dx, b.starts
         for layer in reversed(range(self.config.n_layer)):
             a, p, dp = b.layers[layer], w.blocks[layer], dw.blocks[layer]
@@ -343,11 +365,13 @@ class Transformer:
                 ops.sum_rows(dp.bq, b.dq)
                 ops.sum_rows(dp.bk, b.dk)
                 ops.sum_rows(dp.bv, b.dv)
-        if self.lora:
-            return
-        if not self.config.tied_output:
-            dw.tok_embd[...] = 0
-        ops.embed_backward(dw.tok_embd, dx, tokens)
+            ready(self._grad_blocks[layer])
+        if not self.lora:
+            if not self.config.tied_output:
+                dw.tok_embd[...] = 0
+            ops.embed_backward(dw.tok_embd, dx, tokens)
+        for part in self._grad_rest:
+            ready(part)
 
     # ---- a matrix of a block, and its adapter ----
 

@@ -51,13 +51,18 @@ PAGES = ("report.html", "loss.png", "curves.png")  # beside the parameter file
 
 
 class Report:
-    def __init__(self):
+    """speaks: of several ranks only one does."""
+
+    def __init__(self, speaks: bool = True):
+        self._speaks = speaks
         self._bar = None
         self._loss = math.nan  # nats per token, smoothed
         self._shown = None  # what the bar says
         self._start = (0, 0.0)  # step and time of this sitting
 
     def say(self, text: str) -> None:
+        if not self._speaks:
+            return
         if sys.stdout.isatty():
             text = wrapped(text, shutil.get_terminal_size().columns - 1)
         if self._bar is None:
@@ -95,9 +100,10 @@ class Report:
             f"clip {s.clip:g}, seed {s.seed}"
         )
         budget = f"{s.minutes:g} minutes" if run.n_steps is None else f"{run.n_steps:,} steps"
-        ops = run.model.ops
+        ops, n_ranks = run.model.ops, run.group.size
+        ranks = f"{n_ranks} ranks of " if n_ranks > 1 else ""
         self.say(
-            f"budget     {budget}, {ops.n_threads} threads, {ops.kernels} kernels, "
+            f"budget     {budget}, {ranks}{ops.n_threads} threads, {ops.kernels} kernels, "
             f"{ops.precision} products, in {s.run_dir}"
         )
 
@@ -129,7 +135,7 @@ class Report:
         self._start = (run.step, time.perf_counter())
         if run.step:
             self.say(f"resuming   at step {run.step:,} of {run.n_steps:,}")
-        if sys.stdout.isatty():
+        if self._speaks and sys.stdout.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(

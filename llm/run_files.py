@@ -20,6 +20,7 @@ import numpy as np
 from .atomic import atomic_file
 from .checkpoint import keep_last, link_file, load_checkpoint, save_checkpoint
 from .data import Examples
+from .distributed import Group, world
 from .documents import format_of
 from .engine import Model
 from .evaluate import Validation
@@ -57,6 +58,7 @@ class Run:
     validation: Validation
     model: Transformer
     optimizer: AdamW
+    group: Group = field(default_factory=world)
     step: int = 0
     n_steps: int | None = None
     n_validations: int = 10  # after the one before the first step
@@ -182,19 +184,24 @@ def save(run: Run, path: Path) -> None:
         "validations": run.validations,
         "samples": run.samples,
     }
+    owned, optimizer = run.optimizer.owned, run.optimizer.state
+    params = [run.model.trained[part] for part in owned]
+    flat = {
+        "params": params[0] if len(params) == 1 else np.concatenate(params),
+        "m": optimizer["m"],
+        "v": optimizer["v"],
+    }
     arrays = {
-        "params": run.model.trained,
-        "m": run.optimizer.state["m"],
-        "v": run.optimizer.state["v"],
         **{name: np.array(getattr(run, name), np.float32) for name in CURVES},
         **run.kept_arrays(),
     }
     try:
-        save_checkpoint(path, state, arrays)
+        save_checkpoint(path, state, arrays, flat, owned, run.group)
     except OSError as error:
         hint = f"{error.strerror}; the checkpoint before is whole: make room and --resume"
         raise OSError(error.errno, hint, error.filename) from error
-    keep_last(path, run.settings.keep, run.step)
+    if run.group.rank == 0:
+        keep_last(path, run.settings.keep, run.step)
 
 
 def check_state(state: dict) -> None:
@@ -227,7 +234,7 @@ def restore(run: Run, state: dict, arrays: dict) -> None:
 def restore_weights(run: Run, state: dict, arrays: dict) -> None:
     run.model.trained[...] = arrays["params"][:]
     n_updates = state.get("n_updates", state["step"])
-    run.optimizer.load_state({"m": arrays["m"][:], "v": arrays["v"][:], "step": n_updates})
+    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": n_updates})
 
 
 def mark_good(run: Run, folder: Path) -> None:

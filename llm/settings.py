@@ -148,6 +148,22 @@ class Settings:
         }
         return replace(self, **sizes)
 
+    def with_slots(self, n_ranks: int) -> Settings:
+        """slot_sequences, where it is not given, so that each rank has a slot of a step. ValueError
+        where the ranks cannot share its slots."""
+        if n_ranks & (n_ranks - 1):
+            raise ValueError(f"{n_ranks} ranks: expected a power of two")
+        s = self
+        if s.slot_sequences is None:
+            s = replace(s, slot_sequences=max(1, s.batch // n_ranks))
+        if s.n_slots < n_ranks:
+            raise ValueError(
+                f"{n_ranks} ranks cannot share a step of {s.n_slots} slots (batch {s.batch}, "
+                f"slot_sequences {s.slot_sequences}): start at most {s.n_slots}, or a new run with "
+                "a larger --batch or a smaller --slot-sequences"
+            )
+        return s
+
     def model_config(self, n_vocab: int) -> ModelConfig:
         return ModelConfig(
             n_vocab=n_vocab,

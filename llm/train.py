@@ -7,20 +7,24 @@ decide when to save and, once, how many steps there are (measure).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
 import time
-from dataclasses import replace
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from . import guard
+from . import __version__, guard
 from .budget import BATCH, Costs, choose, split
 from .checkpoint import checkpoints, load_checkpoint, load_newest, locked, run_folder
 from .config import ModelConfig
 from .data import Examples
+from .distributed import Group, check_alike, cores, world
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
@@ -29,7 +33,7 @@ from .material import Material, gather
 from .model import Transformer, init_params, training_bytes
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
-from .optim import OPTIMIZERS, SCHEDULES, clip_scale
+from .optim import OPTIMIZERS, SCHEDULES, AdamW, clip_scale
 from .report import Report
 from .run_files import (
     Run,
@@ -47,13 +51,14 @@ from .run_files import (
     set_aside,
     write_settings,
 )
-from .settings import DEFAULT_LR, Settings, check_given, merge_resumed
+from .settings import DEFAULT_LR, FREE, Settings, check_given, merge_resumed
 from .shards import MANIFEST
 from .tokenizer import Tokenizer
 from .vocabulary import token_bytes, vocabulary_from_arrays
 
 N_SAMPLES = 3
 PROFILED_STEPS = 10
+IN_FLIGHT = 2  # parts of the gradient that travel at a time
 PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses sizes, batch and warm-up
 MEASURE_SECONDS = 20.0  # of steps that count, at most the warm-up: fix their number
 
@@ -67,13 +72,15 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
     goes, and writes nothing. start, go_on: start_run and resume_run, or what makes another kind of
     Run."""
     began = time.perf_counter()
+    group = world()
+    check_alike(group, {"resume": resume, **program(), **asked(given)})
     folder = Path(given.get("run_dir", Settings.run_dir))
-    report = Report()
+    report = Report(speaks=group.rank == 0)
     if resume and not folder.is_dir():
         raise CheckpointError(f"{folder}: no such run to resume")
-    with run_folder(folder):
+    with run_folder(folder, group):
         saved = folder / "checkpoint.npz"
-        goes_on = resume and bool(checkpoints(folder))
+        goes_on = resume and bool(checkpoints(folder, group))
         if goes_on:
             run = (go_on or resume_run)(saved, given, report)
         else:
@@ -86,31 +93,45 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
             profile(run, report)
             return 0
         out = Path(run.settings.out)
-        check_writable(out)
-        check_apart(out, run.settings)
-        if not goes_on:  # only now: a mistake in the text or the options costs no checkpoint
-            set_aside(saved, report)
-            write_settings(run, folder, report)
-        lock = locked(
-            out.with_name(f".{out.name}.lock"), f"{out}: process", "writing this file", "--out"
-        )
-        with lock, Interrupt() as interrupt:
+        with Interrupt() as interrupt, ExitStack() as stack:
+            if group.rank == 0:
+                stack.enter_context(place_for(out, run))
+            if group.rank == 0 and not goes_on:  # only now: a mistake costs no checkpoint
+                set_aside(saved, report)
+                write_settings(run, folder, report)
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
-            mark_good(run, folder)
-            chosen = best_run(run, folder, report)
-            if run.step:
-                run.memorisation = chosen.memorisation = memorisation(chosen)
-            export(chosen, out)
-            with Model(out) as model:
-                run.samples.append([chosen.step, run.sample(model)])
-        report.finish(run, out)
-        return 0 if run.is_done else 128 + interrupt.signal
+            if group.rank == 0:
+                publish(run, folder, out, report)
+        if group.rank == 0:
+            report.finish(run, out)
+        group.barrier()
+        return 0 if run.is_done else 128 + interrupt.agreed
+
+
+def place_for(out: Path, run: Run):
+    """Held until the parameter file is written: a lock."""
+    check_writable(out)
+    check_apart(out, run.settings)
+    return locked(
+        out.with_name(f".{out.name}.lock"), f"{out}: process", "writing this file", "--out"
+    )
+
+
+def publish(run: Run, folder: Path, out: Path, report: Report) -> None:
+    """The parameter file, and what it says."""
+    mark_good(run, folder)
+    chosen = best_run(run, folder, report)
+    if run.step:
+        run.memorisation = chosen.memorisation = memorisation(chosen)
+    export(chosen, out)
+    with Model(out) as model:
+        run.samples.append([chosen.step, run.sample(model)])
 
 
 def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report) -> None:
-    saved = folder / "checkpoint.npz"
-    run.peak = measure_peak(run.model.ops)
+    saved, group = folder / "checkpoint.npz", run.group
+    run.peak = sum(group.share(measure_peak(run.model.ops)))
     report.begin(run)
     clock_start = time.perf_counter() - run.seconds
     if not run.validations:
@@ -119,27 +140,54 @@ def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report
         save(run, folder / "good.npz")
     if run.n_steps is None:
         measure(run, folder, clock_start, interrupt, report)
-    save(run, saved)
-    mark_good(run, folder)
+
+    def keep() -> None:
+        save(run, saved)
+        if group.rank == 0:
+            mark_good(run, folder)
+
+    keep()
     last_save = time.perf_counter()
-    while not run.is_done and not interrupt.signal:
+    while not run.is_done and not interrupt.agreed:
         advance(run, folder, report)
         run.seconds = time.perf_counter() - clock_start
         is_milestone = run.step in milestones(run.n_steps, run.n_validations)
         if is_milestone:
             validate(run)
             report.validated(run)
-        if run.step in milestones(run.n_steps, N_SAMPLES + 1) and not run.is_done:
+        takes_sample = run.step in milestones(run.n_steps, N_SAMPLES + 1) and not run.is_done
+        if takes_sample and group.rank == 0:
             run.samples.append([run.step, sample(run, folder)])
             report.sample(run.samples[-1][1])
-        if is_milestone or time.perf_counter() - last_save > run.settings.save_seconds:
-            save(run, saved)
-            mark_good(run, folder)
+        is_late = time.perf_counter() - last_save > run.settings.save_seconds
+        if interrupt.agree(group, is_milestone or is_late):
+            keep()
             last_save = time.perf_counter()
     if run.validations[-1][0] != run.step:
         validate(run)
     run.seconds = time.perf_counter() - clock_start
     report.end()
+
+
+# ---- ranks ----
+
+
+def program() -> dict:
+    """Which program this is: ranks with another one would not do the same."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    text = b"".join(path.read_bytes() for path in sources)
+    return {"version": __version__, "the program's SHA-256": hashlib.sha256(text).hexdigest()}
+
+
+def asked(settings: dict) -> dict:
+    """What of the settings must be alike on all ranks, by flag."""
+    kept = {name: value for name, value in settings.items() if name not in FREE}
+    return {"--" + name.replace("_", "-"): value for name, value in kept.items()}
+
+
+def check_ranks(group: Group, settings: Settings, material: Material) -> None:
+    """Refuses ranks that would not do the same."""
+    check_alike(group, {"the text's SHA-256": material.sha256, **asked(asdict(settings))})
 
 
 # ---- one step ----
@@ -148,8 +196,7 @@ def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report
 def take_step(run: Run) -> str | None:
     """Returns why the step was skipped, if it was."""
     settings, model, start = run.settings, run.model, time.perf_counter()
-    loss = gradient(run, run.step, 0, settings.n_slots)
-    norm = math.sqrt(model.ops.sum_squares(model.grads))
+    loss, norm = summed_gradient(run)
     fault = guard.fault(loss, norm, run.losses, run.norms, run.skipped, run.since)
     # n_steps is not known yet only during the warm-up, which does not ask for it.
     schedule = SCHEDULES[settings.schedule]
@@ -157,6 +204,7 @@ def take_step(run: Run) -> str | None:
     rate *= 0.5 ** len(run.rollbacks)
     if fault is None:
         run.optimizer.step(model.trained, model.grads, rate, clip_scale(norm, settings.clip))
+        run.group.all_gather(model.trained, run.optimizer.shards)
     else:  # curves repeat the point before where there is no number
         run.skipped.append(run.step)
         loss = loss if math.isfinite(loss) else [0.0, *run.losses[-1:]][-1]
@@ -189,42 +237,84 @@ def roll_back(run: Run, folder: Path, fault: str) -> None:
     if len(run.rollbacks) == guard.MAX_ROLLBACKS:
         halved = f"the rate was halved {guard.MAX_ROLLBACKS} times"
         raise LlmError(f"step {run.step}: {fault}, though {halved}; try a lower --lr")
-    state, arrays = load_checkpoint(folder / "good.npz")
+    state, arrays = load_checkpoint(folder / "good.npz", run.group)
     restore_weights(run, state, arrays)
     run.rollbacks.append(run.step)
 
 
-def gradient(run: Run, step: int, first: int, n_slots: int) -> float:
+def summed_gradient(run: Run) -> tuple[float, float]:
+    """Leaves in model.grads, of what this rank's optimizer owns, the gradient of all slots; returns
+    the mean loss and the norm. Parts travel while the backward pass goes on below them."""
+    group, grads, optimizer = run.group, run.model.grads, run.optimizer
+    ends: deque = deque()
+
+    def ready(part: slice) -> None:
+        ends.append(group.begin_reduce(grads, optimizer.shards, part))
+        if len(ends) > IN_FLIGHT:
+            ends.popleft()()
+
+    n_own = run.settings.n_slots // group.size
+    loss = gradient(run, run.step, group.rank * n_own, n_own, ready)
+    for end in ends:
+        end()
+    shared = group.share((loss, optimizer.square_sums(grads)))
+    losses, squares = zip(*shared, strict=True)
+    return tree_mean(losses), math.sqrt(math.fsum(x for own in squares for x in own))
+
+
+def gradient(run: Run, step: int, first: int, n_slots: int, ready=lambda part: None) -> float:
     """Leaves in model.grads what the slots first .. first + n_slots - 1 add to the step's gradient;
     returns their mean loss. Slots are summed in a binary tree, so that whoever holds an aligned
-    subtree adds the same numbers."""
-    if n_slots == 1:
-        batch = run.examples.slot(step, first)
-        return run.model.loss_and_grad(*batch, scale=1 / run.settings.n_slots)
-    half = n_slots // 2
-    left_loss = gradient(run, step, first, half)
-    left = run.model.grads.copy()
-    right_loss = gradient(run, step, first + half, half)
-    np.add(left, run.model.grads, out=run.model.grads)
-    return (left_loss + right_loss) / 2
+    subtree adds the same numbers. ready: is told each part of the sum as soon as it is final."""
+    grads, losses, waiting = run.model.grads, [], []
+    for slot in range(n_slots):
+        lefts = [waiting.pop() for _ in range(n_trailing_ones(slot))]
+        is_last = slot == n_slots - 1
+
+        def add(part: slice, lefts=lefts, is_last=is_last) -> None:
+            for left in lefts:
+                np.add(left[part], grads[part], out=grads[part])
+            if is_last:
+                ready(part)
+
+        batch = run.examples.slot(step, first + slot)
+        scale = 1 / run.settings.n_slots
+        losses.append(run.model.loss_and_grad(*batch, scale=scale, ready=add))
+        if not is_last:
+            waiting.append(grads.copy())
+    return tree_mean(losses)
+
+
+def n_trailing_ones(n: int) -> int:
+    return (~n & (n + 1)).bit_length() - 1
+
+
+def tree_mean(values) -> float:
+    """Of a power of two of values, neighbours first."""
+    while len(values) > 1:
+        values = [(a + b) / 2 for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
 
 
 def validate(run: Run) -> None:
-    bits = run.validation.bits_per_byte(run.model)
+    bits = run.validation.bits_per_byte(run.model, run.group)
     run.validations.append([run.step, round(run.seconds, 3), bits])
 
 
 def profile(run: Run, report: Report) -> None:
-    peak = measure_peak(run.model.ops)
+    group = run.group
+    peak = sum(group.share(measure_peak(run.model.ops)))
     ops = run.model.ops = run.optimizer.ops = Clocked(run.model.ops, time.perf_counter)
     for _ in range(2):  # first touches of memory
         take_step(run)
     ops.parts.clear()
-    start = time.perf_counter()
+    start, exchanged = time.perf_counter(), group.seconds
     for _ in range(PROFILED_STEPS):
         take_step(run)
     seconds = (time.perf_counter() - start) / PROFILED_STEPS
     parts = {part: total / PROFILED_STEPS for part, total in ops.parts.items()}
+    if group.size > 1:
+        parts["ranks (waiting, too)"] = (group.seconds - exchanged) / PROFILED_STEPS
     report.profile(run, seconds, parts, peak)
 
 
@@ -235,17 +325,17 @@ def measure(run: Run, folder: Path, clock_start: float, interrupt: Interrupt, re
     """Takes the first steps of the warm-up, whose rates do not depend on the number of steps, and
     fixes that number by their speed and by what else the minutes must hold."""
     costs = rehearse(run, folder)
-    marks = [time.perf_counter()]
-    while not interrupt.signal:
+    marks, is_over = [time.perf_counter()], False
+    while not is_over and not interrupt.agreed:
         advance(run, folder, report)
         marks.append(time.perf_counter())
-        if run.step >= run.settings.warmup or marks[-1] - marks[0] > MEASURE_SECONDS:
-            break
+        has_enough = run.step >= run.settings.warmup or marks[-1] - marks[0] > MEASURE_SECONDS
+        is_over = interrupt.agree(run.group, has_enough)
     run.seconds = marks[-1] - clock_start
     seconds = np.diff(marks)[1:] if len(marks) > 2 else np.diff(marks)  # the first touches memory
-    step_seconds = float(seconds.mean()) if len(seconds) else MEASURE_SECONDS
     spent = marks[-1] - run.began
-    n_steps, run.n_validations = split(run.settings, spent, step_seconds, N_SAMPLES, costs)
+    found = split(run.settings, spent, float(seconds.mean()), N_SAMPLES, costs)
+    n_steps, run.n_validations = run.group.broadcast(found)
     run.n_steps = run.step + n_steps
 
 
@@ -258,15 +348,17 @@ def rehearse(run: Run, folder: Path) -> Costs:
         return time.perf_counter() - start
 
     trial = folder / "rehearsal.tmp"
+    is_first = run.group.rank == 0
     try:
         return Costs(
-            validation=seconds(run.validation.bits_per_byte, run.model),
-            sample=seconds(sample, run, folder),
+            validation=seconds(run.validation.bits_per_byte, run.model, run.group),
             save=seconds(save, run, trial),
-            export=seconds(export, run, trial) + seconds(memorisation, run),
+            sample=seconds(sample, run, folder) if is_first else 0.0,
+            export=seconds(export, run, trial) + seconds(memorisation, run) if is_first else 0.0,
         )
     finally:
-        trial.unlink(missing_ok=True)
+        if is_first:
+            trial.unlink(missing_ok=True)
 
 
 def flops_per_second(model, examples: Examples) -> float:
@@ -293,13 +385,14 @@ def start_run(settings: Settings, report: Report) -> Run:
 
 def resume_run(path: Path, given: dict, report: Report, prepare_again=None) -> Run:
     """The run of a checkpoint. prepare_again (settings, state, arrays, report): it at step 0."""
-    path, state, arrays = load_newest(path, report.say)
+    path, state, arrays = load_newest(path, report.say, world())
     try:
         settings = merge_resumed(Settings.from_dict(state["settings"]), given)
         if settings.init and not prepare_again:
             raise CheckpointError(f"{path}: begun with --init {settings.init}: give it again")
         run = (prepare_again or prepare_from_text)(settings, state, arrays, report)
         restore(run, state, arrays)
+        check_alike(run.group, {"the step to go on from": run.step})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this program ({error})") from error
     report.plan(run)
@@ -344,13 +437,15 @@ def prepare(settings: Settings, material: Material) -> Run:
         precision=settings.precision or best_precision(),
         lr=settings.lr or DEFAULT_LR[settings.optimizer],
     )
-    threads = settings.threads or len(os.sched_getaffinity(0))
-    ops = OpsC(threads, precision=settings.precision)
+    group = world()
+    own_cores = cores(group)
+    ops = OpsC(settings.threads or own_cores, precision=settings.precision)
 
     check_prompt(settings, tokenizer)
 
     def sequences(settings: Settings) -> int:  # at a time
-        return settings.slot_sequences or settings.batch or BATCH[settings.optimizer]
+        batch = settings.batch or BATCH[settings.optimizer]
+        return settings.slot_sequences or max(1, batch // group.size)
 
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
@@ -363,9 +458,11 @@ def prepare(settings: Settings, material: Material) -> Run:
         return Examples(tokens, settings.n_ctx, settings.seed, *slots, boundary)
 
     def speed(settings: Settings) -> float:
-        return flops_per_second(model_of(settings), examples_of(settings))
+        """Of all ranks together."""
+        return sum(group.share(flops_per_second(model_of(settings), examples_of(settings))))
 
-    settings = choose(settings, n_vocab, speed)
+    settings = choose(settings, n_vocab, speed, group.size)
+    check_ranks(group, settings, material)
     model = model_of(settings)
     return Run(
         settings=settings,
@@ -377,10 +474,21 @@ def prepare(settings: Settings, material: Material) -> Run:
             material.held_tokens, token_bytes(vocabulary), settings.n_ctx, boundary
         ),
         model=model,
-        optimizer=OPTIMIZERS[settings.optimizer](
-            model.config, weight_decay=settings.weight_decay, ops=ops
-        ),
+        optimizer=optimizer_of(settings, model, group),
         n_steps=settings.steps,
+    )
+
+
+def optimizer_of(settings: Settings, model: Transformer, group: Group) -> AdamW:
+    """With the state of what this rank owns."""
+    return OPTIMIZERS[settings.optimizer](
+        model.config,
+        weight_decay=settings.weight_decay,
+        ops=model.ops,
+        entries=model.entries,
+        n_slots=settings.n_slots,
+        rank=group.rank,
+        n_ranks=group.size,
     )
 
 
@@ -412,10 +520,17 @@ def check_memory(
 
 
 class Interrupt:
-    """Notes the first Ctrl-C or SIGTERM in `signal`; a second one ends the program at once."""
+    """Notes the first Ctrl-C or SIGTERM in `signal`; a second one ends the program at once. All
+    ranks stop where `agreed` says so."""
 
     def __init__(self):
-        self.signal = 0
+        self.signal = self.agreed = 0
+
+    def agree(self, group: Group, flag: bool) -> bool:
+        """Tells all ranks what any was signalled; returns rank 0's flag."""
+        shared = group.share((self.signal, flag))
+        self.agreed = max(signal for signal, _ in shared)
+        return shared[0][1]
 
     def __enter__(self) -> Interrupt:
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -6,7 +6,6 @@ The loop, checkpoints and export are train.py's; here stands what such a run beg
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from .base_file import BaseFile
 from .chat_data import ChatExamples, ChatValidation, hold_out_chats, pack, read_chats
 from .corpus import read_corpus
 from .data import Examples, hold_out, token_stream
+from .distributed import cores, world
 from .engine import Model
 from .errors import CheckpointError
 from .evaluate import Validation
@@ -23,13 +23,20 @@ from .lora import Lora
 from .material import from_corpus, from_shards, min_held_bytes
 from .model import Transformer
 from .ops_c import OpsC, best_precision
-from .optim import OPTIMIZERS
 from .parameter_file import Entry
 from .report import Report
 from .run_files import Run, provenance
 from .settings import BUDGETS, Settings
 from .shards import ShardSet
-from .train import check_memory, check_prompt, check_same, resume_run, train
+from .train import (
+    check_memory,
+    check_prompt,
+    check_ranks,
+    check_same,
+    optimizer_of,
+    resume_run,
+    train,
+)
 
 # What is taken where nothing is given: a file that has learned a language wants small steps.
 LR = {"adamw": 2e-5, "muon": 1e-3}
@@ -118,6 +125,8 @@ def prepare_tuned(
     settings: Settings, base: BaseFile, report: Report, state: dict | None = None
 ) -> TunedRun:
     """A run at step 0. state: of a checkpoint, whose text must be the same."""
+    group = world()
+    settings = settings.with_slots(group.size)
     lora = lora_of(settings)
     config = base.config(settings.n_ctx)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
@@ -129,14 +138,12 @@ def prepare_tuned(
         check_same(material, settings, state)
     report.material(material)
     settings = resolved(settings, config, examples.n_windows)
-    threads = settings.threads or len(os.sched_getaffinity(0))
-    ops = OpsC(threads, precision=settings.precision)
+    check_ranks(group, settings, material)
+    own_cores = cores(group)
+    ops = OpsC(settings.threads or own_cores, precision=settings.precision)
     model = Transformer(config, ops, base.params(), settings.recompute, lora)
     if lora:
         lora.begin(model.entries, model.trained, settings.seed)
-    optimizer = OPTIMIZERS[settings.optimizer](
-        config, weight_decay=settings.weight_decay, ops=ops, entries=model.entries
-    )
     return TunedRun(
         settings=settings,
         material=material,
@@ -145,7 +152,7 @@ def prepare_tuned(
         examples=examples,
         validation=validation,
         model=model,
-        optimizer=optimizer,
+        optimizer=optimizer_of(settings, model, group),
         n_steps=settings.steps,
         base=base,
         question=question,

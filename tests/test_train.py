@@ -157,10 +157,10 @@ def test_slots_go_on_with_other_threads(text, tmp_path):
 def run_with_faults(monkeypatch, folder, text, faults, *more, stop=None):
     """Steps of `faults` have a gradient that is no number; before step `stop` the run stops."""
 
-    def gradient(run, step, first, n_slots):
+    def gradient(run, step, first, n_slots, ready):
         if step == stop:
             raise KeyboardInterrupt
-        loss = real(run, step, first, n_slots)
+        loss = real(run, step, first, n_slots, ready)
         if step in faults:
             run.model.grads[5] = np.nan
         return loss
@@ -332,8 +332,10 @@ def tree_run(n_slots):
     settings = Settings(batch=n_slots, slot_sequences=1)
     grads = np.zeros(4, np.float32)
 
-    def loss_and_grad(tokens, targets, scale):
+    def loss_and_grad(tokens, targets, scale, ready):
         grads[...] = np.float32(scale) * np.float32(10.0**-tokens)
+        for part in (slice(2, 4), slice(0, 2)):
+            ready(part)
         return float(tokens)
 
     model = SimpleNamespace(grads=grads, loss_and_grad=loss_and_grad)
