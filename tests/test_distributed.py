@@ -61,7 +61,7 @@ print("fine")
 @needs_mpi
 def test_arrays_and_values_travel():
     status, said, errors = ranks(4, "-c", EXCHANGE)
-    assert (status, said.split()) == (0, ["fine"] * 4), errors
+    assert (status, said.count("fine")) == (0, 4), said + errors  # lines may lie in one another
 
 
 def test_one_process_is_a_group_without_mpi():
