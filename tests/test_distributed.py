@@ -1,20 +1,33 @@
-"""Ranks: sums in the fixed tree, and what is said where ranks cannot work together.
+"""Ranks: sums in the fixed tree, runs that any number of them can do, what ends a job.
 
-The subprocesses need the extra [mpi]; tests that start them skip where it is not installed.
+The subprocesses need the extra [mpi]; tests that start them skip where it is not installed. A job
+does several tiny runs one after the other: its start takes longer than they do.
 """
 
 import importlib.util
+import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from training import arguments
 
 from conftest import ROOT
+from llm import cli, ops_clocked
+from llm.checkpoint import RANKS
+from llm.compare import compare_files
 from llm.distributed import Group, even_shards, mpiexec, tree_sum, within, world
 from llm.errors import LlmError
+from llm.report import Report
+from llm.settings import Settings
 
 HAS_MPI = importlib.util.find_spec("mpi4py") and Path(sys.executable).with_name("mpiexec").exists()
 needs_mpi = pytest.mark.skipif(not HAS_MPI, reason="no mpi4py, mpich: pip install '.[mpi]'")
@@ -85,7 +98,162 @@ def test_shards_tile_the_array():
     assert within([slice(0, 4), slice(6, 9)], slice(3, 7)) == [slice(3, 4), slice(6, 7)]
 
 
+# ---- runs ----
+
+# Runs of JSON, each (arguments, rank that is told to stop, after which step); no pictures, no peak.
+RUNS = """
+import json, os, signal, sys
+from llm import cli, ops_clocked, train
+from llm.report import Report
+Report._write_pages = lambda *_: None
+ops_clocked.PEAK_SECONDS = 0.0
+take_step = train.take_step
+for arguments, rank, step in json.loads(sys.argv[1]):
+    def step_and_stop(run):
+        fault = take_step(run)
+        if run.step == step and run.group.rank == rank:
+            os.kill(os.getpid(), signal.SIGINT)
+        sizes = {name: x.nbytes for name, x in run.optimizer.state.items() if name != "step"}
+        if run.step == run.n_steps:
+            print("state of", run.model.trained.nbytes, json.dumps(sizes), flush=True)
+        return fault
+    train.take_step = step_and_stop
+    status = cli.main(arguments)
+    assert status == (130 if step else 0), status
+"""
+SLOTS = ("--steps", 6, "--batch", 8, "--slot-sequences", 2)
+OPTIMIZERS = ("adamw", "muon")
+
+
+def job(n, *runs):
+    runs = [[given, rank, step] for given, rank, step in runs]
+    status, said, errors = ranks(n, "-c", RUNS, json.dumps(runs))
+    assert status == 0, said + errors
+    return said
+
+
+def whole_runs(text, folder):
+    return [
+        (arguments(text, folder / kind, *SLOTS, "--optimizer", kind), 0, 0) for kind in OPTIMIZERS
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(text, tmp_path_factory):
+    """Folders of the same runs by one rank (in this process), two and four. Another run of two was
+    stopped by a signal to its second rank, and went on as four and as one."""
+    folder = tmp_path_factory.mktemp("ranks")
+    cut = arguments(text, folder / "cut", *SLOTS)
+    two = job(2, *whole_runs(text, folder / "2"), (cut, 1, 3))
+    shutil.copytree(folder / "cut", folder / "cut4")
+    again = (arguments(text, folder / "cut4", "--resume"), 0, 0)
+    four = job(4, *whole_runs(text, folder / "4"), again)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Report, "_write_pages", lambda *_: None)
+        patch.setattr(ops_clocked, "PEAK_SECONDS", 0.0)
+        for given, _, _ in whole_runs(text, folder / "1"):
+            assert cli.main(given) == 0
+        assert cli.main(arguments(text, folder / "cut", "--resume")) == 0
+    return SimpleNamespace(folder=folder, two=two, four=four)
+
+
+@needs_mpi
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("n", ["2", "4"])
+def test_any_number_of_ranks_writes_the_same_file(runs, kind, n):
+    alone, together = (runs.folder / m / kind / "out.bin" for m in ("1", n))
+    assert compare_files(alone, together) == []
+
+
+@needs_mpi
+@pytest.mark.parametrize("cut", ["cut", "cut4"])
+def test_any_number_of_ranks_goes_on(runs, cut):
+    assert compare_files(runs.folder / "1/muon/out.bin", runs.folder / cut / "out.bin") == []
+
+
+@needs_mpi
+def test_only_the_first_rank_speaks(runs):
+    for said in (runs.two, runs.four):
+        assert said.count("\nwritten ") == said.count("\nrecipe ") >= 2
+    assert "stopped    at step 3 of 6" in runs.two
+    assert "4 ranks of 1 threads" in runs.four
+
+
+@needs_mpi
+def test_state_falls_with_the_number_of_ranks(runs):
+    for n, said in ((2, runs.two), (4, runs.four)):
+        found = re.findall(r"state of (\d+) (\{.*?\})", said)
+        assert len(found) >= 2 * n
+        for params, sizes in found:
+            for size in json.loads(sizes).values():
+                assert 0.7 < size * n / int(params) < 1.3
+
+
 # ---- what cannot be ----
+
+
+def refused(n, more, other):
+    """The one line that a job of n ranks says, the last with other options."""
+    python = [sys.executable, "-m", "llm"]
+    first = [*python, *map(str, more)]
+    last = [*python, *map(str, other)]
+    command = [mpiexec(), "-n", str(n - 1), *first, ":", "-n", "1", *last]
+    pipes = {"capture_output": True, "text": True, "timeout": SECONDS}
+    done = subprocess.run(command, cwd=ROOT, check=False, **pipes)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("llm: ")]
+    assert done.returncode == 1 and len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@needs_mpi
+def test_ranks_with_other_options(text, tmp_path):
+    line = refused(2, arguments(text, tmp_path), arguments(text, tmp_path, "--lr", 0.1))
+    assert re.search(r"rank 0 on .*: --lr is not given on rank 0 and 0.1 on rank 1 \(.*\): ", line)
+
+
+@needs_mpi
+def test_ranks_with_other_text(text, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text() + ".")
+    more = ("--steps", 2)
+    line = refused(2, arguments(text, tmp_path, *more), arguments(other, tmp_path, *more))
+    assert re.search(r"the text's SHA-256 is \w{64} on rank 0 and \w{64} on rank 1 \(", line)
+
+
+@needs_mpi
+def test_more_ranks_than_slots(text, tmp_path):
+    given = arguments(text, tmp_path, "--steps", 2, "--batch", 1)
+    assert "2 ranks cannot share a step of 1 slots" in refused(2, given, given)
+    with pytest.raises(ValueError, match="3 ranks: expected a power of two"):
+        Settings(batch=8).with_slots(3)
+    assert Settings(batch=8).with_slots(4).n_slots == 4
+
+
+@needs_mpi
+def test_a_mistake_on_one_rank_ends_all(text, tmp_path):
+    given = arguments(text, tmp_path, "--steps", 2)
+    missing = arguments(tmp_path / "nothing.txt", tmp_path, "--steps", 2)
+    line = refused(2, given, missing)
+    assert re.search(r"llm: rank 1 on .*nothing.txt", line)
+
+
+@needs_mpi
+def test_a_killed_rank_ends_the_job(text, tmp_path):
+    given = arguments(text, tmp_path, "--steps", 100_000)
+    command = [mpiexec(), "-n", "2", sys.executable, "-m", "llm", *given]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("budget"):
+                break
+        who = (tmp_path / "run" / RANKS).read_text().splitlines()
+        rank, number, host = who[1].split()
+        assert rank == "1"
+        os.kill(int(number), signal.SIGKILL)
+        start = time.monotonic()
+        said = process.communicate(timeout=SECONDS)[0]
+    assert process.returncode == 9 and time.monotonic() - start < 30
+    assert f"PID {number} RUNNING AT {host}" in said
 
 
 def test_mpi4py_is_missing(monkeypatch):
