@@ -123,10 +123,7 @@ static void lay_out(llm_context *c, arena *a) {
     c->rope[local].cos = arena_take(a, rope_rows, half, sizeof(float));
     c->rope[local].sin = arena_take(a, rope_rows, half, sizeof(float));
   }
-  c->act.q = arena_take(a, rows, widest, 1);
-  c->act.scale = arena_take(a, rows, widest / 32 + 1, sizeof(float));
-  c->act.scaled_sum = arena_take(a, rows, widest / 32 + 1, sizeof(float));
-  c->act.sum = arena_take(a, rows, widest / 32 + 1, sizeof(int32_t));
+  c->act.q = arena_take(a, rows, widest / 32 + 1, sizeof *c->act.q);
   c->scores =
       arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head), c->n_ctx, sizeof(float));
   c->matmul_scratch_bytes = scratch_bytes(c->kernels, (size_t[]){n_embd, n_q, n_ff}, 3);

@@ -94,10 +94,7 @@ static void for_rows(llm_context *c, size_t n_rows,
 /* Row t of the input x (n wide) in the form that the coming products read. */
 static void prepare_row(llm_context *c, size_t t, const float *x, size_t n) {
   if (n % 32) return; /* no quantized matrix has such a width */
-  size_t blocks = n / 32;
-  act_rows *a = &c->act;
-  c->kernels->quantize_row(x, n, a->q + t * n, a->scale + t * blocks, a->scaled_sum + t * blocks,
-                           a->sum + t * blocks);
+  c->kernels->quantize_row(x, n, c->act.q + t * (n / 32));
 }
 
 static void set_input(llm_context *c, const float *x, size_t n_tok, size_t n_in) {
@@ -189,10 +186,10 @@ static size_t cache_offset(const llm_context *c, size_t layer, size_t head, size
 /* A row of n elements as Q8_0, with the rounding of activations. */
 static void store_q8_0(const kernels *kernels, block_q8_0 *dst, const float *src, size_t n) {
   for (size_t b = 0; b < n / QK; b++) {
-    float scale, scaled_sum;
-    int32_t sum;
-    kernels->quantize_row(src + b * QK, QK, dst[b].q, &scale, &scaled_sum, &sum);
-    dst[b].d = f32_to_f16(scale);
+    act_block a;
+    kernels->quantize_row(src + b * QK, QK, &a);
+    memcpy(dst[b].q, a.q, QK);
+    dst[b].d = f32_to_f16(a.scale);
   }
 }
 

@@ -31,15 +31,19 @@
 
 enum { LANES = 16 }; /* of every float sum */
 
+/* 32 activations in 8 bits. Its size is a multiple of 16, so that no load of 16 bytes is cut. */
+typedef struct act_block {
+  int8_t q[32];
+  float scale, scaled_sum;  /* scaled_sum = scale * (float)sum, rounded once */
+  int32_t sum, sum_of_half; /* of q, and of its first 16 */
+} act_block;
+
 /* Activations of n_tok tokens, each n_in wide, in the two forms that matrix products read. The
  * quantized form exists only when q is not NULL (it needs n_in % 32 == 0). */
 typedef struct act_rows {
   size_t n_tok, n_in;
-  const float *x;    /* (n_tok, n_in) */
-  int8_t *q;         /* (n_tok, n_in) */
-  float *scale;      /* (n_tok, n_in / 32) */
-  float *scaled_sum; /* (n_tok, n_in / 32): scale * (float)sum of q, rounded once */
-  int32_t *sum;      /* (n_tok, n_in / 32): sum of q */
+  const float *x; /* (n_tok, n_in) */
+  act_block *q;   /* (n_tok, n_in / 32), 16-byte aligned */
 } act_rows;
 
 /* y[t * ldy + r] = W[r] . x[t] for all t and r0 <= r < r1; W is (n_out, n_in) row-major in the
@@ -85,9 +89,8 @@ typedef struct kernels {
   matmul_kernel matmul[LLM_TYPE_BF16 + 1]; /* quantized types read act->q, the others act->x */
   attention_kernel attention;
 
-  /* One row of activations, n a multiple of 32: q (n), the rest (n / 32). */
-  void (*quantize_row)(const float *x, size_t n, int8_t *q, float *scale, float *scaled_sum,
-                       int32_t *sum);
+  /* One row of activations, n a multiple of 32. */
+  void (*quantize_row)(const float *x, size_t n, act_block *q);
   /* y = (x * (1 / sqrt(sum / n + eps))) * w; sum is the 16-lane dot of x with itself. */
   void (*rmsnorm)(float *y, const float *x, const float *w, size_t n, float eps);
   /* y = x - mean, mean = sum / n, the sum in 16 lanes over x as the dot's; then

@@ -1,39 +1,35 @@
 /* kernels_avx2_panels.c: quantized weights times many tokens by AVX2. Layer 2.
  *
- * 8 rows are unpacked once into a panel (lane = row, four consecutive elements a lane), which every
- * token then reads. Sums of byte products stay in 16 bits where that is exact: all of a block with
- * 4-bit weights, half of one with 5-bit weights (4 * 2 * 31 * 127 = 31,496). Signed bytes are
- * widened to 16 bits, activations alike, and added up in 32. */
+ * In panels of 8 rows a lane is a row. Sums of byte products stay in 16 bits where that is exact:
+ * all of a block with 4-bit weights, half of one with 5-bit weights (4 * 2 * 31 * 127 = 31,496).
+ * Signed bytes are widened to 16 bits, activations alike, and added up in 32. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
 #include "kernels_avx2_quant.h"
+#include "kernels_panels.h"
 
-/* Per block up to MAX_STEPS registers of 8 lanes (one a row) with four bytes, or two 16-bit
- * elements, each; then the scales, then the minima or Q6_K's second scales, 8 floats a block. */
-enum { MAX_STEPS = 16, MAX_PANELS = 8, PANELS_BYTES = 256 << 10, TILE_TOK = 3 };
+enum { TILE_TOK = 3 };
 
-typedef struct panels {
-  size_t n, n_blocks;
-  row_group rows[MAX_PANELS];
-  uint8_t *quants[MAX_PANELS];
-  float *scales[MAX_PANELS], *second[MAX_PANELS];
-} panels;
+/* A block of 8 rows: in each step four bytes of every row, or two 16-bit elements. second: the
+ * minimum, or Q6_K's other scale. */
+typedef struct panel_block {
+  float scale[ROWS], second[ROWS];
+  uint8_t quants[][4 * ROWS];
+} panel_block;
 
-static size_t panel_bytes(size_t n_in) { return n_in / QK * (MAX_STEPS * 32 + 2 * 32); }
-
-/* As many as half of an L2 cache holds. */
-static size_t panels_for(size_t n_in) {
-  size_t n = PANELS_BYTES / (panel_bytes(n_in) + 1);
-  return n < 2 ? 2 : min_size(n, MAX_PANELS);
-}
-
-size_t prefill_scratch_avx2(size_t n_in) {
-  size_t wide_acts = TILE_TOK * n_in * 2;
-  return n_in % QK ? 0 : panels_for(n_in) * panel_bytes(n_in) + wide_acts;
-}
+typedef int16_t wide_block[QK];
 
 ALWAYS_INLINE size_t panel_steps(const llm_type type) { return is_wide(type) ? 16 : 8; }
+
+ALWAYS_INLINE size_t panel_block_bytes(const llm_type type) {
+  return sizeof(panel_block) + panel_steps(type) * 4 * ROWS;
+}
+
+/* Block b from p on. */
+ALWAYS_INLINE panel_block *block_at(const llm_type type, const void *p, size_t b) {
+  return (panel_block *)((char *)p + b * panel_block_bytes(type));
+}
 
 /* Sums of a block that are kept apart: of its halves, where scales differ or 16 bits end. */
 ALWAYS_INLINE size_t panel_sums(const llm_type type) {
@@ -53,37 +49,37 @@ AVX2_INLINE void widen(__m256i bytes, __m256i *even, __m256i *odd) {
   _mm256_storeu_si256(odd, _mm256_srai_epi16(bytes, 8));
 }
 
-/* The chunk's quants of 8 rows; out: the panel at the first block of the block or super-block. */
-AVX2_INLINE void store_chunk(const llm_type type, __m256i d[4], size_t chunk, __m256i *out) {
-  out += chunk / 2 * panel_steps(type) + chunk % 2 * 4;
+/* The chunk's quants of 8 rows; out: the first block of the super-block. */
+AVX2_INLINE void store_chunk(const llm_type type, __m256i d[4], size_t chunk, panel_block *out) {
+  __m256i *q = (__m256i *)block_at(type, out, chunk / 2)->quants + chunk % 2 * 4;
   transpose(d);
   UNROLL
   for (size_t i = 0; i < 4; i++) {
     if (is_wide(type))
-      widen(d[i], out + i, out + 8 + i);
+      widen(d[i], q + i, q + 8 + i);
     else
-      _mm256_storeu_si256(out + i, d[i]);
+      _mm256_storeu_si256(q + i, d[i]);
   }
 }
 
-AVX2_INLINE void fill_scales(const llm_type type, const uint8_t *w, size_t row_bytes, float *scales,
-                             float *second) {
-  __m256 scale[8], other[8];
+AVX2_INLINE void fill_scales(const llm_type type, const uint8_t *w, size_t row_bytes,
+                             panel_block *out) {
+  __m256 scale[8], second[8];
   if (is_super(type))
-    super_scales(type, w, row_bytes, scale, other);
+    super_scales(type, w, row_bytes, scale, second);
   else
-    load_scales(type, w, row_bytes, &scale[0], &other[0]);
+    load_scales(type, w, row_bytes, &scale[0], &second[0]);
   for (size_t b = 0; b < (is_super(type) ? QK_SUPER / QK : 1); b++) {
-    _mm256_storeu_ps(scales + b * ROWS, scale[b]);
-    _mm256_storeu_ps(second + b * ROWS, other[b]);
+    _mm256_storeu_ps(block_at(type, out, b)->scale, scale[b]);
+    _mm256_storeu_ps(block_at(type, out, b)->second, second[b]);
   }
 }
 
-AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, panels *p, size_t panel) {
+AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, size_t n_blocks,
+                            panel_block *out) {
   const size_t per = is_super(type) ? QK_SUPER / QK : 1, size = block_bytes(type);
-  const size_t row_bytes = p->n_blocks / per * size;
-  for (size_t b = 0; b < p->n_blocks; b += per, w += size) {
-    __m256i *out = (__m256i *)p->quants[panel] + b * panel_steps(type);
+  const size_t row_bytes = n_blocks / per * size;
+  for (size_t b = 0; b < n_blocks; b += per, w += size, out = block_at(type, out, per)) {
     UNROLL
     for (size_t k = 0; k < n_pieces(type); k++) {
       __m256i low[4], high[4];
@@ -93,7 +89,7 @@ AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, panels *p, si
       store_chunk(type, low, low_chunk(type, k), out);
       store_chunk(type, high, high_chunk(type, k), out);
     }
-    fill_scales(type, w, row_bytes, p->scales[panel] + b * ROWS, p->second[panel] + b * ROWS);
+    fill_scales(type, w, row_bytes, out);
   }
 }
 
@@ -103,38 +99,35 @@ ALWAYS_INLINE size_t step_of(const llm_type type, size_t h, size_t i) {
   return i / 4 * 8 + h * 4 + i % 4; /* the two registers of wide elements lie 8 steps apart */
 }
 
-/* n_panel panels from `panel` on times n_tok tokens from t on; a: their quants, 4 bytes a step. */
-AVX2_INLINE void panel_tile(const llm_type type, const int n_panel, const int n_tok,
-                            const panels *p, size_t panel, const matmul_args *m, size_t t,
-                            const int8_t *a) {
-  const size_t steps = panel_steps(type), n_blocks = p->n_blocks, a_stride = n_blocks * steps * 4;
-  const size_t sums = panel_sums(type);
-  const act_rows *act = m->act;
+AVX2_INLINE void multiply_tile(const llm_type type, const int n_tok, const tile_args *p) {
+  const size_t steps = panel_steps(type), sums = panel_sums(type);
+  const wide_block *wide = p->wide;
   __m256 y[2 * TILE_TOK], part[2 * TILE_TOK];
   __m256i first[2 * TILE_TOK];
   UNROLL
-  for (int i = 0; i < n_panel * n_tok; i++) y[i] = _mm256_setzero_ps();
-  for (size_t b = 0; b < n_blocks; b++) {
+  for (int i = 0; i < 2 * n_tok; i++) y[i] = _mm256_setzero_ps();
+  for (size_t b = 0; b < p->n_blocks; b++) {
+    const panel_block *w0 = block_at(type, p->w[0], b), *w1 = block_at(type, p->w[1], b);
     UNROLL
     for (size_t h = 0; h < 2; h++) {
       if (h == sums) break;
       __m256i dot[2 * TILE_TOK];
       UNROLL
-      for (int i = 0; i < n_panel * n_tok; i++) dot[i] = _mm256_setzero_si256();
+      for (int i = 0; i < 2 * n_tok; i++) dot[i] = _mm256_setzero_si256();
       UNROLL
       for (size_t i = 0; i < steps / sums; i++) {
         const size_t s = step_of(type, h, i);
-        __m256i w[2];
-        UNROLL
-        for (int k = 0; k < n_panel; k++) {
-          w[k] = _mm256_loadu_si256((const __m256i *)p->quants[panel + (size_t)k] + b * steps + s);
-          KEEP(w[k]);
-        }
+        __m256i w[2] = {_mm256_loadu_si256((const __m256i *)w0->quants[s]),
+                        _mm256_loadu_si256((const __m256i *)w1->quants[s])};
+        KEEP(w[0]);
+        KEEP(w[1]);
         UNROLL
         for (int j = 0; j < n_tok; j++) {
-          __m256i x = _mm256_set1_epi32(load_i32(a + (size_t)j * a_stride + (b * steps + s) * 4));
+          const size_t at = (size_t)j * p->n_blocks + b;
+          __m256i x = _mm256_set1_epi32(
+              load_i32(is_wide(type) ? (const int8_t *)wide[at] + s * 4 : p->a[at].q + s * 4));
           UNROLL
-          for (int k = 0; k < n_panel; k++) {
+          for (int k = 0; k < 2; k++) {
             __m256i *sum = &dot[k * n_tok + j];
             *sum = is_wide(type) ? _mm256_add_epi32(*sum, _mm256_madd_epi16(w[k], x))
                                  : _mm256_add_epi16(*sum, _mm256_maddubs_epi16(w[k], x));
@@ -143,12 +136,12 @@ AVX2_INLINE void panel_tile(const llm_type type, const int n_panel, const int n_
         }
       }
       UNROLL
-      for (int k = 0; k < n_panel; k++) {
-        const float *scales = p->scales[panel + (size_t)k], *seconds = p->second[panel + (size_t)k];
-        __m256 scale = _mm256_loadu_ps(scales + b * ROWS);
+      for (int k = 0; k < 2; k++) {
+        const panel_block *panel = k ? w1 : w0;
+        const __m256 scale = _mm256_loadu_ps(panel->scale);
         UNROLL
         for (int j = 0; j < n_tok; j++) {
-          const size_t at = (t + (size_t)j) * n_blocks + b;
+          const act_block *a = &p->a[(size_t)j * p->n_blocks + b];
           const int of = k * n_tok + j;
           __m256i d = dot[of];
           if (!is_wide(type)) d = _mm256_madd_epi16(d, _mm256_set1_epi16(1));
@@ -157,73 +150,81 @@ AVX2_INLINE void panel_tile(const llm_type type, const int n_panel, const int n_
             if (h == 0) continue;
           }
           if (zero_point(type) && !is_wide(type))
-            d = _mm256_sub_epi32(d, _mm256_set1_epi32(zero_point(type) * act->sum[at]));
-          __m256 value = _mm256_cvtepi32_ps(d), by = _mm256_broadcast_ss(act->scale + at);
+            d = _mm256_sub_epi32(d, _mm256_set1_epi32(zero_point(type) * a->sum));
+          __m256 value = _mm256_cvtepi32_ps(d), by = _mm256_broadcast_ss(&a->scale);
           if (type != LLM_TYPE_Q6_K) {
             y[of] = _mm256_fmadd_ps(value, _mm256_mul_ps(scale, by), y[of]);
           } else if (h == 0) {
             part[of] = _mm256_mul_ps(value, scale);
           } else {
-            part[of] = _mm256_fmadd_ps(value, _mm256_loadu_ps(seconds + b * ROWS), part[of]);
+            part[of] = _mm256_fmadd_ps(value, _mm256_loadu_ps(panel->second), part[of]);
             y[of] = _mm256_fmadd_ps(part[of], by, y[of]);
           }
           if (type_has_minimum(type))
-            y[of] = _mm256_fmadd_ps(_mm256_loadu_ps(seconds + b * ROWS),
-                                    _mm256_broadcast_ss(act->scaled_sum + at), y[of]);
+            y[of] = _mm256_fmadd_ps(_mm256_loadu_ps(panel->second),
+                                    _mm256_broadcast_ss(&a->scaled_sum), y[of]);
         }
       }
     }
   }
   UNROLL
-  for (int i = 0; i < n_panel; i++) {
+  for (int i = 0; i < 2; i++) {
     UNROLL
     for (int j = 0; j < n_tok; j++)
-      store_group(m->y + (t + (size_t)j) * m->ldy, &p->rows[panel + (size_t)i], y[i * n_tok + j]);
+      store_group(p->y + (size_t)j * p->ldy, &p->rows[i], y[i * n_tok + j]);
   }
 }
 
-AVX2_INLINE void panels_times_tokens(const llm_type type, const int n_tok, const panels *p,
-                                     const matmul_args *m, size_t t, int8_t *wide) {
-  const int8_t *a = m->act->q + t * m->act->n_in;
-  if (is_wide(type)) {
-    for (size_t i = 0; i < (size_t)n_tok * p->n_blocks; i++) {
-      __m256i *out = (__m256i *)wide + 2 * i;
-      widen(_mm256_loadu_si256((const __m256i *)a + i), out, out + 1);
-    }
-    a = wide;
-  }
-  size_t i = 0;
-  for (; i + 2 <= p->n; i += 2) panel_tile(type, 2, n_tok, p, i, m, t, a);
-  if (i < p->n) panel_tile(type, 1, n_tok, p, i, m, t, a);
+#define DEFINE_TILES(name, type)                                                                   \
+  AVX2 static void name##_most(const tile_args *p) { multiply_tile(type, tile_tokens(type), p); }  \
+  AVX2 static void name##_two(const tile_args *p) { multiply_tile(type, 2, p); }
+DEFINE_TILES(q8_0, LLM_TYPE_Q8_0)
+DEFINE_TILES(q4_0, LLM_TYPE_Q4_0)
+DEFINE_TILES(q4_1, LLM_TYPE_Q4_1)
+DEFINE_TILES(q5_0, LLM_TYPE_Q5_0)
+DEFINE_TILES(q5_1, LLM_TYPE_Q5_1)
+DEFINE_TILES(q6_k, LLM_TYPE_Q6_K)
+
+AVX2 static void widen_tokens(const act_block *a, size_t n, void *wide) {
+  for (__m256i *out = wide; n; n--, a++, out += 2)
+    widen(_mm256_loadu_si256((const __m256i *)a->q), out, out + 1);
 }
 
-AVX2_INLINE void prefill(const llm_type type, const matmul_args *m, size_t r0, size_t r1,
-                         char *scratch) {
-  const size_t n_in = m->act->n_in, n_blocks = n_in / QK, n_tok = m->act->n_tok;
-  const size_t n_panels = panels_for(n_in), row_bytes = row_bytes_of(type, n_in);
-  int8_t *wide = (int8_t *)scratch + n_panels * panel_bytes(n_in);
-  for (size_t r = r0; r < r1; r += n_panels * ROWS) {
-    panels p = {.n_blocks = n_blocks};
-    for (; p.n < n_panels && r + p.n * ROWS < r1; p.n++) {
-      char *memory = scratch + p.n * panel_bytes(n_in);
-      p.rows[p.n] = group_at(r + p.n * ROWS, r1, m->n_out, ROWS);
-      p.quants[p.n] = (uint8_t *)memory;
-      p.scales[p.n] = (float *)(memory + n_blocks * MAX_STEPS * 32);
-      p.second[p.n] = p.scales[p.n] + n_blocks * ROWS;
-      fill_panel(type, (const uint8_t *)m->w + p.rows[p.n].first * row_bytes, &p, p.n);
-    }
-    const size_t most = (size_t)tile_tokens(type);
-    size_t t = 0;
-    for (; t + most <= n_tok; t += most)
-      panels_times_tokens(type, tile_tokens(type), &p, m, t, wide);
-    if (n_tok - t == 2) panels_times_tokens(type, 2, &p, m, t, wide);
-    if (n_tok - t == 1) panels_times_tokens(type, 1, &p, m, t, wide);
+/* Of all but the filling. */
+static panel_kernels kernels_of(llm_type type) {
+  panel_kernels k = {.n_rows = ROWS,
+                     .block_bytes = panel_block_bytes(type),
+                     .most_bytes = 256 << 10, /* half of an L2 cache */
+                     .n_tok = (size_t)tile_tokens(type),
+                     .widen = is_wide(type) ? widen_tokens : NULL};
+  switch (type) {
+  case LLM_TYPE_Q4_0: k.multiply = q4_0_most, k.multiply_two = q4_0_two; break;
+  case LLM_TYPE_Q4_K:
+  case LLM_TYPE_Q4_1: k.multiply = q4_1_most, k.multiply_two = q4_1_two; break;
+  case LLM_TYPE_Q5_0: k.multiply = q5_0_most, k.multiply_two = q5_0_two; break;
+  case LLM_TYPE_Q5_K:
+  case LLM_TYPE_Q5_1: k.multiply = q5_1_most, k.multiply_two = q5_1_two; break;
+  case LLM_TYPE_Q6_K: k.multiply = q6_k_most, k.multiply_two = q6_k_two; break;
+  default: k.multiply = q8_0_most, k.multiply_two = q8_0_two; break;
   }
+  return k;
+}
+
+size_t prefill_scratch_avx2(size_t n_in) {
+  panel_kernels k = kernels_of(LLM_TYPE_Q4_0), wide = kernels_of(LLM_TYPE_Q8_0);
+  size_t n = panels_bytes(&k, n_in), n_wide = panels_bytes(&wide, n_in);
+  n_wide += TILE_TOK * n_in / QK * sizeof(wide_block);
+  return n_in % QK ? 0 : n > n_wide ? n : n_wide;
 }
 
 #define DEFINE_PREFILL(name, type)                                                                 \
-  AVX2 void prefill_##name##_avx2(const matmul_args *m, size_t r0, size_t r1, void *scratch) {     \
-    prefill(type, m, r0, r1, scratch);                                                             \
+  AVX2 static void fill_##name(const uint8_t *w, size_t n_blocks, void *panel) {                   \
+    fill_panel(type, w, n_blocks, panel);                                                          \
+  }                                                                                                \
+  void prefill_##name##_avx2(const matmul_args *m, size_t r0, size_t r1, void *scratch) {          \
+    panel_kernels k = kernels_of(type);                                                            \
+    k.fill = fill_##name;                                                                          \
+    panels_matmul(&k, type, m, r0, r1, scratch);                                                   \
   }
 FOR_QUANTIZED_TYPES(DEFINE_PREFILL)
 #endif

@@ -47,14 +47,15 @@ AVX2_INLINE __m256i sum_rows(const llm_type type, __m256i p[4]) {
   return _mm256_madd_epi16(TREE(_mm256_add_epi16, p), ones);
 }
 
-AVX2_INLINE __m256i chunk_of(const int8_t *a, size_t chunk) {
-  return _mm256_broadcastsi128_si256(load16(a + 16 * chunk));
+/* 16 activations. */
+AVX2_INLINE __m256i chunk_of(const act_block *a, size_t chunk) {
+  return _mm256_broadcastsi128_si256(load16(a[chunk / 2].q + chunk % 2 * 16));
 }
 
 /* One block of 8 rows that lie `stride` bytes apart, added to y. */
 AVX2_INLINE __m256 decode_block(const llm_type type, const uint8_t *w, size_t stride,
-                                const act_rows *act, size_t b, __m256 y) {
-  const __m256i a_low = chunk_of(act->q + b * QK, 0), a_high = chunk_of(act->q + b * QK, 1);
+                                const act_block *a, __m256 y) {
+  const __m256i a_low = chunk_of(a, 0), a_high = chunk_of(a, 1);
   __m256 scale, minimum;
   __m256i p[4];
   load_scales(type, w, stride, &scale, &minimum);
@@ -66,19 +67,17 @@ AVX2_INLINE __m256 decode_block(const llm_type type, const uint8_t *w, size_t st
   }
   __m256i dot = sum_rows(type, p);
   if (zero_point(type) && !is_wide(type))
-    dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(zero_point(type) * act->sum[b]));
-  scale = _mm256_mul_ps(scale, _mm256_broadcast_ss(act->scale + b));
+    dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(zero_point(type) * a->sum));
+  scale = _mm256_mul_ps(scale, _mm256_broadcast_ss(&a->scale));
   y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, y);
-  return type_has_minimum(type)
-             ? _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(act->scaled_sum + b), y)
-             : y;
+  return type_has_minimum(type) ? _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(&a->scaled_sum), y)
+                                : y;
 }
 
-/* The same with a super-block, whose first block is b. */
+/* The same with a super-block. */
 AVX2_INLINE __m256 decode_super(const llm_type type, const uint8_t *w, size_t stride,
-                                const act_rows *act, size_t b, __m256 y) {
+                                const act_block *a, __m256 y) {
   const int q6 = type == LLM_TYPE_Q6_K;
-  const int8_t *a = act->q + b * QK;
   __m256 scale[8], second[8], total[16]; /* Q6_K: of each 16 elements; else of 32 */
   __m256i low_dot[4], high_dot[4];
   super_scales(type, w, stride, scale, second);
@@ -101,13 +100,13 @@ AVX2_INLINE __m256 decode_super(const llm_type type, const uint8_t *w, size_t st
   }
   UNROLL
   for (size_t i = 0; i < 8; i++) {
-    const __m256 by = _mm256_broadcast_ss(act->scale + b + i);
+    const __m256 by = _mm256_broadcast_ss(&a[i].scale);
     if (q6) {
       __m256 sum = _mm256_mul_ps(total[2 * i], scale[i]);
       y = _mm256_fmadd_ps(_mm256_fmadd_ps(total[2 * i + 1], second[i], sum), by, y);
     } else {
       y = _mm256_fmadd_ps(total[i], _mm256_mul_ps(scale[i], by), y);
-      y = _mm256_fmadd_ps(second[i], _mm256_broadcast_ss(act->scaled_sum + b + i), y);
+      y = _mm256_fmadd_ps(second[i], _mm256_broadcast_ss(&a[i].scaled_sum), y);
     }
   }
   return y;
@@ -118,8 +117,8 @@ AVX2_INLINE __m256 decode_rows(const llm_type type, const uint8_t *w, size_t str
   const size_t per = is_super(type) ? QK_SUPER / QK : 1, size = block_bytes(type);
   __m256 y = _mm256_setzero_ps();
   for (size_t b = 0; b < act->n_in / QK; b += per, w += size)
-    y = is_super(type) ? decode_super(type, w, stride, act, b, y)
-                       : decode_block(type, w, stride, act, b, y);
+    y = is_super(type) ? decode_super(type, w, stride, act->q + b, y)
+                       : decode_block(type, w, stride, act->q + b, y);
   return y;
 }
 

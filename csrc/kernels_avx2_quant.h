@@ -13,14 +13,15 @@ FOR_QUANTIZED_TYPES(DECLARE_PREFILL)
 
 enum { ROWS = 8 };
 
+/* No call of memcpy, which would cost all sums their registers. */
 AVX2_INLINE void store_group(float *y, const row_group *g, __m256 sums) {
   if (g->to - g->from == ROWS) {
     _mm256_storeu_ps(y + g->first, sums);
     return;
   }
-  float all[ROWS];
-  _mm256_storeu_ps(all, sums);
-  memcpy(y + g->from, all + (g->from - g->first), (g->to - g->from) * sizeof *y);
+  const __m256i to = first_lanes((int)(g->to - g->first)),
+                from = first_lanes((int)(g->from - g->first));
+  _mm256_maskstore_ps(y + g->first, _mm256_andnot_si256(from, to), sums);
 }
 
 /* Signed bytes, whose products with activations are added up in 32 bits; the others are unsigned,

@@ -16,10 +16,9 @@ AVX2_INLINE int32_t horizontal_sum(__m256i v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
-AVX2 static void quantize_row_avx2(const float *x, size_t n, int8_t *q, float *scale,
-                                   float *scaled_sum, int32_t *sum) {
+AVX2 static void quantize_row_avx2(const float *x, size_t n, act_block *q) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* undoes the packs */
-  for (size_t b = 0; b < n / QK; b++, x += QK, q += QK) {
+  for (size_t b = 0; b < n / QK; b++, x += QK, q++) {
     __m256 v[4], largest = _mm256_setzero_ps();
     UNROLL
     for (int i = 0; i < 4; i++) {
@@ -31,13 +30,13 @@ AVX2 static void quantize_row_avx2(const float *x, size_t n, int8_t *q, float *s
     __m256i k[4];
     UNROLL
     for (int i = 0; i < 4; i++) k[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-    __m256i total = _mm256_add_epi32(_mm256_add_epi32(k[0], k[1]), _mm256_add_epi32(k[2], k[3]));
     __m256i bytes =
         _mm256_packs_epi16(_mm256_packs_epi32(k[0], k[1]), _mm256_packs_epi32(k[2], k[3]));
-    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(bytes, order));
-    scale[b] = amax < ACT_TINY ? 0 : amax / 127;
-    sum[b] = horizontal_sum(total);
-    scaled_sum[b] = scale[b] * (float)sum[b];
+    _mm256_storeu_si256((__m256i *)q->q, _mm256_permutevar8x32_epi32(bytes, order));
+    q->scale = amax < ACT_TINY ? 0 : amax / 127;
+    q->sum_of_half = horizontal_sum(_mm256_add_epi32(k[0], k[1]));
+    q->sum = q->sum_of_half + horizontal_sum(_mm256_add_epi32(k[2], k[3]));
+    q->scaled_sum = q->scale * (float)q->sum;
   }
 }
 

@@ -103,14 +103,10 @@ AVX512_INLINE void load_piece(const llm_type type, const uint8_t *block, const s
 
 enum { PANEL_ROWS = 16 };
 
+/* By a mask: a call of memcpy would cost all sums their registers. */
 AVX512_INLINE void store_panel(float *y, const row_group *g, __m512 sums) {
-  if (g->to - g->from == PANEL_ROWS) {
-    _mm512_storeu_ps(y + g->first, sums);
-    return;
-  }
-  float all[PANEL_ROWS];
-  _mm512_storeu_ps(all, sums);
-  memcpy(y + g->from, all + (g->from - g->first), (g->to - g->from) * sizeof *y);
+  const unsigned below = (1u << (g->to - g->first)) - 1, skipped = (1u << (g->from - g->first)) - 1;
+  _mm512_mask_storeu_ps(y + g->first, (__mmask16)(below & ~skipped), sums);
 }
 
 /* In: lane l of d[i] is 16 bytes of row 4l + i. Out: d[j] is dword j of rows 0 to 15. */
@@ -131,18 +127,6 @@ AVX512_INLINE __m512i sum_dwords(const __m512i d[4]) {
   __m512i b =
       _mm512_add_epi32(_mm512_unpacklo_epi32(d[2], d[3]), _mm512_unpackhi_epi32(d[2], d[3]));
   return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-}
-
-/* Minus what Q6_K's zero point adds to each 16 elements of a token. */
-AVX512_INLINE void fill_starts(const int8_t *a, size_t n_in, int32_t *starts) {
-  for (size_t at = 0; at < n_in; at += QK_SUPER, starts += 16) {
-    __m512i d[4];
-    UNROLL
-    for (size_t i = 0; i < 4; i++)
-      d[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(32),
-                                 load_four((const uint8_t *)a + at + 16 * i, 64, 128, 192));
-    _mm512_storeu_si512(starts, _mm512_sub_epi32(_mm512_setzero_si512(), sum_dwords(d)));
-  }
 }
 
 /* 16 bytes of 16 rows: d[j] is dword j of all. */

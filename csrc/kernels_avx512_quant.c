@@ -38,12 +38,12 @@ static void fill_quads(const act_rows *act, int zero, quad *quads) {
   for (size_t b = 0; b < act->n_in / QK; b++) {
     quad *a = &quads[b / 4];
     size_t lane = b % 4;
-    memcpy(a->low + 16 * lane, act->q + b * QK, 16);
-    memcpy(a->high + 16 * lane, act->q + b * QK + 16, 16);
+    memcpy(a->low + 16 * lane, act->q[b].q, 16);
+    memcpy(a->high + 16 * lane, act->q[b].q + 16, 16);
     for (size_t i = 4 * lane; i < 4 * lane + 4; i++) {
-      a->scale[i] = act->scale[b];
-      a->scaled_sum[i] = act->scaled_sum[b];
-      a->start[i] = -zero * act->sum[b];
+      a->scale[i] = act->q[b].scale;
+      a->scaled_sum[i] = act->q[b].scaled_sum;
+      a->start[i] = -zero * act->q[b].sum;
     }
   }
 }
@@ -146,18 +146,30 @@ AVX512_INLINE void decode_blocks(const llm_type type, const size_t n_groups, con
 
 /* ---- super-blocks: 4 rows x 8 blocks ---- */
 
-/* The quants of one token as the weights of Q4_K and Q5_K meet them, a register each: the first
- * halves of the even blocks of a super-block, their second halves, then the odd blocks'. */
-AVX512_INLINE void order_quants(const int8_t *a, size_t n_in, int8_t *out) {
-  for (size_t at = 0; at < n_in; at += 64)
-    _mm512_store_si512(
-        out + at,
-        load_four((const uint8_t *)a + at / QK_SUPER * QK_SUPER + at % QK_SUPER / 4, 64, 128, 192));
+/* Activations of eight blocks as a super-block of weights meets them. A register of quants: four
+ * lots of 16, of Q6_K in the order of the elements; of Q4_K and Q5_K the first halves of the even
+ * blocks, their second halves, then the odd blocks'. */
+typedef struct super_acts {
+  int8_t quants[QK_SUPER];
+  float scale[8], scaled_sum[8];
+  int32_t start[16]; /* Q6_K: -zero_point * sum of each 16 */
+} super_acts;
+
+AVX512_INLINE void fill_supers(const llm_type type, const act_rows *act, super_acts *out) {
+  for (size_t s = 0; s < act->n_in / QK_SUPER; s++, out++) {
+    const act_block *a = act->q + 8 * s;
+    for (size_t i = 0; i < 16; i++) {
+      const size_t at = type == LLM_TYPE_Q6_K ? i : i % 4 * 4 + i / 4;
+      memcpy(out->quants + 16 * i, a[at / 2].q + at % 2 * 16, 16);
+      out->start[i] = -zero_point(type) * half_sum(&a[i / 2], i % 2);
+    }
+    for (size_t i = 0; i < 8; i++) out->scale[i] = a[i].scale, out->scaled_sum[i] = a[i].scaled_sum;
+  }
 }
 
 /* Products with the super-block of a row. Q6_K: lane l of dot[j] is of elements 16 (4j + l) and
  * following. Others: of block 2l + j. */
-AVX512_INLINE void multiply_super(const llm_type type, const uint8_t *w, const int8_t *a,
+AVX512_INLINE void multiply_super(const llm_type type, const uint8_t *w, const super_acts *a,
                                   __m512i dot[4]) {
   const int q6 = type == LLM_TYPE_Q6_K;
   const __m512i nibble = _mm512_set1_epi8(15), zero = _mm512_setzero_si512();
@@ -188,7 +200,7 @@ AVX512_INLINE void multiply_super(const llm_type type, const uint8_t *w, const i
       high[j] = or_bits(high[j], bits, 0, 0x30);
     }
   }
-  const __m512i *x = (const __m512i *)a;
+  const __m512i *x = (const __m512i *)a->quants;
   if (q6) {
     UNROLL
     for (size_t j = 0; j < 2; j++) {
@@ -255,15 +267,14 @@ AVX512_INLINE void scales_of_rows(const llm_type type, const uint8_t *w, size_t 
 #define LANE(v, l) _mm512_extractf32x4_ps(v, l)
 #define ADD_PAIR(l)                                                                                \
   y = _mm_fmadd_ps(LANE(value[0], l), LANE(scale[0], l), y);                                       \
-  y = _mm_fmadd_ps(LANE(second[0], l), _mm_set1_ps(sums[2 * l]), y);                               \
+  y = _mm_fmadd_ps(LANE(second[0], l), _mm_set1_ps(a->scaled_sum[2 * l]), y);                      \
   y = _mm_fmadd_ps(LANE(value[1], l), LANE(scale[1], l), y);                                       \
-  y = _mm_fmadd_ps(LANE(second[1], l), _mm_set1_ps(sums[2 * l + 1]), y);
-#define ADD_Q6(l) y = _mm_fmadd_ps(LANE(value[e], l), _mm_set1_ps(scales[4 * e + l]), y);
+  y = _mm_fmadd_ps(LANE(second[1], l), _mm_set1_ps(a->scaled_sum[2 * l + 1]), y);
+#define ADD_Q6(l) y = _mm_fmadd_ps(LANE(value[e], l), _mm_set1_ps(a->scale[4 * e + l]), y);
 
-/* A super-block of 4 rows added to y; a, scales, sums and starts are those of its elements. */
+/* A super-block of 4 rows added to y. */
 AVX512_INLINE __m128 decode_super(const llm_type type, const uint8_t *w, size_t row_bytes,
-                                  const int8_t *a, const float *scales, const float *sums,
-                                  const int32_t *starts, const uint8_t *ahead, __m128 y) {
+                                  const super_acts *a, const uint8_t *ahead, __m128 y) {
   const int n_dots = type == LLM_TYPE_Q6_K ? 4 : 2;
   __m512 scale[2], second[2], value[2];
   __m512i dot[4][ROWS];
@@ -277,7 +288,7 @@ AVX512_INLINE __m128 decode_super(const llm_type type, const uint8_t *w, size_t 
     for (int j = 0; j < n_dots; j++) dot[j][i] = of_row[j];
   }
   if (type == LLM_TYPE_Q6_K) {
-    const __m512i start = _mm512_loadu_si512(starts);
+    const __m512i start = _mm512_loadu_si512(a->start);
     UNROLL
     for (int e = 0; e < 2; e++) {
       __m512i t0 = sum_dwords(dot[2 * e]), t1 = sum_dwords(dot[2 * e + 1]);
@@ -290,7 +301,7 @@ AVX512_INLINE __m128 decode_super(const llm_type type, const uint8_t *w, size_t 
     }
     return y;
   }
-  const __m512i by = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)scales));
+  const __m512i by = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)a->scale));
   UNROLL
   for (int e = 0; e < 2; e++) {
     value[e] = _mm512_cvtepi32_ps(sum_dwords(dot[e]));
@@ -300,15 +311,10 @@ AVX512_INLINE __m128 decode_super(const llm_type type, const uint8_t *w, size_t 
 }
 
 AVX512_INLINE void decode_supers(const llm_type type, const size_t n_groups, const matmul_args *m,
-                                 size_t r0, size_t r1, int8_t *quants) {
-  const size_t size = block_bytes(type), n_in = m->act->n_in, n_supers = n_in / QK_SUPER;
+                                 size_t r0, size_t r1, super_acts *a) {
+  const size_t size = block_bytes(type), n_supers = m->act->n_in / QK_SUPER;
   const size_t row_bytes = n_supers * size, n_rows = n_groups * ROWS;
-  const int8_t *a = type == LLM_TYPE_Q6_K ? m->act->q : quants;
-  int32_t *starts = (int32_t *)(quants + n_in);
-  if (type == LLM_TYPE_Q6_K)
-    fill_starts(m->act->q, n_in, starts);
-  else
-    order_quants(m->act->q, n_in, quants);
+  fill_supers(type, m->act, a);
   for (size_t r = r0; r < r1; r += n_rows) {
     row_group g = group_at(r, r1, m->n_out, n_rows);
     const uint8_t *w = (const uint8_t *)m->w + g.first * row_bytes, *ahead = w;
@@ -316,8 +322,7 @@ AVX512_INLINE void decode_supers(const llm_type type, const size_t n_groups, con
     for (size_t s = 0; s < n_supers; s++, ahead += n_rows * size) {
       UNROLL
       for (size_t i = 0; i < n_groups; i++)
-        y[i] = decode_super(type, w + i * ROWS * row_bytes + s * size, row_bytes, a + s * QK_SUPER,
-                            m->act->scale + 8 * s, m->act->scaled_sum + 8 * s, starts + 16 * s,
+        y[i] = decode_super(type, w + i * ROWS * row_bytes + s * size, row_bytes, a + s,
                             ahead + i * ROWS * size, y[i]);
     }
     store_rows(m->y, &g, y);
@@ -326,7 +331,7 @@ AVX512_INLINE void decode_supers(const llm_type type, const size_t n_groups, con
 
 /* ---- both ---- */
 
-/* Super-blocks need n_in bytes and as much again for the starts: less. */
+/* Super-blocks need less. */
 AVX512_SHARED size_t decode_scratch_avx512(size_t n_in) { return quads_for(n_in) * sizeof(quad); }
 
 AVX512_INLINE void decode(const llm_type type, const size_t n_groups, const matmul_args *m,

@@ -13,30 +13,28 @@ static float dot_i8(const int8_t *w, const int8_t *a, int n) {
   return (float)sum;
 }
 
-/* y + block b of a row times the same block of token t. */
-static float add_block(llm_type type, const quant_block *w, const act_rows *a, size_t t, size_t b,
-                       float y) {
-  size_t at = t * (a->n_in / QK) + b;
-  const int8_t *q = a->q + at * QK;
+/* y + a block of a row times the same block of a token. */
+static float add_block(llm_type type, const quant_block *w, const act_block *a, float y) {
   if (type == LLM_TYPE_Q6_K) {
-    float low = dot_i8(w->q, q, QK / 2) * w->scale[0];
-    return fmaf(fmaf(dot_i8(w->q + QK / 2, q + QK / 2, QK / 2), w->scale[1], low), a->scale[at], y);
+    float low = dot_i8(w->q, a->q, QK / 2) * w->scale[0];
+    return fmaf(fmaf(dot_i8(w->q + QK / 2, a->q + QK / 2, QK / 2), w->scale[1], low), a->scale, y);
   }
-  y = fmaf(dot_i8(w->q, q, QK), w->scale[0] * a->scale[at], y);
-  return type_has_minimum(type) ? fmaf(w->minimum, a->scaled_sum[at], y) : y;
+  y = fmaf(dot_i8(w->q, a->q, QK), w->scale[0] * a->scale, y);
+  return type_has_minimum(type) ? fmaf(w->minimum, a->scaled_sum, y) : y;
 }
 
 /* Each block is unpacked once; the sums of all tokens grow in m->y. */
 static void matmul(llm_type type, const matmul_args *m, size_t r0, size_t r1) {
   size_t n_tok = m->act->n_tok, row_bytes = type_row_bytes(type, m->act->n_in);
+  size_t n_blocks = m->act->n_in / QK;
   for (size_t r = r0; r < r1; r++) {
     for (size_t t = 0; t < n_tok; t++) m->y[t * m->ldy + r] = 0;
-    for (size_t b = 0; b < m->act->n_in / QK; b++) {
+    for (size_t b = 0; b < n_blocks; b++) {
       quant_block w;
       quant_block_get(type, (const char *)m->w + r * row_bytes, b, &w);
       for (size_t t = 0; t < n_tok; t++) {
         float *y = &m->y[t * m->ldy + r];
-        *y = add_block(type, &w, m->act, t, b, *y);
+        *y = add_block(type, &w, &m->act->q[t * n_blocks + b], *y);
       }
     }
   }
@@ -57,28 +55,26 @@ DEFINE_QUANTIZED_MATMUL(q4_k, LLM_TYPE_Q4_K)
 DEFINE_QUANTIZED_MATMUL(q5_k, LLM_TYPE_Q5_K)
 DEFINE_QUANTIZED_MATMUL(q6_k, LLM_TYPE_Q6_K)
 
-static void quantize_block(const float *x, int8_t *q, float *scale, float *scaled_sum,
-                           int32_t *sum) {
+static void quantize_block(const float *x, act_block *a) {
   float amax = 0;
   for (int j = 0; j < QK; j++) amax = fmaxf(amax, fabsf(x[j]));
   float inverse = amax < ACT_TINY ? 0 : 127 / amax;
-  *scale = amax < ACT_TINY ? 0 : amax / 127;
-  *sum = 0;
+  a->scale = amax < ACT_TINY ? 0 : amax / 127;
+  a->sum = 0;
   for (int j = 0; j < QK; j++) {
     /* adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits */
     float shifted = x[j] * inverse + 0x1.8p23f;
     int32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    q[j] = (int8_t)(bits & 0xff);
-    *sum += q[j];
+    a->q[j] = (int8_t)(bits & 0xff);
+    if (j == QK / 2) a->sum_of_half = a->sum;
+    a->sum += a->q[j];
   }
-  *scaled_sum = *scale * (float)*sum;
+  a->scaled_sum = a->scale * (float)a->sum;
 }
 
-static void quantize_row_scalar(const float *x, size_t n, int8_t *q, float *scale,
-                                float *scaled_sum, int32_t *sum) {
-  for (size_t b = 0; b < n / QK; b++)
-    quantize_block(x + b * QK, q + b * QK, scale + b, scaled_sum + b, sum + b);
+static void quantize_row_scalar(const float *x, size_t n, act_block *q) {
+  for (size_t b = 0; b < n / QK; b++) quantize_block(x + b * QK, q + b);
 }
 
 void kernels_set_scalar_quant(kernels *k) {

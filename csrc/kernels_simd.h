@@ -15,6 +15,13 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+/* Runs for all types: without the copies for constant arguments that gcc likes to make. */
+#if defined(__clang__)
+#define SHARED_CODE static __attribute__((noinline))
+#else
+#define SHARED_CODE static __attribute__((noinline, noclone))
+#endif
+
 /* Before a loop of constant length over an array that must end up in registers. */
 #if defined(__clang__)
 #define WITH_SANITIZER __has_feature(address_sanitizer)
@@ -111,6 +118,11 @@ ALWAYS_INLINE size_t low_chunk(const llm_type type, size_t k) {
 
 ALWAYS_INLINE size_t high_chunk(const llm_type type, size_t k) {
   return low_chunk(type, k) + (type == LLM_TYPE_Q6_K ? 4 : is_super(type) ? 2 : 1);
+}
+
+/* The sum of the first or second 16 activations. */
+ALWAYS_INLINE int half_sum(const act_block *a, const size_t half) {
+  return half ? a->sum - a->sum_of_half : a->sum_of_half;
 }
 
 /* ---- reading ---- */

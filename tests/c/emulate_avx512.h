@@ -79,6 +79,7 @@
 #define _mm512_cvtepi32_epi16   emulated_cvtepi32_epi16
 #define _mm512_srai_epi32       emulated_srai_epi32
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
+#define _mm512_mask_storeu_ps   emulated_mask_storeu_ps
 
 static inline simde__m512i emulated_srai_epi32(simde__m512i v, unsigned n) {
   int32_t dwords[16];
@@ -124,6 +125,13 @@ static inline simde__m512i emulated_maskz_loadu_epi8(simde__mmask64 mask, const 
   for (int i = 0; i < 64; i++)
     if (mask >> i & 1) bytes[i] = ((const uint8_t *)src)[i];
   return simde_mm512_loadu_si512(bytes);
+}
+
+static inline void emulated_mask_storeu_ps(float *dst, simde__mmask16 mask, simde__m512 v) {
+  float f[16];
+  memcpy(f, &v, sizeof f);
+  for (int i = 0; i < 16; i++)
+    if (mask >> i & 1) dst[i] = f[i];
 }
 
 #endif

@@ -121,9 +121,6 @@ static inline void fill_weights(llm_type type, case_mode mode, void *dst, size_t
 static inline void acts_free(act_rows *a) {
   free((void *)a->x);
   free(a->q);
-  free(a->scale);
-  free(a->scaled_sum);
-  free(a->sum);
 }
 
 static inline act_rows acts_new(case_mode mode, size_t n_tok, size_t n_in) {
@@ -132,18 +129,14 @@ static inline act_rows acts_new(case_mode mode, size_t n_tok, size_t n_in) {
   for (size_t i = 0; i < n; i++) x[i] = mode_float(mode);
   act_rows a = {.n_tok = n_tok, .n_in = n_in, .x = x};
   if (n_in % QK) return a;
-  size_t n_blocks = n / QK;
-  a.q = malloc(n);
-  a.scale = malloc(n_blocks * sizeof *a.scale);
-  a.scaled_sum = malloc(n_blocks * sizeof *a.scaled_sum);
-  a.sum = malloc(n_blocks * sizeof *a.sum);
-  kernels_find("scalar")->quantize_row(x, n, a.q, a.scale, a.scaled_sum, a.sum);
+  a.q = malloc(n / QK * sizeof *a.q);
+  kernels_find("scalar")->quantize_row(x, n, a.q);
   return a;
 }
 
 /* The last n_tok tokens of `all`, each array ending at a forbidden page. */
 typedef struct guarded_acts {
-  guarded g[5];
+  guarded g[2];
   act_rows rows;
 } guarded_acts;
 
@@ -151,19 +144,15 @@ static inline guarded_acts guarded_acts_new(const act_rows *all, size_t n_tok) {
   guarded_acts a = {.rows = *all};
   size_t n = n_tok * all->n_in, skip = (all->n_tok - n_tok) * all->n_in;
   a.rows.n_tok = n_tok;
-  size_t bytes[5] = {n * 4, n, n / QK * 4, n / QK * 4, n / QK * 4};
-  for (int i = 0; i < 5; i++) a.g[i] = guarded_new(bytes[i]);
-  a.rows.x = guarded_copy(a.g[0], all->x + skip, bytes[0]);
-  if (!all->q) return a;
-  a.rows.q = guarded_copy(a.g[1], all->q + skip, bytes[1]);
-  a.rows.scale = guarded_copy(a.g[2], all->scale + skip / QK, bytes[2]);
-  a.rows.scaled_sum = guarded_copy(a.g[3], all->scaled_sum + skip / QK, bytes[3]);
-  a.rows.sum = guarded_copy(a.g[4], all->sum + skip / QK, bytes[4]);
+  size_t q_bytes = n / QK * sizeof *all->q;
+  a.g[0] = guarded_new(n * 4), a.g[1] = guarded_new(q_bytes);
+  a.rows.x = guarded_copy(a.g[0], all->x + skip, n * 4);
+  if (all->q) a.rows.q = guarded_copy(a.g[1], all->q + skip / QK, q_bytes);
   return a;
 }
 
 static inline void guarded_acts_free(guarded_acts *a) {
-  for (int i = 0; i < 5; i++) guarded_free(a->g[i]);
+  guarded_free(a->g[0]), guarded_free(a->g[1]);
 }
 
 #endif

@@ -68,8 +68,10 @@ static void check_against_float64(const product_case *c) {
       quant_block block = {.minimum = 0};
       for (size_t k = 0; k < n_in; k++) {
         double x = (double)c->acts.x[t * n_in + k];
-        if (type_is_quantized(c->type))
-          x = (double)c->acts.scale[(t * n_in + k) / QK] * c->acts.q[t * n_in + k];
+        if (type_is_quantized(c->type)) {
+          const act_block *a = &c->acts.q[(t * n_in + k) / QK];
+          x = (double)a->scale * a->q[k % QK];
+        }
         sum += (double)w[k] * x;
         if (type_is_quantized(c->type) && k % QK == 0)
           quant_block_get(c->type, row, k / QK, &block);
@@ -260,11 +262,7 @@ static void test_attention(const kernels *const *tables) {
 typedef union row { /* results of any row function, from the same bytes */
   float f[256];
   uint16_t h[512];
-  struct {
-    float scale[8], scaled_sum[8];
-    int32_t sum[8];
-    int8_t q[256];
-  } quantized;
+  act_block quantized[8];
 } row;
 
 /* Ordinary values, then large, tiny and zero ones, halves (ties), and the largest floats. */
@@ -299,10 +297,7 @@ static int is_rope(int function) { return function == ROPE || function == ROPE_H
 static void run_row(const kernels *k, int function, const float *x, const float *y, size_t n,
                     row *r) {
   switch (function) {
-  case QUANTIZE:
-    k->quantize_row(x, n, r->quantized.q, r->quantized.scale, r->quantized.scaled_sum,
-                    r->quantized.sum);
-    break;
+  case QUANTIZE: k->quantize_row(x, n, r->quantized); break;
   case RMSNORM: k->rmsnorm(r->f, x, y, n, 1e-5f); break;
   case LAYERNORM: k->layernorm(r->f, x, y, x, n, 1e-5f); break;
   case SWIGLU: k->swiglu(r->f, x, y, n); break;
@@ -383,23 +378,25 @@ static void test_rows_float64(void) {
 }
 
 static void test_quantize_row_rule(void) {
-  float x[64], scale[2], scaled_sum[2];
-  int8_t q[64];
-  int32_t sum[2];
+  float x[64];
+  act_block a[2];
   for (int style = 0; style < 7; style++)
     for (int repeat = 0; repeat < 50; repeat++) {
       for (int i = 0; i < 64; i++) x[i] = row_value(style);
-      scalar->quantize_row(x, 64, q, scale, scaled_sum, sum);
+      scalar->quantize_row(x, 64, a);
       for (int b = 0; b < 2; b++) {
-        int total = 0;
-        for (int i = b * 32; i < b * 32 + 32; i++) {
-          total += q[i];
-          CHECK(q[i] >= -127 && q[i] <= 127);
+        int total = 0, half = 0;
+        for (int i = 0; i < 32; i++) {
+          int q = a[b].q[i];
+          total += q;
+          if (i < 16) half += q;
+          CHECK(q >= -127 && q <= 127);
           /* half a step, and the rounding of scale and inverse */
-          double error = fabs((double)scale[b] * q[i] - (double)x[i]);
-          CHECK(error <= (double)scale[b] * (0.5 + 127 * 0x1p-22) + (double)ACT_TINY);
+          double scale = (double)a[b].scale, error = fabs(scale * q - (double)x[b * 32 + i]);
+          CHECK(error <= scale * (0.5 + 127 * 0x1p-22) + (double)ACT_TINY);
         }
-        CHECK(sum[b] == total && bits_of(scaled_sum[b]) == bits_of(scale[b] * (float)total));
+        CHECK(a[b].sum == total && a[b].sum_of_half == half);
+        CHECK(bits_of(a[b].scaled_sum) == bits_of(a[b].scale * (float)total));
       }
     }
 }
