@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "llm/__init__.py").read_text(), re.M)[1]
@@ -18,6 +19,19 @@ PARITY = [
 ]
 
 MPI = ["mpi4py>=4", "mpich>=4.3"]
+
+
+class BuildPy(build_py):
+    """Puts the kernels beside the modules: llm/ops_cuda.py compiles them where there is a GPU."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib) / "llm" / "csrc"
+            self.mkpath(str(folder))
+            for name in ("numeric.h", "port.h", "train.h", "train_kernels.cu"):
+                self.copy_file(str(HERE / "csrc" / name), str(folder / name))
+
 
 setup(
     name="two-file-llm",
@@ -34,6 +48,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "cuda": ["cupy-cuda13x[ctk]>=14,<15"],  # ctk: cuBLAS and NVRTC come along
         "data": ["pyarrow", "zstandard"],  # .parquet and .zst
         "mpi": MPI,  # many processes; MPICH's launcher comes with it
         "test": ["hypothesis", "pyarrow", "pytest", "zstandard", *MPI],
@@ -42,6 +57,7 @@ setup(
         "parity": PARITY,
         "peers": [*PARITY, "openai", "torch==2.13.0"],
     },
+    cmdclass={"build_py": BuildPy},
     cffi_modules=["llm/_build.py:engine", "llm/_build.py:trainer"],
     zip_safe=False,
 )

@@ -5,8 +5,10 @@
 #ifndef LLM_NUMERIC_H
 #define LLM_NUMERIC_H
 
+#ifndef __CUDACC_RTC__ /* which has no headers: port.h names the types */
 #include <stdint.h>
 #include <string.h>
+#endif
 
 static inline uint32_t f32_bits(float x) {
   uint32_t bits;

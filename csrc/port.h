@@ -12,12 +12,11 @@
 #ifndef LLM_PORT_H
 #define LLM_PORT_H
 
-#include "numeric.h"
-
 #ifdef __CUDACC_RTC__
 typedef long long int64_t;
 typedef int int32_t;
 typedef unsigned int uint32_t;
+typedef unsigned short uint16_t;
 typedef unsigned char uint8_t;
 typedef int llm_status; /* NVRTC has no headers: what train.h needs of llm.h */
 typedef struct llm_error llm_error;
@@ -26,6 +25,8 @@ typedef struct llm_error llm_error;
 #include <stdint.h>
 #include <string.h>
 #endif
+
+#include "numeric.h"
 
 #ifdef __CUDACC__
 
@@ -141,6 +142,13 @@ PORT_INLINE int32_t port_max(int32_t x, int32_t y) { return x > y ? x : y; }
   ROW_REDUCE(int32_t, result##_, i, n, port_order((int32_t)port_bits(expr)), (int32_t)0x80000000u, \
              port_max)                                                                             \
   const float result = port_float((uint32_t)port_order(result##_))
+
+/* To bfloat16, ties to even; NaN stays NaN. */
+PORT_INLINE uint16_t port_bf16(float x) {
+  const uint32_t bits = port_bits(x), quiet = bits >> 16 | 0x40;
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return (uint16_t)(x == x ? rounded : quiet);
+}
 
 /* num_expf without branches, the same bits. */
 PORT_INLINE float port_exp(float x) {

@@ -129,6 +129,75 @@ typedef struct llm_muon_update_args { /* per chunk of 4096 elements */
 } llm_muon_update_args;
 void llm_ops_muon_update(llm_ops *ops, const llm_muon_update_args *args, int64_t n_rows);
 
+typedef struct llm_combine_args { /* per chunk of 4096 elements */
+  float *out;
+  const float *x, *y; /* either may be out */
+  int64_t n;
+  float a, b;
+} llm_combine_args;
+void llm_ops_combine(llm_ops *ops, const llm_combine_args *args, int64_t n_rows);
+
+/* ---- the GPU's products: rounding, and attention by batches of heads. Where a field ending in _16
+ * is not NULL it takes the result, rounded to bfloat16, and not the field before it. ---- */
+
+typedef struct llm_round_args { /* per chunk of 4096 elements */
+  uint16_t *out_16;
+  const float *x;
+  int64_t n;
+} llm_round_args;
+void llm_ops_round(llm_ops *ops, const llm_round_args *args, int64_t n_rows);
+
+typedef struct llm_repeat_args { /* per row of out (n_rows, n), which becomes x (n) */
+  float *out;
+  const float *x;
+  int64_t n;
+} llm_repeat_args;
+void llm_ops_repeat(llm_ops *ops, const llm_repeat_args *args, int64_t n_rows);
+
+/* out (n_batch, n_head, n_time, head_dim) from x (n_batch, n_time, n_kv_head, head_dim), each
+ * key/value head for all heads of its group; join sums over a group on the way back. */
+typedef struct llm_split_heads_args { /* per (batch, time) */
+  float *out;
+  uint16_t *out_16;
+  const float *x;
+  int64_t n_time, n_head, n_kv_head, head_dim;
+} llm_split_heads_args;
+void llm_ops_split_heads(llm_ops *ops, const llm_split_heads_args *args, int64_t n_rows);
+
+typedef struct llm_join_heads_args { /* per (batch, time) */
+  float *out;
+  const float *x;
+  int64_t n_time, n_head, n_kv_head, head_dim;
+} llm_join_heads_args;
+void llm_ops_join_heads(llm_ops *ops, const llm_join_heads_args *args, int64_t n_rows);
+
+/* scores = q k^T (n_batch, n_head, n_time, n_time) become probabilities; lse and starts as in
+ * llm_attention_args; scale is 1 / sqrt(head_dim). */
+typedef struct llm_causal_softmax_args { /* per (batch, head, time) */
+  float *scores;
+  uint16_t *scores_16;
+  float *lse;
+  const int32_t *starts;
+  int64_t n_head, n_time;
+  float scale;
+} llm_causal_softmax_args;
+void llm_ops_causal_softmax(llm_ops *ops, const llm_causal_softmax_args *args, int64_t n_rows);
+
+/* The same, and dp = do v^T becomes the gradient of q k^T. d_o, o (n_batch, n_time, n_head,
+ * head_dim). */
+typedef struct llm_causal_softmax_backward_args { /* per (batch, head, time) */
+  float *scores;
+  uint16_t *scores_16;
+  float *dp;
+  uint16_t *dp_16;
+  const float *lse, *d_o, *o;
+  const int32_t *starts;
+  int64_t n_head, n_time, head_dim;
+  float scale;
+} llm_causal_softmax_backward_args;
+void llm_ops_causal_softmax_backward(llm_ops *ops, const llm_causal_softmax_backward_args *args,
+                                     int64_t n_rows);
+
 /* ---- matrix products, attention, Muon: LLM_ERR_NOMEM is the only failure ---- */
 
 /* C (m, n) = op(A) op(B) + add; a_trans: A is stored (k, m); b_trans: B is stored (n, k). `ld` are

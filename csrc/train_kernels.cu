@@ -174,3 +174,90 @@ ROW_KERNEL(adamw) {
     p[i] -= a->rate * m[i] / (sqrtf(v[i]) * a->root + a->eps) + a->shrink * (float)decay[i] * p[i];
   }
 }
+
+ROW_KERNEL(combine) {
+  const int64_t n = port_min(CHUNK, a->n - row * CHUNK), first = row * CHUNK;
+  float *out = a->out + first;
+  const float *x = a->x + first, *y = a->y + first, of_x = a->a, of_y = a->b;
+  EACH(i, n) out[i] = of_x * x[i] + of_y * y[i];
+}
+
+/* ---- for the GPU's products ---- */
+
+ROW_KERNEL(round) {
+  const int64_t n = port_min(CHUNK, a->n - row * CHUNK), first = row * CHUNK;
+  uint16_t *out = a->out_16 + first;
+  const float *x = a->x + first;
+  EACH(i, n) out[i] = port_bf16(x[i]);
+}
+
+ROW_KERNEL(repeat) {
+  float *out = a->out + row * a->n;
+  const float *x = a->x;
+  EACH(i, a->n) out[i] = x[i];
+}
+
+PORT_INLINE void put(float *x, uint16_t *x_16, int64_t i, float value) {
+  if (x_16)
+    x_16[i] = port_bf16(value);
+  else
+    x[i] = value;
+}
+
+ROW_KERNEL(split_heads) {
+  const int64_t n = a->head_dim, group = a->n_head / a->n_kv_head;
+  const int64_t batch = row / a->n_time, t = row % a->n_time;
+  const float *x = a->x + row * a->n_kv_head * n;
+  EACH(i, a->n_head * n) {
+    const int64_t head = i / n, j = i % n;
+    put(a->out, a->out_16, ((batch * a->n_head + head) * a->n_time + t) * n + j,
+        x[head / group * n + j]);
+  }
+}
+
+ROW_KERNEL(join_heads) {
+  const int64_t n = a->head_dim, group = a->n_head / a->n_kv_head;
+  const int64_t batch = row / a->n_time, t = row % a->n_time, from_head = a->n_time * n;
+  float *out = a->out + row * a->n_kv_head * n;
+  EACH(i, a->n_kv_head * n) {
+    const int64_t head = batch * a->n_head + i / n * group;
+    const float *x = a->x + (head * a->n_time + t) * n + i % n;
+    float sum = x[0];
+    for (int64_t g = 1; g < group; g++) sum += x[g * from_head];
+    out[i] = sum;
+  }
+}
+
+/* The first position that the query of a row (batch, head, time) sees. */
+PORT_INLINE int64_t first_seen(const int32_t *starts, int64_t row, int64_t n_head, int64_t n_time) {
+  return starts ? starts[row / (n_head * n_time) * n_time + row % n_time] : 0;
+}
+
+ROW_KERNEL(causal_softmax) {
+  const int64_t n = a->n_time, t = row % n, first = first_seen(a->starts, row, a->n_head, n);
+  const int64_t n_seen = t + 1 - first;
+  float *s = a->scores + row * n, *seen = s + first;
+  const float scale = a->scale;
+  ROW_MAX(top, i, n_seen, seen[i]);
+  const float shift = scale * top;
+  EACH(i, n_seen) seen[i] = port_exp(scale * seen[i] - shift);
+  ROW_SUM(total, i, n_seen, seen[i]);
+  ONCE a->lse[row] = shift + (float)port_log((double)total);
+  EACH(i, n) put(a->scores, a->scores_16, row * n + i, i < first || i > t ? 0.0f : s[i] / total);
+}
+
+ROW_KERNEL(causal_softmax_backward) {
+  const int64_t n = a->n_time, t = row % n, first = first_seen(a->starts, row, a->n_head, n);
+  const int64_t batch = row / (a->n_head * n), head = row / n % a->n_head;
+  const int64_t at = ((batch * n + t) * a->n_head + head) * a->head_dim;
+  const float *d_o = a->d_o + at, *o = a->o + at, *s = a->scores + row * n, *dp = a->dp + row * n;
+  const float scale = a->scale, lse = a->lse[row];
+  ROW_SUM(delta, i, a->head_dim, d_o[i] * o[i]);
+  EACH(i, n) {
+    const int hidden = i < first || i > t;
+    const float p = hidden ? 0.0f : port_exp(scale * s[i] - lse);
+    const float ds = hidden ? 0.0f : scale * p * (dp[i] - delta);
+    put(a->scores, a->scores_16, row * n + i, p);
+    put(a->dp, a->dp_16, row * n + i, ds);
+  }
+}

@@ -155,6 +155,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
         "of products; sums and weights are float32 (bf16 where the processor has it)",
         choices=["fp32", "bf16"],
     )
+    add("--device", "cuda: one NVIDIA GPU, with the extra [cuda] (cpu)", choices=["cpu", "cuda"])
 
     add = group("size of the model (default: chosen for the minutes by measured speed)")
     add("--n-embd", "width; the sizes below follow from it where they are not given", type=int)

@@ -20,8 +20,6 @@ import numpy as np
 from .config import ROPE_HALVES, ModelConfig, TensorSpec, entries_size, layout, layout_size
 from .lora import Lora
 
-_CHUNK_FLOATS = 1 << 21  # logits in flight: a chunk that stays in a shared cache
-
 
 def init_params(config: ModelConfig, seed: int, zero_output: bool = False) -> np.ndarray:
     """A fresh flat float32 buffer: gains one, matrices normal with deviation 0.02.
@@ -139,7 +137,7 @@ class _Buffers:
         self.rstd_last = ops.empty(N)
         self.xn = ops.empty(N, C)
         self.h = ops.empty(N, F)
-        self.chunk = min(N, max(64, _CHUNK_FLOATS // c.n_vocab))
+        self.chunk = min(N, max(64, ops.chunk_floats // c.n_vocab))
         self.logits = ops.empty(self.chunk, c.n_vocab)
         self.losses = ops.empty(N)
         if keep:
@@ -186,15 +184,15 @@ class Transformer:
                 f"params is {params.dtype} {params.shape}, "
                 f"expected {ops.dtype} ({layout_size(config)},)"
             )
-        self.params = self.trained = params
+        self.params = self.trained = params = ops.from_host(params)
         self.entries = layout(config)
         self._w = _Views(config, self.entries, params)
         if lora:
             self.entries = lora.layout(config)
             self.trained = ops.empty(entries_size(self.entries))
-            lora.begin(self.entries, self.trained, seed=0)
+            self.begin_adapters(seed=0)
         self.grads = ops.empty(self.trained.size)
-        self.grads[...] = 0
+        ops.zero(self.grads)
         self._dw = _Views(config, self.entries, self.grads)
         self._grad_blocks, self._grad_rest = _parts(config, self.entries, self.grads.size)
         self.views, self.grad_views = self._w.by_name, self._dw.by_name
@@ -203,9 +201,15 @@ class Transformer:
             self._attach_adapters()
         pair = np.arange(0, config.head_dim, 2) / config.head_dim
         angles = np.outer(np.arange(config.n_ctx), config.rope_theta**-pair)
-        self._cos, self._sin = np.cos(angles).astype(ops.dtype), np.sin(angles).astype(ops.dtype)
+        tables = np.cos(angles).astype(ops.dtype), np.sin(angles).astype(ops.dtype)
+        self._cos, self._sin = map(ops.from_host, tables)
         self._halves = ROPE_HALVES[config.architecture]
         self._buffers = {True: None, False: None}
+
+    def begin_adapters(self, seed: int) -> None:
+        adapters = np.empty(self.trained.shape, self.ops.dtype)
+        self.lora.begin(self.entries, adapters, seed)
+        self.ops.write(self.trained, adapters)
 
     def _attach_adapters(self) -> None:
         """Beside the matrices; the gradients of gains go where nobody reads."""
@@ -220,12 +224,13 @@ class Transformer:
             block.q_norm = block.k_norm = of_head
 
     def merged(self) -> np.ndarray:
-        """The flat parameters of the model without adapters; a copy where there are any."""
+        """The host's flat parameters of the model without adapters; a copy where there are any."""
+        params = self.ops.to_host(self.params)
         if self.lora is None:
-            return self.params
-        out = self.params.copy()
+            return params
+        out, adapters = params.copy(), self.ops.to_host(self.trained)
         views = _Views(self.config, layout(self.config), out).by_name
-        self.lora.merge(views, self.trained_views)
+        self.lora.merge(views, _Views(self.config, self.entries, adapters).by_name)
         return out
 
     # ---- what others call ----
@@ -247,30 +252,32 @@ class Transformer:
         tokens, targets = self._check_pair(tokens, targets)
         b = self._get_buffers(tokens.shape, keep=True, starts=starts)
         n_used = max(1, int(np.count_nonzero(targets >= 0)))
-        self._forward(b, tokens.reshape(-1))
-        self._head_backward(b, targets.reshape(-1), scale / n_used)
-        self._backward(b, tokens.reshape(-1), ready)
-        return math.fsum(b.losses) / n_used
+        tokens, targets = (self.ops.from_host(ids.reshape(-1)) for ids in (tokens, targets))
+        self._forward(b, tokens)
+        self._head_backward(b, targets, scale / n_used)
+        self._backward(b, tokens, ready)
+        return math.fsum(self.ops.to_host(b.losses)) / n_used
 
     def loss(self, tokens, targets, starts=None) -> tuple[float, int]:
         """(sum of nats, tokens counted), without gradients and with one layer's memory."""
         tokens, targets = self._check_pair(tokens, targets)
         b = self._get_buffers(tokens.shape, keep=False, starts=starts)
-        self._forward(b, tokens.reshape(-1))
-        flat = targets.reshape(-1)
+        n_used = int(np.count_nonzero(targets >= 0))
+        tokens, targets = (self.ops.from_host(ids.reshape(-1)) for ids in (tokens, targets))
+        self._forward(b, tokens)
         for rows in b.chunks():
             logits = self._chunk_logits(b, rows)
-            self.ops.cross_entropy(b.losses[rows], logits, flat[rows])
-        return math.fsum(b.losses), int(np.count_nonzero(flat >= 0))
+            self.ops.cross_entropy(b.losses[rows], logits, targets[rows])
+        return math.fsum(self.ops.to_host(b.losses)), n_used
 
     def logits(self, tokens, starts=None) -> np.ndarray:
         """(B, T, V), a new array."""
         tokens = self._check(tokens)
         b = self._get_buffers(tokens.shape, keep=False, starts=starts)
-        self._forward(b, tokens.reshape(-1))
+        self._forward(b, self.ops.from_host(tokens.reshape(-1)))
         out = np.empty((tokens.size, self.config.n_vocab), self.ops.dtype)
         for rows in b.chunks():
-            out[rows] = self._chunk_logits(b, rows)
+            out[rows] = self.ops.to_host(self._chunk_logits(b, rows))
         return out.reshape(*tokens.shape, -1)
 
     # ---- forward ----
@@ -322,7 +329,7 @@ class Transformer:
             if not self.lora:
                 ops.gemm(dw.output, dlogits, b.xn[rows], trans_a=True, add=before)
             ops.gemm(b.xn[rows], dlogits, w.output)  # xn becomes dxn
-        b.dx[...] = 0
+        ops.zero(b.dx)
         ops.rmsnorm_backward(b.dx, dw.out_norm, b.xn, b.x_last, w.out_norm, b.rstd_last)
 
     def _backward(self, b: _Buffers, tokens, ready):
@@ -350,8 +357,8 @@ class Transformer:
             ops.rope_backward(b.dq4, self._cos, self._sin, self._halves, starts)
             ops.rope_backward(b.dk4, self._cos, self._sin, self._halves, starts)
             if self.config.qk_norm:
-                b.dq_raw[...] = 0
-                b.dk_raw[...] = 0
+                ops.zero(b.dq_raw)
+                ops.zero(b.dk_raw)
                 ops.rmsnorm_backward(b.dq_raw2, dp.q_norm, b.dq2, a.q_raw2, p.q_norm, a.rstd_q)
                 ops.rmsnorm_backward(b.dk_raw2, dp.k_norm, b.dk2, a.k_raw2, p.k_norm, a.rstd_k)
             self._input_gradient(b.xn, b.dq_raw, p, "wq")
@@ -368,7 +375,7 @@ class Transformer:
             ready(self._grad_blocks[layer])
         if not self.lora:
             if not self.config.tied_output:
-                dw.tok_embd[...] = 0
+                ops.zero(dw.tok_embd)
             ops.embed_backward(dw.tok_embd, dx, tokens)
         for part in self._grad_rest:
             ready(part)
@@ -385,14 +392,14 @@ class Transformer:
         """scale x A^T, (N, rank)."""
         low = self.ops.empty(len(x), self.lora.rank)
         self.ops.gemm(low, x, getattr(p, name + "_a"), trans_b=True)
-        low *= low.dtype.type(self.lora.scale)
+        self.ops.combine(low, self.lora.scale, low, 0.0, low)
         return low
 
     def _low_gradient(self, dy, p, name: str):
         """scale dy B, (N, rank)."""
         dlow = self.ops.empty(len(dy), self.lora.rank)
         self.ops.gemm(dlow, dy, getattr(p, name + "_b"))
-        dlow *= dlow.dtype.type(self.lora.scale)
+        self.ops.combine(dlow, self.lora.scale, dlow, 0.0, dlow)
         return dlow
 
     def _input_gradient(self, dx, dy, p, name: str, add=None):
@@ -445,5 +452,5 @@ class Transformer:
         if self._buffers[keep] is None or self._buffers[keep].shape != shape:
             self._buffers[keep] = None  # free before allocating the next
             self._buffers[keep] = _Buffers(self.config, self.ops, *shape, keep, self.recompute)
-        self._buffers[keep].starts = starts
+        self._buffers[keep].starts = None if starts is None else self.ops.from_host(starts)
         return self._buffers[keep]

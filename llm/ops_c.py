@@ -12,10 +12,16 @@ import numpy as np
 
 from llm._train import ffi, lib
 
-from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
+from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ, HostArrays
 
 _NORM_ROWS, _CHUNK, _COLUMNS = 64, 4096, 16  # rows of a kernel: csrc/train.h
-_DTYPES = {"float": np.float32, "int32_t": np.int32, "int64_t": np.int64, "uint8_t": np.uint8}
+_DTYPES = {
+    "float": np.float32,
+    "int32_t": np.int32,
+    "int64_t": np.int64,
+    "uint16_t": np.uint16,
+    "uint8_t": np.uint8,
+}
 
 
 def _fields(kind: str) -> dict:
@@ -47,7 +53,7 @@ def best_precision() -> str:
     return "bf16" if lib.llm_ops_can_round() else "fp32"
 
 
-class OpsC:
+class OpsC(HostArrays):
     """n_threads None: every core this process may use. kernels None: the best set there is.
     precision "bf16": products round their operands, sums stay float32."""
 
@@ -87,11 +93,14 @@ class OpsC:
             if pointer is not None and value is not None:
                 if value.dtype != pointer[1]:
                     raise ValueError(f"{name} is {value.dtype}, expected {pointer[1]}")
-                value = ffi.from_buffer(pointer[0], value)  # refuses what is not contiguous
+                value = self._pointer(name, pointer[0], value)
                 keep.append(value)
             if value is not None:
                 setattr(out, name, value)
         return out, keep
+
+    def _pointer(self, name: str, kind: str, array):
+        return ffi.from_buffer(kind, array)  # refuses what is not contiguous
 
     def _rows(self, name: str, n_rows: int, **values) -> None:
         args, keep = self._args(f"llm_{name}_args", values)
@@ -119,6 +128,11 @@ class OpsC:
             lda=a.shape[1], ldb=b.shape[1], ldc=n, ld_add=n if np.ndim(add) == 2 else 0,
             a_trans=trans_a, b_trans=trans_b,
         )  # fmt: skip
+
+    def combine(self, out, a: float, x, b: float, y):
+        for name, array in (("x", x), ("y", y)):
+            _expect(name, array, *out.shape)
+        self._rows("combine", -(-out.size // _CHUNK), out=out, x=x, y=y, n=out.size, a=a, b=b)
 
     def sum_rows(self, total, x):
         n_parts, n = x.shape
@@ -228,7 +242,7 @@ class OpsC:
         n_parts = -(-x.size // _CHUNK)
         parts = self.empty(n_parts)
         self._rows("sum_squares", n_parts, parts=parts, x=x, n=x.size)
-        return math.fsum(parts)
+        return math.fsum(self.to_host(parts))
 
     def adamw(self, p, g, m, v, decay, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
         for name, array in (("g", g), ("m", m), ("v", v), ("decay", decay)):

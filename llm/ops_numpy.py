@@ -19,8 +19,11 @@ Sources: Zhang and Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Shazeer 2020 
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
+
+from .config import ModelConfig
 
 # Muon: the quintic whose steps bring singular values from (0, 1] to about (0.7, 1.2).
 NEWTON_SCHULZ, N_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315), 5
@@ -33,7 +36,43 @@ def round_bf16(x: np.ndarray) -> np.ndarray:
     return bits.view(np.float32).astype(x.dtype)
 
 
-class OpsNumpy:
+class HostArrays:
+    """Of back ends whose arrays are NumPy's: what goes to the host and back stays where it is."""
+
+    chunk_floats = 1 << 21  # of logits in flight: a chunk that stays in a shared cache
+
+    def from_host(self, array: np.ndarray):
+        """The back end's array of the same type and values."""
+        return array
+
+    def to_host(self, array) -> np.ndarray:
+        """A NumPy array, to be read only."""
+        return array
+
+    def memory(self) -> tuple[int, str]:
+        """Bytes that arrays can take, and how to say so."""
+        n_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return n_bytes, f"this machine has {n_bytes / 1e9:.1f} GB"
+
+    def workspace_bytes(self, config: ModelConfig, n_rows: int) -> int:
+        """What operations on n_rows tokens take beside their arrays, where that is much."""
+        return 0
+
+    def reserve(self, n_bytes: int) -> None:
+        """Arrays of so many bytes are going to be asked for."""
+
+    def wait(self) -> None:
+        """Returns when all that was asked for is done."""
+
+    def zero(self, x):
+        x[...] = 0
+
+    def write(self, x, values: np.ndarray):
+        """x = values, a NumPy array of the same shape."""
+        x[...] = values
+
+
+class OpsNumpy(HostArrays):
     """float64 for gradient checks, float32 to compare with the fast back ends.
 
     precision "bf16": the operands of every product are rounded to bfloat16, its sum is not.
@@ -47,6 +86,10 @@ class OpsNumpy:
 
     def empty(self, *shape: int) -> np.ndarray:
         return np.empty(shape, self.dtype)
+
+    def combine(self, out, a: float, x, b: float, y):
+        """out = a x + b y, any shape; x or y may be out."""
+        out[...] = out.dtype.type(a) * x + out.dtype.type(b) * y
 
     # ---- matrix product ----
 

@@ -83,13 +83,14 @@ class AdamW:
         self.owned = self.shards[rank]
         size = sum(map(_length, self.owned))
         self._m, self._v = self.ops.empty(size), self.ops.empty(size)
-        self._m[...] = self._v[...] = 0
+        self.ops.zero(self._m)
+        self.ops.zero(self._v)
         self._step = 0
         decay = np.zeros(self._size, np.uint8)
         for entry in entries:
             if len(entry.shape) == 2:
                 decay[_place(entry)] = 1
-        self._decay = self._of_owned(decay)
+        self._decay = self.ops.from_host(self._of_owned(decay))
         self._ranges = [  # of what AdamW trains
             part
             for gap in _gaps([_place(e) for e in self._matrices], self._size)
@@ -103,7 +104,8 @@ class AdamW:
 
     @property
     def state(self) -> dict:
-        return {"m": self._m, "v": self._v, "step": self._step}
+        m, v = self.ops.to_host(self._m), self.ops.to_host(self._v)
+        return {"m": m, "v": v, "step": self._step}
 
     def load_state(self, state: dict) -> None:
         for name, own in (("m", self._m), ("v", self._v)):
@@ -112,7 +114,7 @@ class AdamW:
                     f"optimizer state {name} has shape {state[name].shape}, "
                     f"expected ({self._size},)"
                 )
-            own[...] = self._of_owned(state[name])
+            self.ops.write(own, self._of_owned(state[name]))
         self._step = int(state["step"])
 
     def square_sums(self, grads) -> list[float]:

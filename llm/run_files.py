@@ -185,7 +185,8 @@ def save(run: Run, path: Path) -> None:
         "samples": run.samples,
     }
     owned, optimizer = run.optimizer.owned, run.optimizer.state
-    params = [run.model.trained[part] for part in owned]
+    trained = run.model.ops.to_host(run.model.trained)
+    params = [trained[part] for part in owned]
     flat = {
         "params": params[0] if len(params) == 1 else np.concatenate(params),
         "m": optimizer["m"],
@@ -232,7 +233,7 @@ def restore(run: Run, state: dict, arrays: dict) -> None:
 
 
 def restore_weights(run: Run, state: dict, arrays: dict) -> None:
-    run.model.trained[...] = arrays["params"][:]
+    run.model.ops.write(run.model.trained, arrays["params"][:])
     n_updates = state.get("n_updates", state["step"])
     run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": n_updates})
 
@@ -260,7 +261,7 @@ def best_run(run: Run, folder: Path, report: Report) -> Run:
     state, arrays = load_checkpoint(saved)
     if state["step"] != points[best][0]:
         return run
-    run.model.trained[...] = arrays["params"][:]
+    run.model.ops.write(run.model.trained, arrays["params"][:])
     report.say(
         f"best       the file gets the weights of step {state['step']:,}: {points[best][2]:.3f} "
         f"held-out bits per byte, {run.bits_per_byte:.3f} at step {run.step:,} (--weights last)"

@@ -14,7 +14,7 @@ from .config import LIMITS, ModelConfig
 from .errors import LlmError
 
 FREE = {
-    *("text", "data", "chat", "init", "threads", "out", "run_dir"),
+    *("text", "data", "chat", "init", "threads", "device", "out", "run_dir"),
     *("save_seconds", "keep", "weights"),
 }
 BUDGETS = ("minutes", "tokens", "steps", "epochs")  # at most one is given
@@ -46,6 +46,7 @@ class Settings:
     n_ctx: int = 256
     tied: bool = True
     precision: str | None = None  # of products: "fp32" or "bf16"
+    device: str = "cpu"
 
     batch: int | None = None
     slot_sequences: int | None = None
@@ -103,6 +104,7 @@ class Settings:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
         for name, choices in (
             ("precision", (None, "fp32", "bf16")),
+            ("device", ("cpu", "cuda")),
             ("holdout", ("hash", "last")),
             ("weights", ("best", "last")),
             ("optimizer", tuple(DEFAULT_LR)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import signal
 import time
 from collections import deque
@@ -273,7 +272,7 @@ def gradient(run: Run, step: int, first: int, n_slots: int, ready=lambda part: N
 
         def add(part: slice, lefts=lefts, is_last=is_last) -> None:
             for left in lefts:
-                np.add(left[part], grads[part], out=grads[part])
+                run.model.ops.combine(grads[part], 1.0, left[part], 1.0, grads[part])
             if is_last:
                 ready(part)
 
@@ -432,15 +431,10 @@ def prepare(settings: Settings, material: Material) -> Run:
     vocabulary, tokenizer, tokens = material.vocabulary, material.tokenizer, material.tokens
     n_vocab = len(vocabulary.tokens)
     boundary = material.eot if settings.isolate else None
-    settings = replace(
-        settings,
-        precision=settings.precision or best_precision(),
-        lr=settings.lr or DEFAULT_LR[settings.optimizer],
-    )
     group = world()
-    own_cores = cores(group)
-    ops = OpsC(settings.threads or own_cores, precision=settings.precision)
-
+    ops = back_end(settings, group)
+    lr = settings.lr or DEFAULT_LR[settings.optimizer]
+    settings = replace(settings, precision=ops.precision, lr=lr)
     check_prompt(settings, tokenizer)
 
     def sequences(settings: Settings) -> int:  # at a time
@@ -449,7 +443,7 @@ def prepare(settings: Settings, material: Material) -> Run:
 
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
-        check_memory(config, sequences(settings) * settings.n_ctx, settings.recompute)
+        check_memory(ops, config, sequences(settings) * settings.n_ctx, settings.recompute)
         params = init_params(config, settings.seed)
         return Transformer(config, ops, params, settings.recompute)
 
@@ -503,17 +497,31 @@ def check_prompt(settings: Settings, tokenizer: Tokenizer) -> None:
         raise ValueError(f"--prompt has {n_ids} tokens, more than the context of {settings.n_ctx}")
 
 
+def back_end(settings: Settings, group: Group):
+    """What the settings ask to compute on."""
+    if settings.device == "cuda":
+        from .ops_cuda import OpsCuda
+
+        if group.size > 1:
+            raise ValueError(f"--device cuda trains on one GPU so far, not on {group.size} ranks")
+        return OpsCuda(settings.precision or "bf16")
+    threads = settings.threads or cores(group)
+    return OpsC(threads, precision=settings.precision or best_precision())
+
+
 def check_memory(
-    config: ModelConfig, n_rows: int, recompute: bool = False, lora: Lora | None = None
+    ops, config: ModelConfig, n_rows: int, recompute: bool = False, lora: Lora | None = None
 ) -> None:
     """Refuses what cannot fit, before the system ends this process, or another one, for it."""
-    needed = training_bytes(config, n_rows, recompute, lora)
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > total:
+    needed = training_bytes(config, n_rows, recompute, lora) + ops.workspace_bytes(config, n_rows)
+    room, whose = ops.memory()
+    if needed > room:
         raise ValueError(
             f"{config.n_params:,} parameters and {n_rows:,} tokens at a time take "
-            f"{needed / 1e9:.1f} GB of memory, this machine has {total / 1e9:.1f} GB"
+            f"{needed / 1e9:.1f} GB of memory, {whose}: lower --batch, --n-ctx or the sizes, "
+            "or give --recompute or --slot-sequences"
         )
+    ops.reserve(needed)
 
 
 # ---- stopping in good order ----

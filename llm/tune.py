@@ -15,20 +15,20 @@ from .base_file import BaseFile
 from .chat_data import ChatExamples, ChatValidation, hold_out_chats, pack, read_chats
 from .corpus import read_corpus
 from .data import Examples, hold_out, token_stream
-from .distributed import cores, world
+from .distributed import world
 from .engine import Model
 from .errors import CheckpointError
 from .evaluate import Validation
 from .lora import Lora
 from .material import from_corpus, from_shards, min_held_bytes
 from .model import Transformer
-from .ops_c import OpsC, best_precision
 from .parameter_file import Entry
 from .report import Report
 from .run_files import Run, provenance
 from .settings import BUDGETS, Settings
 from .shards import ShardSet
 from .train import (
+    back_end,
     check_memory,
     check_prompt,
     check_ranks,
@@ -130,20 +130,19 @@ def prepare_tuned(
     lora = lora_of(settings)
     config = base.config(settings.n_ctx)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
-    check_memory(config, slots[1] * settings.n_ctx, settings.recompute, lora)
+    ops = back_end(settings, group)
+    check_memory(ops, config, slots[1] * settings.n_ctx, settings.recompute, lora)
     check_prompt(settings, base.tokenizer)
     read = read_conversations if settings.chat else read_text
     material, examples, validation, question = read(settings, base, slots, report)
     if state:
         check_same(material, settings, state)
     report.material(material)
-    settings = resolved(settings, config, examples.n_windows)
+    settings = resolved(settings, config, examples.n_windows, ops.precision)
     check_ranks(group, settings, material)
-    own_cores = cores(group)
-    ops = OpsC(settings.threads or own_cores, precision=settings.precision)
     model = Transformer(config, ops, base.params(), settings.recompute, lora)
     if lora:
-        lora.begin(model.entries, model.trained, settings.seed)
+        model.begin_adapters(settings.seed)
     return TunedRun(
         settings=settings,
         material=material,
@@ -167,7 +166,7 @@ def lora_of(settings: Settings) -> Lora | None:
     return Lora(settings.lora_rank, alpha, **targets)
 
 
-def resolved(settings: Settings, config, n_windows: int) -> Settings:
+def resolved(settings: Settings, config, n_windows: int, precision: str) -> Settings:
     """What is not given, from the file and the number of windows."""
     for name in SIZES:
         asked, own = getattr(settings, name), getattr(config, name)
@@ -187,7 +186,7 @@ def resolved(settings: Settings, config, n_windows: int) -> Settings:
         steps=steps,
         epochs=None,
         warmup=warmup,
-        precision=settings.precision or best_precision(),
+        precision=precision,
         slot_sequences=settings.batch // settings.n_slots,
         **{name: getattr(config, name) for name in SIZES},
         tied=config.tied_output,

@@ -445,6 +445,17 @@ def test_muon_refuses_matrices_past_the_end(ops):
         ops.muon(single(20), single(20), single(20), np.array([(1, 4, 5)]), 0.1, 0.9, 1.0)
 
 
+@pytest.mark.parametrize("n", [1, 4096, 10001])
+def test_combine(ops, n):
+    x, y = single(n), single(n)
+    assert_same(ops, "combine", single(n), 0.3, x, -2.5, y)
+    expected = 0.3 * x - 2.5 * y
+    ops.combine(x, 0.3, x, -2.5, y)  # in place
+    np.testing.assert_allclose(x, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="y has shape"):
+        ops.combine(x, 1.0, x, 1.0, single(n + 1))
+
+
 def test_refuses_wrong_arrays(ops):
     with pytest.raises(ValueError, match=r"b has shape \(5, 3\), expected \(4, 3\)"):
         ops.gemm(single(2, 3), single(2, 4), single(5, 3))

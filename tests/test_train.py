@@ -17,6 +17,7 @@ from llm import cli, train
 from llm.checkpoint import load_checkpoint, save_checkpoint
 from llm.compare import compare_files
 from llm.engine import Model
+from llm.ops_numpy import OpsNumpy
 from llm.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -338,7 +339,7 @@ def tree_run(n_slots):
             ready(part)
         return float(tokens)
 
-    model = SimpleNamespace(grads=grads, loss_and_grad=loss_and_grad)
+    model = SimpleNamespace(grads=grads, loss_and_grad=loss_and_grad, ops=OpsNumpy(np.float32))
     examples = SimpleNamespace(slot=lambda step, slot: (slot, None))
     return SimpleNamespace(settings=settings, model=model, examples=examples)
 

@@ -1,0 +1,346 @@
+"""The trainer's operations on one NVIDIA GPU, through CuPy. Layer 2.
+
+OpsCuda is OpsC with other arrays: the same checks, the same argument structs and the same row
+kernels (csrc/train_kernels.cu), compiled by NVRTC and launched with one block per row. Products go
+to cuBLAS through one function, `_multiply`; attention is batched products around a fused causal
+softmax. Master weights, activations and sums are float32; precision "bf16" rounds the operands of
+products. Tested without a GPU on tests/cuda_stand_in.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from llm._train import ffi, lib
+
+from .config import ModelConfig
+from .errors import LlmError
+from .ops_c import _CHUNK, OpsC
+from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
+
+BLOCK = 256  # threads of a row; a multiple of 32, as ROW_REDUCE wants (port.h)
+MOST_BLOCKS = 1 << 20  # blocks stride over the rows beyond
+ATTENTION_BYTES = 1 << 30  # of scores at a time, where a sequence's are not more
+PINNED_BYTES = 1 << 22
+HEADERS = ("numeric.h", "port.h", "train.h")
+# No contraction: the arithmetic of a row is the CPU's. Functions without a mark are the GPU's.
+OPTIONS = ("-default-device", "--fmad=false")
+
+
+def kernel_source() -> str:
+    """csrc/train_kernels.cu with its headers put in: one text, since NVRTC reads no files, and
+    CuPy's cache of compiled kernels sees every change. In a package csrc lies inside llm."""
+    here = Path(__file__).resolve().parent
+    folder = next((f for f in (here / "csrc", here.parent / "csrc") if f.is_dir()), None)
+    if folder is None:
+        raise LlmError(f"{here}/csrc is missing: install the package anew")
+
+    def text(name: str) -> str:
+        lines = (folder / name).read_text(encoding="utf-8")
+        include = rf'^#include "({"|".join(map(re.escape, HEADERS))})"$'
+        return re.sub(include, lambda found: text(found[1]), lines, flags=re.M)
+
+    return text("train_kernels.cu")
+
+
+@cache
+def libraries():
+    """(cupy, cuBLAS), or LlmError in one line: no CuPy, no driver, no GPU."""
+    try:
+        import cupy
+        from cupy_backends.cuda.libs import cublas
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        install = "pip install 'two-file-llm[cuda]'"
+        raise LlmError(f"--device cuda needs CuPy and cuBLAS ({reason}): {install}") from error
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise LlmError(f"--device cuda: no GPU that CUDA can use ({error})") from error
+    return cupy, cublas
+
+
+class OpsCuda(OpsC):
+    """Arrays are CuPy's, on the current device; bfloat16 ones are uint16. Everything is asked for
+    on one stream and done in that order; only to_host and wait wait for it."""
+
+    name = "cuda"
+    n_threads = 1  # of the host
+    chunk_floats = 1 << 28  # a gigabyte of logits: products large enough for the GPU
+
+    def __init__(self, precision: str = "bf16", modules=None):
+        """modules: (cupy, cuBLAS), or what stands for them; by default libraries()."""
+        self.precision = precision
+        self._rounds = {"fp32": False, "bf16": True}[precision]
+        self._score_bytes = 12 if self._rounds else 8  # scores and their gradient, both forms
+        self._cupy, self._cublas = modules or libraries()
+        self._pool = self._cupy.cuda.MemoryPool()
+        self._cupy.cuda.set_allocator(self._pool.malloc)
+        self._module = self._cupy.RawModule(code=kernel_source(), options=OPTIONS)
+        self._launches = {}
+        self._handle = self._cupy.cuda.get_cublas_handle()
+        self._types = {
+            np.dtype(np.float32): self._cupy.cuda.runtime.CUDA_R_32F,
+            np.dtype(np.uint16): self._cupy.cuda.runtime.CUDA_R_16BF,
+        }
+        self._pinned = Pinned(self._cupy)
+        self._structs = {}
+        major_minor = self._cupy.cuda.Device().compute_capability
+        self.kernels = f"cuda sm_{major_minor}"
+        self._calls = {
+            lib.llm_ops_gemm: self._gemm,
+            lib.llm_ops_attention: self._attention_forward,
+            lib.llm_ops_attention_backward: self._attention_backward,
+            lib.llm_ops_muon: self._muon,
+        }
+
+    # ---- memory: one arena, cut by CuPy's pool ----
+
+    def memory(self) -> tuple[int, str]:
+        """Bytes that arrays can still take, and whose they are."""
+        free = self._cupy.cuda.runtime.memGetInfo()[0] + self._pool.free_bytes()
+        return free, f"the GPU has {free / 1e9:.1f} GB free"
+
+    def workspace_bytes(self, config: ModelConfig, n_rows: int) -> int:
+        """Scores, logits, and the largest operands as bfloat16."""
+        c, n_batch = config, -(-n_rows // config.n_ctx)
+        part = self._parts(n_batch, c.n_head, c.n_ctx)[0]
+        scores = (part.stop - part.start) * c.n_head * c.n_ctx**2 * self._score_bytes
+        logits = min(self.chunk_floats, n_rows * c.n_vocab) * 4
+        widest = max(c.n_ff, c.n_embd)
+        return scores + logits * 3 // 2 + 2 * widest * max(n_rows, c.n_embd, c.n_vocab)
+
+    def reserve(self, n_bytes: int) -> None:
+        """Takes so much from the GPU at once: the pool cuts later arrays out of it."""
+        if n_bytes > self._pool.total_bytes():
+            self._pool.free_all_blocks()
+            self._pool.malloc(n_bytes - self._pool.total_bytes())
+
+    def empty(self, *shape: int):
+        return self._cupy.empty(shape, self.dtype)
+
+    def _empty_16(self, *shape: int):
+        return self._cupy.empty(shape, np.uint16)
+
+    def from_host(self, array: np.ndarray):
+        out = self._cupy.empty(array.shape, array.dtype)
+        self.write(out, array)
+        return out
+
+    def write(self, x, values: np.ndarray):
+        if x.shape != values.shape:
+            raise ValueError(f"an array of shape {x.shape} cannot take one of {values.shape}")
+        self._pinned.copy(x, np.ascontiguousarray(values, x.dtype))
+
+    def to_host(self, array) -> np.ndarray:
+        return array.get()
+
+    def zero(self, x):
+        _contiguous("x", x).data.memset_async(0, x.nbytes)
+
+    def _copy(self, x, source):
+        _contiguous("x", x).data.copy_from_device_async(_contiguous("y", source).data, x.nbytes)
+
+    def wait(self) -> None:
+        self._cupy.cuda.get_current_stream().synchronize()
+
+    # ---- launching the rows of csrc/train_kernels.cu ----
+
+    def _args(self, kind: str, values: dict) -> np.ndarray:
+        """The struct's bytes, as an array of one element: CuPy passes that by value."""
+        out = super()._args(kind, values)[0]
+        return np.frombuffer(bytes(ffi.buffer(out)), np.dtype((np.void, ffi.sizeof(kind))))
+
+    def _pointer(self, name: str, kind: str, array):
+        return ffi.cast("void *", _contiguous(name, array).data.ptr)
+
+    def _rows(self, name: str, n_rows: int, **values) -> None:
+        if name not in self._launches:
+            self._launches[name] = self._module.get_function(f"{name}_kernel")
+        args = self._args(f"llm_{name}_args", values)
+        grid = (min(n_rows, MOST_BLOCKS),)
+        self._launches[name](grid, (BLOCK,), (args, np.int64(n_rows)))
+
+    def _call(self, function, kind: str, **values) -> None:
+        self._calls[function](**values)
+
+    # ---- products ----
+
+    def _multiply(self, c, a, b, trans_a=False, trans_b=False, alpha=1.0, beta=0.0):
+        """c = alpha op(a) op(b) + beta c for float32 c (M, N), or (batch, M, N) for batches; a and
+        b are both float32 or both bfloat16."""
+        # cuBLAS counts columns first: to it each of ours is transposed, and c^T = op(b)^T op(a)^T.
+        m, n = c.shape[-2:]
+        k = a.shape[-2] if trans_a else a.shape[-1]
+        transposed = {False: self._cublas.CUBLAS_OP_N, True: self._cublas.CUBLAS_OP_T}
+
+        def matrix(x):
+            place = [x.data.ptr, self._types[x.dtype], x.shape[-1]]
+            return place if c.ndim == 2 else [*place, x.shape[-2] * x.shape[-1]]
+
+        alpha, beta = (
+            np.array([x], np.float32) for x in (alpha, beta)
+        )  # read before the call ends
+        arguments = (
+            *(self._handle, transposed[bool(trans_b)], transposed[bool(trans_a)], n, m, k),
+            *(alpha.ctypes.data, *matrix(b), *matrix(a), beta.ctypes.data, *matrix(c)),
+        )
+        how = self._cublas.CUBLAS_COMPUTE_32F, self._cublas.CUBLAS_GEMM_DEFAULT
+        if c.ndim == 2:
+            self._cublas.gemmEx(*arguments, *how)
+        else:
+            self._cublas.gemmStridedBatchedEx(*arguments, len(c), *how)
+
+    def _rounded(self, x):
+        """x as products read it."""
+        if not self._rounds:
+            return x
+        out = self._empty_16(*x.shape)
+        self._rows("round", -(-x.size // _CHUNK), out_16=out, x=x, n=x.size)
+        return out
+
+    def _gemm(self, m, n, c, a, b, add, a_trans, b_trans, **_):
+        for name, array in (("a", a), ("b", b), ("c", c)):
+            _contiguous(name, array)
+        if add is not None and add.ndim == 1:
+            self._rows("repeat", m, out=c, x=add, n=n)
+        elif add is not None and add.data.ptr != c.data.ptr:
+            self._copy(c, add)
+        beta = 0.0 if add is None else 1.0
+        self._multiply(c, self._rounded(a), self._rounded(b), a_trans, b_trans, beta=beta)
+
+    # ---- attention ----
+
+    def _parts(self, n_batch: int, n_head: int, n_time: int):
+        """Slices of a batch: the scores of each, four arrays at most, fit in ATTENTION_BYTES."""
+        n = max(1, ATTENTION_BYTES // (n_head * n_time**2 * self._score_bytes))
+        return [slice(i, min(i + n, n_batch)) for i in range(0, n_batch, n)]
+
+    def _split(self, x, n_head: int):
+        """(B, T, K, D) to (B * n_head, T, D), rounded as products want it."""
+        B, T, K, D = x.shape
+        out = (self._empty_16 if self._rounds else self.empty)(B * n_head, T, D)
+        to = {"out": None, "out_16": out} if self._rounds else {"out": out, "out_16": None}
+        sizes = {"n_time": T, "n_head": n_head, "n_kv_head": K, "head_dim": D}
+        self._rows("split_heads", B * T, x=x, **to, **sizes)
+        return out
+
+    def _join(self, out, x):
+        """(B * n_head, T, D) to out (B, T, K, D)."""
+        B, T, K, D = out.shape
+        sizes = {"n_time": T, "n_head": len(x) // B, "n_kv_head": K, "head_dim": D}
+        self._rows("join_heads", B * T, out=out, x=x, **sizes)
+
+    def _scores(self, q, k):
+        """q k^T of every head, and where a kernel puts what becomes of them."""
+        scores = self.empty(len(q), q.shape[1], q.shape[1])
+        self._multiply(scores, q, k, trans_b=True)
+        return scores, self._empty_16(*scores.shape) if self._rounds else None
+
+    def _attention_forward(self, q, k, v, o, lse, starts, head_dim, **_):
+        B, T, H, D = q.shape
+        for part in self._parts(B, H, T):
+            q_part, k_part, v_part = (self._split(x[part], H) for x in (q, k, v))
+            scores, scores_16 = self._scores(q_part, k_part)
+            self._rows(
+                "causal_softmax", len(scores) * T,
+                scores=scores, scores_16=scores_16, lse=lse[part],
+                starts=None if starts is None else starts[part],
+                n_head=H, n_time=T, scale=D**-0.5,
+            )  # fmt: skip
+            out = self.empty(*q_part.shape)
+            self._multiply(out, scores_16 if self._rounds else scores, v_part)
+            self._join(o[part], out)
+
+    def _attention_backward(self, q, k, v, o, lse, starts, d_o, dq, dk, dv, **_):
+        B, T, H, D = q.shape
+        for part in self._parts(B, H, T):
+            q_part, k_part, v_part, do_part = (self._split(x[part], H) for x in (q, k, v, d_o))
+            p, p_16 = self._scores(q_part, k_part)
+            ds, ds_16 = self._scores(do_part, v_part)
+            self._rows(
+                "causal_softmax_backward", len(p) * T,
+                scores=p, scores_16=p_16, dp=ds, dp_16=ds_16, lse=lse[part],
+                d_o=d_o[part], o=o[part], starts=None if starts is None else starts[part],
+                n_head=H, n_time=T, head_dim=D, scale=D**-0.5,
+            )  # fmt: skip
+            if self._rounds:
+                p, ds = p_16, ds_16
+            out = self.empty(*q_part.shape)
+            for gradient, left, right, turned in (
+                (dv, p, do_part, True),
+                (dq, ds, k_part, False),
+                (dk, ds, q_part, True),
+            ):
+                self._multiply(out, left, right, trans_a=turned)
+                self._join(gradient[part], out)
+
+    # ---- Muon ----
+
+    def _muon(self, p, g, m, matrices, rate, momentum, grad_scale, **_):
+        for offset, rows, columns in matrices.tolist():
+            n = rows * columns
+            p_part, g_part, m_part = (flat[offset : offset + n] for flat in (p, g, m))
+            x, squares = self.empty(rows, columns), self.empty(-(-n // _CHUNK))
+            self._rows(
+                "muon_momentum", len(squares),
+                m=m_part, x=x, squares=squares, g=g_part, n=n,
+                momentum=momentum, grad_scale=grad_scale,
+            )  # fmt: skip
+            norm = math.sqrt(math.fsum(self.to_host(squares))) + 1e-7
+            self.combine(x, 1 / norm, x, 0.0, x)
+            x = self._orthogonalize(x)
+            self._rows(
+                "muon_update", len(squares),
+                p=p_part, x=x, n=n, rate=rate * math.sqrt(max(1.0, rows / columns)),
+            )  # fmt: skip
+
+    def _orthogonalize(self, x):
+        """As in OpsNumpy, with its constants folded into the products."""
+        a, b, c = NEWTON_SCHULZ
+        tall, side = x.shape[0] > x.shape[1], min(x.shape)
+        gram, square, other = self.empty(side, side), self.empty(side, side), self.empty(*x.shape)
+        for _ in range(N_NEWTON_SCHULZ):
+            x_16 = self._rounded(x)
+            self._multiply(gram, x_16, x_16, trans_a=tall, trans_b=not tall)
+            gram_16 = self._rounded(gram)
+            self._copy(square, gram)
+            self._multiply(square, gram_16, gram_16, alpha=c, beta=b)
+            square_16 = self._rounded(square)
+            pair = (x_16, square_16) if tall else (square_16, x_16)
+            self._copy(other, x)
+            self._multiply(other, *pair, beta=a)
+            x, other = other, x
+        return x
+
+
+class Pinned:
+    """Two page-locked buffers used in turn: one is filled while the other's copy is under way."""
+
+    def __init__(self, cupy):
+        self._buffers = [cupy.cuda.alloc_pinned_memory(PINNED_BYTES) for _ in range(2)]
+        self._copied = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
+        self._next = 0
+
+    def copy(self, x, values: np.ndarray) -> None:
+        """To x on the GPU, in the order of its stream; values may change at once."""
+        source = values.reshape(-1).view(np.uint8)
+        for at in range(0, source.size, PINNED_BYTES):
+            piece = source[at : at + PINNED_BYTES]
+            buffer, copied = self._buffers[self._next], self._copied[self._next]
+            self._next = 1 - self._next
+            copied.synchronize()
+            np.frombuffer(buffer, np.uint8, piece.size)[...] = piece
+            (x.data + at).copy_from_host_async(buffer.ptr, piece.size)
+            copied.record()
+
+
+def _contiguous(name: str, array):
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} is not contiguous")
+    return array

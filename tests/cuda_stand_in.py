@@ -1,0 +1,255 @@
+"""A host that plays the GPU for llm/ops_cuda.py: what it calls of CuPy and cuBLAS.
+
+Kernels are csrc/train_kernels.cu built by the C compiler; they get the struct's bytes as a launch
+would pass them, and run their rows in rising or falling order. Memory is the host's, but arrays are
+no NumPy arrays and refuse to become one by themselves, as CuPy's do. Fresh memory is full of NaN
+and has guard bytes around it. Products check leading dimensions and types, read bfloat16 as such,
+and count columns first. What this cannot show: races between a row's threads, and speed.
+"""
+
+import ctypes
+import subprocess
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+from conftest import ROOT
+
+GUARD = 64
+KERNELS = """
+#include "port.h"
+#undef ROW_KERNEL
+#define ROW_KERNEL(name)                                                             \\
+  PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row);              \\
+  static const port_rows name##_builds[1];                                           \\
+  const int64_t name##_bytes = sizeof(llm_##name##_args);                            \\
+  void name##_kernel(const llm_##name##_args *a, int64_t n_rows, int32_t falling) {  \\
+    (void)name##_builds;                                                             \\
+    for (int64_t row = 0; row < n_rows; row++)                                       \\
+      name##_row(a, falling ? n_rows - 1 - row : row);                               \\
+  }                                                                                  \\
+  PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row)
+#include "train_kernels.cu"
+"""
+
+
+def build_kernels(folder):
+    """The library of the kernels, each as NAME_kernel."""
+    source, library = folder / "kernels.c", folder / "kernels.so"
+    source.write_text(KERNELS)
+    flags = "-std=c11 -O1 -ffp-contract=off -Wall -Wextra -Werror -shared -fPIC".split()
+    files = [source, ROOT / "csrc/numeric.c"]
+    subprocess.run(["cc", *flags, f"-I{ROOT}/csrc", "-o", library, *files, "-lm"], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def from_bf16(bits16):
+    return (bits16.astype(np.uint32) << 16).view(np.float32)
+
+
+class Pointer:
+    """Of the device's memory; `memory` keeps it alive."""
+
+    def __init__(self, memory, ptr):
+        self.memory, self.ptr = memory, ptr
+
+    def __add__(self, n_bytes):
+        return Pointer(self.memory, self.ptr + n_bytes)
+
+    def memset_async(self, value, n_bytes):
+        ctypes.memset(self.ptr, value, n_bytes)
+
+    def copy_from_device_async(self, source, n_bytes):
+        assert isinstance(source, Pointer)
+        ctypes.memmove(self.ptr, source.ptr, n_bytes)
+
+    def copy_from_host_async(self, address, n_bytes):
+        assert isinstance(address, int)
+        ctypes.memmove(self.ptr, address, n_bytes)
+
+
+class Array:
+    """Of the device: what ops_cuda and the model use of cupy.ndarray."""
+
+    def __init__(self, values, memory):
+        self._values, self._memory = values, memory
+        self.shape, self.dtype, self.ndim = values.shape, values.dtype, values.ndim
+        self.size, self.nbytes, self.flags = values.size, values.nbytes, values.flags
+        self.data = Pointer(memory, values.ctypes.data)
+
+    def __len__(self):
+        return len(self._values)
+
+    def __getitem__(self, index):
+        view = self._values[index]
+        assert isinstance(view, np.ndarray), "an element of a GPU's array"
+        return Array(view, self._memory)
+
+    def reshape(self, *shape):
+        view = self._values.reshape(*shape)
+        assert np.shares_memory(view, self._values)
+        return Array(view, self._memory)
+
+    def copy(self):
+        raw = self._values.copy()
+        return Array(raw, raw)
+
+    def get(self):
+        return self._values.copy()
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __iter__(self):
+        raise TypeError("a loop over a GPU's array")
+
+
+class StandIn:
+    """`modules` stand for cupy and cuBLAS; `launches` lists (kernel, grid, block)."""
+
+    def __init__(self, kernels, falling=False, free=1 << 33):
+        self.kernels, self.falling, self.free = kernels, falling, free
+        self.launches, self.products, self.guards = [], [], []
+        self.held = 0  # bytes of reserved chunks
+        runtime = SimpleNamespace(
+            CUDA_R_32F=0,
+            CUDA_R_16BF=14,
+            CUDARuntimeError=RuntimeError,
+            getDeviceCount=lambda: 1,
+            memGetInfo=lambda: (self.free, self.free),
+        )
+        self.cupy, self.cublas = ModuleType("cupy"), ModuleType("cublas")
+        self.cupy.empty = self.empty
+        self.cupy.RawModule = self.module
+        self.cupy.cuda = SimpleNamespace(
+            runtime=runtime,
+            MemoryPool=lambda: self,
+            set_allocator=lambda allocate: None,
+            get_cublas_handle=lambda: 77,
+            get_current_stream=lambda: SimpleNamespace(synchronize=self.check_guards),
+            alloc_pinned_memory=self.pinned,
+            Event=lambda disable_timing: SimpleNamespace(
+                record=lambda: None, synchronize=lambda: None
+            ),
+            Device=lambda: SimpleNamespace(compute_capability="90"),
+        )
+        self.modules = self.cupy, self.cublas
+        self.cublas.CUBLAS_OP_N, self.cublas.CUBLAS_OP_T = 0, 1
+        self.cublas.CUBLAS_COMPUTE_32F, self.cublas.CUBLAS_GEMM_DEFAULT = 68, -1
+        self.cublas.gemmEx = self.gemm
+        self.cublas.gemmStridedBatchedEx = self.gemm_batched
+
+    # ---- memory; this object is the pool too ----
+
+    def malloc(self, n_bytes):
+        self.held += n_bytes
+
+    def free_all_blocks(self):
+        self.held = 0
+
+    def free_bytes(self):
+        return self.held
+
+    total_bytes = free_bytes
+
+    def pinned(self, n_bytes):
+        class Buffer(ctypes.c_char * n_bytes):
+            ptr = property(ctypes.addressof)
+
+        return Buffer()
+
+    def empty(self, shape, dtype):
+        dtype = np.dtype(dtype)
+        n = int(np.prod(shape)) * dtype.itemsize
+        raw = np.full(n + 2 * GUARD, 0xFF, np.uint8)
+        raw[:GUARD] = raw[GUARD + n :] = 0xA5
+        self.guards.append((raw[:GUARD], raw[GUARD + n :]))
+        return Array(raw[GUARD : GUARD + n].view(dtype).reshape(shape), raw)
+
+    def check_guards(self):
+        for guards in self.guards:
+            assert all((guard == 0xA5).all() for guard in guards), "written past an array's end"
+
+    # ---- kernels ----
+
+    def module(self, code, options):
+        assert "-default-device" in options
+        assert "#include <" not in code.split("#else")[0]  # of port.h: what NVRTC would look for
+
+        def get_function(name):
+            function = getattr(self.kernels, name)
+            size = ctypes.c_int64.in_dll(self.kernels, name.replace("_kernel", "_bytes")).value
+
+            def launch(grid, block, arguments):
+                args, n_rows = arguments
+                assert f"ROW_KERNEL({name.removesuffix('_kernel')})" in code
+                assert isinstance(args, np.ndarray) and args.size == 1 and args.nbytes == size
+                assert type(n_rows) is np.int64 and n_rows >= 1
+                assert block[0] % 32 == 0 and block[0] <= 1024 and 1 <= grid[0] <= n_rows
+                self.launches.append((name, grid, block))
+                pointer = ctypes.c_void_p(args.ctypes.data)
+                function(pointer, ctypes.c_int64(n_rows), ctypes.c_int32(self.falling))
+
+            return launch
+
+        return SimpleNamespace(get_function=get_function)
+
+    # ---- cuBLAS ----
+
+    def matrix(self, address, kind, ld, rows, columns):
+        """(rows, columns) stored column by column, ld elements from one to the next."""
+        assert ld >= rows, f"a leading dimension of {ld} for {rows} rows"
+        element, dtype = {0: (ctypes.c_float, np.float32), 14: (ctypes.c_uint16, np.uint16)}[kind]
+        n = ld * (columns - 1) + rows
+        flat = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(element)), (n,))
+        strides = (dtype().itemsize, ld * dtype().itemsize)
+        return np.lib.stride_tricks.as_strided(flat, (rows, columns), strides)
+
+    def gemm(self, handle, op_a, op_b, m, n, k, alpha, a, a_kind, lda, b, b_kind, ldb, beta, c,
+             c_kind, ldc, compute, algorithm):  # fmt: skip
+        assert (handle, compute, algorithm, c_kind) == (77, 68, -1, 0) and a_kind == b_kind
+        self.products.append((m, n, k, a_kind))
+        alpha, beta = (ctypes.c_float.from_address(x).value for x in (alpha, beta))
+        a = self.matrix(a, a_kind, lda, *((k, m) if op_a else (m, k)))
+        b = self.matrix(b, b_kind, ldb, *((n, k) if op_b else (k, n)))
+        if a_kind == 14:
+            a, b = from_bf16(a), from_bf16(b)
+        product = alpha * ((a.T if op_a else a) @ (b.T if op_b else b))
+        c = self.matrix(c, 0, ldc, m, n)
+        c[...] = product if beta == 0 else product + np.float32(beta) * c  # as cuBLAS: 0 reads no c
+
+    def gemm_batched(self, handle, op_a, op_b, m, n, k, alpha, a, a_kind, lda, a_step, b, b_kind,
+                     ldb, b_step, beta, c, c_kind, ldc, c_step, batch, *how):  # fmt: skip
+        size = {0: 4, 14: 2}
+        for i in range(batch):
+            self.gemm(
+                *(handle, op_a, op_b, m, n, k, alpha, a + i * a_step * size[a_kind], a_kind, lda),
+                *(b + i * b_step * size[b_kind], b_kind, ldb, beta),
+                *(c + i * c_step * size[c_kind], c_kind, ldc, *how),
+            )
+
+
+class OnHost:
+    """OpsCuda for NumPy arrays, which go to the device and come back."""
+
+    def __init__(self, ops):
+        self._ops = ops
+
+    def __getattr__(self, name):
+        method = getattr(self._ops, name)
+
+        def call(*args, **options):
+            moved = {}
+
+            def move(x):
+                if not isinstance(x, np.ndarray) or x.dtype == np.int64:  # a list of matrices
+                    return x
+                return moved.setdefault(id(x), (x, self._ops.from_host(x)))[1]
+
+            result = method(*map(move, args), **{k: move(v) for k, v in options.items()})
+            for array, device in moved.values():
+                array[...] = device.get()
+            self._ops.wait()
+            return result
+
+        return call

@@ -1,0 +1,332 @@
+"""The GPU's back end, on a host that plays the GPU: every operation, whole trainings, what the CUDA
+compilers say, what is said where there is no GPU. Nothing here has a GPU (tests/test_gpu.py does).
+"""
+
+import ctypes
+import glob
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_ops
+from cuda_stand_in import OnHost, StandIn, build_kernels
+from test_ops import OPS_BF16, assert_same, documents, single
+from training import arguments, finish, refused
+
+from conftest import ROOT
+from llm import ops_cuda
+from llm.config import ModelConfig
+from llm.lora import Lora
+from llm.model import Transformer, init_params
+from llm.ops_cuda import OpsCuda
+from llm.ops_numpy import OpsNumpy
+from llm.optim import OPTIMIZERS
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return build_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["rising", "falling"])
+def ops(request, kernels):
+    """fp32; no result may depend on the order in which rows are done."""
+    return OnHost(OpsCuda("fp32", StandIn(kernels, request.param).modules))
+
+
+@pytest.fixture(scope="module")
+def rounding(kernels):
+    return [OnHost(OpsCuda("bf16", StandIn(kernels, falling).modules)) for falling in (0, 1)]
+
+
+# ---- every operation against float64, on odd shapes ----
+
+
+@pytest.mark.parametrize("trans_a, trans_b", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (5, 17, 2), (31, 100, 801)])
+def test_gemm(ops, rounding, m, n, k, trans_a, trans_b):
+    test_ops.test_gemm(ops, m, n, k, trans_a, trans_b)
+    test_ops.test_gemm_of_rounded_operands(rounding, m, n, k, trans_a, trans_b)
+
+
+@pytest.mark.parametrize("n_rows, n", [(1, 1), (70, 50), (130, 288)])
+def test_rows(ops, n_rows, n):
+    test_ops.test_sum_rows(ops, n_rows, n)
+    test_ops.test_embed(ops, n)
+    test_ops.test_rmsnorm(ops, n_rows, n)
+    test_ops.test_swiglu(ops, n_rows, n)
+    for scale in (None, 0.3):
+        test_ops.test_cross_entropy(ops, n, scale)
+    for size in (n, n_rows * n):
+        test_ops.test_optimizer(ops, size)
+        test_ops.test_combine(ops, size)
+
+
+@pytest.mark.parametrize("options", [{}, {"halves": True, "starts": test_ops.STARTS}])
+def test_rope(ops, options):
+    test_ops.test_rope(ops, 26, options)
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("n_head, n_kv_head", [(2, 2), (4, 2), (3, 1)])
+def test_attention(ops, rounding, n_head, n_kv_head, isolate):
+    for T, head_dim in ((1, 8), (47, 15), (101, 48)):
+        test_ops.test_attention(ops, n_head, n_kv_head, T, head_dim, isolate)
+        starts = documents(2, T) if isolate else None
+        q, k, v = (single(2, T, n, head_dim) for n in (n_head, n_kv_head, n_kv_head))
+        o, lse, do = single(*q.shape), single(2, n_head, T), single(*q.shape)
+        # Probabilities are rounded here, and there what they are before the division by their sum.
+        close = {"reference": OPS_BF16, "tolerance": 4e-3, "mean": True}
+        assert_same(rounding[0], "attention", o, lse, q, k, v, starts, **close)
+        results = []
+        for back_end in rounding:
+            outputs = [np.empty_like(x) for x in (q, k, v)]
+            back_end.attention(o, lse, q, k, v, starts)
+            back_end.attention_backward(*outputs, do, o, q, k, v, lse, starts)
+            results.append([o.copy(), lse.copy(), *outputs])
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, other)
+        arrays = *outputs, do, o, q, k, v, lse, starts
+        assert_same(rounding[0], "attention_backward", *arrays, **close)
+
+
+def test_attention_in_parts(kernels, monkeypatch):
+    """Of a batch whose scores do not fit at once, with the same bits."""
+    starts, shapes = documents(3, 20), [(3, 20, 4, 6), (3, 20, 2, 6), (3, 20, 2, 6)]
+    q, k, v = (single(*shape) for shape in shapes)
+    do, results = single(*q.shape), []
+    for n_bytes in (1 << 30, 1):
+        monkeypatch.setattr(ops_cuda, "ATTENTION_BYTES", n_bytes)
+        machine = StandIn(kernels)
+        ops = OnHost(OpsCuda("bf16", machine.modules))
+        o, lse, outputs = single(*q.shape), single(3, 4, 20), [np.empty_like(x) for x in (q, k, v)]
+        ops.attention(o, lse, q, k, v, starts)
+        ops.attention_backward(*outputs, do, o, q, k, v, lse, starts)
+        results.append((o, lse, *outputs))
+        n_parts = 3 if n_bytes == 1 else 1
+        assert [name for name, *_ in machine.launches].count("causal_softmax_kernel") == n_parts
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_muon(ops, rounding):
+    close = {"lr": 0.02, "momentum": 0.9, "grad_scale": 0.5}
+    for back_end, reference, tolerance in ((ops, OpsNumpy(), 2e-5), (rounding[0], OPS_BF16, 2e-3)):
+        arrays = single(8010), single(8010), single(8010), test_ops.MATRICES
+        assert_same(back_end, "muon", *arrays, reference=reference, tolerance=tolerance, **close)
+
+
+def test_rounding_keeps_nan_and_infinity(rounding):
+    """Ties to even; what is no number reaches the product, where the guard of a run sees it."""
+    ops = rounding[0]._ops
+    x = np.array([[1 + 2**-8, 1 + 3 * 2**-8, -np.inf, np.nan, 3.4e38, 1e-45]], np.float32)
+    bits = ops._rounded(ops.from_host(x)).get().astype(np.uint32) << 16
+    expected = [[1, 1 + 2**-6, -np.inf, np.nan, np.inf, 0]]
+    np.testing.assert_array_equal(bits.view(np.float32), np.array(expected, np.float32))
+
+
+def test_refuses_wrong_arrays(kernels):
+    ops = OpsCuda("fp32", StandIn(kernels).modules)
+    a, b, c = (ops.from_host(single(*shape)) for shape in ((2, 4), (5, 3), (2, 3)))
+    with pytest.raises(ValueError, match=r"b has shape \(5, 3\), expected \(4, 3\)"):
+        ops.gemm(c, a, b)
+    with pytest.raises(ValueError, match="out is int32, expected float32"):
+        ops.combine(ops.from_host(np.zeros(3, np.int32)), 1.0, a[0, :3], 1.0, a[0, :3])
+    with pytest.raises(ValueError, match="x is not contiguous"):
+        ops.sum_squares(ops.from_host(single(20))[::2])
+    with pytest.raises(ValueError, match=r"shape \(2, 4\) cannot take one of \(8,\)"):
+        ops.write(a, single(8))
+
+
+# ---- copies ----
+
+
+def test_copies_larger_than_the_pinned_buffers(kernels, monkeypatch):
+    monkeypatch.setattr(ops_cuda, "PINNED_BYTES", 100)
+    ops = OpsCuda("fp32", StandIn(kernels).modules)
+    values = single(33, 7)
+    np.testing.assert_array_equal(ops.to_host(ops.from_host(values)), values)
+
+
+# ---- whole trainings ----
+
+CONFIG = dict(n_vocab=33, n_ctx=12, n_embd=24, n_layer=2, n_head=4, n_kv_head=2, n_ff=20)
+STARTS = np.array([[0, 0, 2, 2, 2, 2, 2, 7, 7], [0, 0, 0, 0, 0, 0, 6, 6, 6]])
+VARIANTS = {
+    "adamw": {},
+    "muon": {"optimizer": "muon"},
+    "recomputed": {"recompute": True, "starts": STARTS},
+    "untied qwen3": {"architecture": "qwen3", "key_length": 10, "tied_output": False},
+    "qwen2 with adapters": {"architecture": "qwen2", "lora": Lora(3, 6.0)},
+}
+
+
+LR, GAIN = 1e-3, 2  # gentle, so that a last bit stays small
+
+
+def train(ops, optimizer="adamw", recompute=False, lora=None, starts=None, **sizes):
+    """Losses of 6 steps, the last weights, and the loss and the logits of what was learned."""
+    config = ModelConfig(**{**CONFIG, **sizes})
+    params = (init_params(config, 1) * GAIN).astype(ops.dtype)
+    model = Transformer(config, ops, params, recompute, lora)
+    optimizer = OPTIMIZERS[optimizer](config, ops=ops, entries=model.entries)
+    rng = np.random.default_rng(3)
+    tokens, targets = rng.integers(0, 33, (2, 2, 9), dtype=np.int32)
+    targets[0, :2] = -1
+    losses = []
+    for _ in range(6):
+        losses.append(model.loss_and_grad(tokens, targets, starts))
+        norm = ops.sum_squares(model.grads) ** 0.5
+        optimizer.step(model.trained, model.grads, LR, min(1.0, 1 / norm))
+    ops.wait()
+    learned = model.loss(tokens, targets, starts)[0], model.logits(tokens, starts)
+    return losses, model.merged(), *learned
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_trains_as_numpy_does(kernels, options):
+    machine = StandIn(kernels)
+    losses, weights, loss, logits = train(OpsCuda("fp32", machine.modules), **options)
+    expected = train(OpsNumpy(np.float64), **options)
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-6)
+    assert np.linalg.norm(weights - expected[1]) < 3e-6 * np.linalg.norm(expected[1])
+    assert loss == pytest.approx(expected[2], rel=1e-6)
+    np.testing.assert_allclose(logits, expected[3], atol=2e-5)
+    assert losses[-1] < losses[0] - 0.1
+    assert {kind for *_, kind in machine.products} == {0}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_trains_rounded_as_numpy_does(kernels, options):
+    machine = StandIn(kernels)
+    mine = train(OpsCuda("bf16", machine.modules), **options)
+    theirs = train(OpsNumpy(np.float32, "bf16"), **options)
+    np.testing.assert_allclose(mine[0], theirs[0], rtol=1e-3)
+    assert {kind for *_, kind in machine.products} == {14}  # no product is forgotten
+
+
+def test_the_order_of_rows_changes_no_bit(kernels):
+    one, other = (train(OpsCuda("bf16", StandIn(kernels, f).modules)) for f in (False, True))
+    for x, y in zip(one, other, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def machine(kernels, monkeypatch):
+    """What `--device cuda` finds."""
+    machine = StandIn(kernels)
+    monkeypatch.setattr(ops_cuda, "libraries", lambda: machine.modules)
+    return machine
+
+
+def test_train_command(machine, text, tmp_path, quickly):
+    more = "--steps", 6, "--batch", 4, "--slot-sequences", 2
+    said = finish(text, tmp_path, *more, "--device", "cuda")
+    assert "bf16 products" in said and "cuda sm_90" in said
+    assert machine.launches and (tmp_path / "out.bin").exists()
+    machine.check_guards()
+    (tmp_path / "cpu").mkdir()
+    on_cpu = finish(text, tmp_path / "cpu", *more, "--precision", "fp32")
+    bits = [float(re.search(r"([\d.]+) validation bits", s)[1]) for s in (said, on_cpu)]
+    assert bits[0] == pytest.approx(bits[1], rel=0.01)
+    # Resumed on the CPU, it goes on, and says that it is another machine.
+    again = finish(text, tmp_path, "--resume", "--device", "cpu")
+    assert "begun with cuda sm_90 kernels" in again
+
+
+def test_a_gpu_too_small(machine, text, tmp_path, capfd):
+    machine.free = 1_000_000
+    said = refused(capfd, *arguments(text, tmp_path, "--steps", 5, "--device", "cuda"))
+    assert "the GPU has 0.0 GB free: lower --batch" in said and "--recompute" in said
+
+
+def test_no_cupy(text, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    ops_cuda.libraries.cache_clear()
+    said = refused(capfd, *arguments(text, tmp_path, "--steps", 5, "--device", "cuda"))
+    assert said.startswith("llm: --device cuda needs CuPy")
+    assert said.endswith("pip install 'two-file-llm[cuda]'")
+
+
+def test_no_gpu(kernels, text, tmp_path, capfd, monkeypatch):
+    machine = StandIn(kernels)
+
+    def no_driver():
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+    machine.cupy.cuda.runtime.getDeviceCount = no_driver
+    backend = type(sys)("cupy_backends.cuda.libs")
+    backend.cublas = machine.cublas
+    for name, module in (("cupy", machine.cupy), ("cupy_backends", backend),
+                         ("cupy_backends.cuda", backend), (backend.__name__, backend)):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, module)
+    ops_cuda.libraries.cache_clear()
+    said = refused(capfd, *arguments(text, tmp_path, "--steps", 5, "--device", "cuda"))
+    assert said.startswith("llm: --device cuda: no GPU that CUDA can use (cudaErrorInsuff")
+
+
+# ---- the CUDA compilers, which need no GPU ----
+
+
+def test_no_register_spills():
+    """A build for the H100; -Xptxas -v counts what does not fit in registers."""
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        pytest.skip("nvcc is not installed")
+    command = [nvcc, "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    command += [*ops_cuda.OPTIONS[1:], "-o", "/dev/null", ROOT / "csrc/train_kernels.cu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used = [line for line in done.stderr.splitlines() if "spill stores" in line]
+    assert len(used) >= 15
+    assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in used), done.stderr
+
+
+def nvrtc_library():
+    """Of the pip package, of a CUDA installation, or None."""
+    found = importlib.util.find_spec("nvidia")
+    folders = list(found.submodule_search_locations) if found else []
+    patterns = [f"{folder}/*/lib/libnvrtc.so.*" for folder in folders]
+    patterns += ["/usr/local/cuda*/lib64/libnvrtc.so.*"]
+    for path in (p for pattern in patterns for p in glob.glob(pattern)):
+        for builtins in Path(path).parent.glob("libnvrtc-builtins.so.*.*"):
+            ctypes.CDLL(str(builtins))  # which it would look for elsewhere
+        return ctypes.CDLL(path)
+    return None
+
+
+def test_nvrtc_compiles_what_ops_cuda_gives_it():
+    nvrtc = nvrtc_library()
+    if nvrtc is None:
+        pytest.skip("no libnvrtc: pip install nvidia-cuda-nvrtc")
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    source = ops_cuda.kernel_source().encode()
+    assert not nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"k.cu", 0, None, None)
+    options = [b"-arch=sm_90", *(option.encode() for option in ops_cuda.OPTIONS)]
+    failed = nvrtc.nvrtcCompileProgram(
+        program, len(options), (ctypes.c_char_p * len(options))(*options)
+    )
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert not failed, log.value.decode()
+
+
+def test_an_installed_package_has_the_kernels(tmp_path):
+    """Beside the modules, where a checkout has none."""
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    spec = importlib.util.spec_from_file_location("llm.elsewhere", tmp_path / "llm/ops_cuda.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert Path(module.__file__).is_relative_to(tmp_path)
+    assert module.kernel_source() == ops_cuda.kernel_source()
+    assert "ROW_KERNEL(causal_softmax)" in module.kernel_source()
