@@ -125,7 +125,9 @@ static void lay_out(llm_context *c, arena *a) {
   }
   c->act.q = arena_take(a, rows, widest / 32 + 1, sizeof *c->act.q);
   c->scores =
-      arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head), c->n_ctx, sizeof(float));
+      arena_take(a, n_threads * (size_t)(m->n_head / m->n_kv_head), ATTENTION_PART, sizeof(float));
+  c->n_parts = max_size(rows, (c->n_ctx + ATTENTION_PART - 1) / ATTENTION_PART);
+  c->parts = arena_take(a, c->n_parts, n_q + 2 * (size_t)m->n_head, sizeof(float));
   c->matmul_scratch_bytes = scratch_bytes(c->kernels, (size_t[]){n_embd, n_q, n_ff}, 3);
   c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes, 1);
   c->ids = arena_take(a, 1, c->n_ctx, sizeof *c->ids);

@@ -9,6 +9,10 @@
 
 enum { N_BATCH = 512 }; /* most tokens in one pass: bounds the scratch, not the result */
 
+/* Attention looks at this many positions, counted from the first that a token sees, as one part.
+ * The parts' results are put together in their order: this number changes the bits. */
+enum { ATTENTION_PART = 256 };
+
 /* RoPE angles of one base: of the layers that see everything, or of the local ones. */
 typedef struct rope_table {
   double *inv_freq; /* (rope_dim / 2): the angle of a pair, per position */
@@ -50,14 +54,16 @@ struct llm_context {
   char *slide_v;
 
   /* Scratch of one pass over n <= N_BATCH tokens, B rows each (B = min(N_BATCH, n_ctx)). */
-  float *x;             /* (B, n_embd) residual stream */
-  float *xn;            /* (B, n_embd) normed */
-  float *q, *att;       /* (B, n_head * head_dim) */
-  float *k, *v;         /* (B, n_kv_head * head_dim) */
-  float *gate, *up;     /* (B, n_ff) */
-  rope_table rope[2];   /* indexed by layer_weights.local */
-  act_rows act;         /* quantized activations, as wide as the widest input */
-  float *scores;        /* (n_threads, n_head / n_kv_head, n_ctx) */
+  float *x;           /* (B, n_embd) residual stream */
+  float *xn;          /* (B, n_embd) normed */
+  float *q, *att;     /* (B, n_head * head_dim) */
+  float *k, *v;       /* (B, n_kv_head * head_dim) */
+  float *gate, *up;   /* (B, n_ff) */
+  rope_table rope[2]; /* indexed by layer_weights.local */
+  act_rows act;       /* quantized activations, as wide as the widest input */
+  float *scores;      /* (n_threads, n_head / n_kv_head, ATTENTION_PART) */
+  float *parts;       /* attention's, (n_parts, n_head, head_dim + 2) */
+  size_t n_parts;
   char *matmul_scratch; /* (n_threads, matmul_scratch_bytes) */
   size_t matmul_scratch_bytes;
   void *arena; /* all of the above in one allocation, */

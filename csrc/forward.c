@@ -9,10 +9,8 @@
  */
 #include "forward.h"
 
-#include <string.h>
-
 #include "error.h"
-#include "numeric.h"
+#include "forward_parts.h"
 #include "quant.h"
 
 /* ---- matrix products: up to three matrices that read the same input, in one job ---- */
@@ -81,9 +79,8 @@ static void rows_thread(void *arg, int thread, int n_threads) {
   for (size_t t = begin; t < end; t++) job->row(job->c, t, job->arg);
 }
 
-/* A single row is not worth waking anybody. */
-static void for_rows(llm_context *c, size_t n_rows,
-                     void (*row)(llm_context *c, size_t t, const void *arg), const void *arg) {
+void for_rows(llm_context *c, size_t n_rows, void (*row)(llm_context *c, size_t t, const void *arg),
+              const void *arg) {
   rows_job job = {c, n_rows, row, arg};
   if (n_rows == 1)
     row(c, 0, arg);
@@ -91,8 +88,7 @@ static void for_rows(llm_context *c, size_t n_rows,
     thread_pool_run(c->pool, rows_thread, &job);
 }
 
-/* Row t of the input x (n wide) in the form that the coming products read. */
-static void prepare_row(llm_context *c, size_t t, const float *x, size_t n) {
+void prepare_row(llm_context *c, size_t t, const float *x, size_t n) {
   if (n % 32) return; /* no quantized matrix has such a width */
   c->kernels->quantize_row(x, n, c->act.q + t * (n / 32));
 }
@@ -158,13 +154,6 @@ static void norm_row(llm_context *c, size_t t, const void *arg) {
   if (a->quantize) prepare_row(c, t, xn, n);
 }
 
-static void prepare_att_row(llm_context *c, size_t t, const void *arg) {
-  (void)arg;
-  const llm_config *m = &c->model->config;
-  size_t n = (size_t)(m->n_head * m->head_dim);
-  prepare_row(c, t, c->att + t * n, n);
-}
-
 /* gate = act(gate) * up, or act(gate) where there is no gate and gate holds W_up x. */
 static void activate_row(llm_context *c, size_t t, const void *arg) {
   size_t n = (size_t)c->model->config.n_ff;
@@ -175,157 +164,6 @@ static void activate_row(llm_context *c, size_t t, const void *arg) {
   case FFN_GELU: c->kernels->gelu(gate, gate, n); break;
   }
   if (*(const int *)arg) prepare_row(c, t, gate, n);
-}
-
-/* Where the key or value of a position begins in its cache. */
-static size_t cache_offset(const llm_context *c, size_t layer, size_t head, size_t position) {
-  size_t n_kv_head = (size_t)c->model->config.n_kv_head;
-  return ((layer * n_kv_head + head) * c->n_ctx + position) * c->kv_row_bytes;
-}
-
-/* A row of n elements as Q8_0, with the rounding of activations. */
-static void store_q8_0(const kernels *kernels, block_q8_0 *dst, const float *src, size_t n) {
-  for (size_t b = 0; b < n / QK; b++) {
-    act_block a;
-    kernels->quantize_row(src + b * QK, QK, &a);
-    memcpy(dst[b].q, a.q, QK);
-    dst[b].d = f32_to_f16(a.scale);
-  }
-}
-
-static void cache_store(const llm_context *c, char *cache, size_t offset, const float *src,
-                        size_t n) {
-  void *dst = cache + offset;
-  switch (c->options.kv_type) {
-  case LLM_TYPE_F16: c->kernels->f32_to_f16(dst, src, n); return;
-  case LLM_TYPE_Q8_0: store_q8_0(c->kernels, dst, src, n); return;
-  default: memcpy(dst, src, n * sizeof *src); return;
-  }
-}
-
-/* Turns one head of q or k by a row of the angles. */
-static void turn(const llm_context *c, const rope_table *rope, size_t row, float *head) {
-  size_t half = (size_t)c->model->config.rope_dim / 2;
-  const float *co = rope->cos + row * half, *s = rope->sin + row * half;
-  switch (c->model->arch->rope) {
-  case ROPE_PAIRS: c->kernels->rope(head, co, s, half); break;
-  case ROPE_HALVES: c->kernels->rope_halves(head, co, s, half); break;
-  case ROPE_NONE: break;
-  }
-}
-
-static void norm_head(const llm_context *c, const float *w, float *head) {
-  const llm_config *m = &c->model->config;
-  if (w) c->kernels->rmsnorm(head, head, w, (size_t)m->head_dim, m->norm_eps);
-}
-
-/* Norms and turns q and k and puts k and v into the cache of this layer; where the window slides, k
- * is turned when it is read. */
-static void place_and_store_row(llm_context *c, size_t t, const void *arg) {
-  size_t layer = *(const size_t *)arg;
-  const llm_config *m = &c->model->config;
-  const layer_weights *l = &c->model->layers[layer];
-  const rope_table *rope = &c->rope[l->local];
-  size_t d = (size_t)m->head_dim, row = context_rope_row(c, t);
-  size_t slot = context_row_slot(c, t, context_position(c, t));
-  float *q = c->q + t * (size_t)m->n_head * d, *k = c->k + t * (size_t)m->n_kv_head * d;
-  const float *v = c->v + t * (size_t)m->n_kv_head * d;
-  for (size_t h = 0; h < (size_t)m->n_head; h++) {
-    norm_head(c, l->q_norm, q + h * d);
-    turn(c, rope, row, q + h * d);
-  }
-  for (size_t h = 0; h < (size_t)m->n_kv_head; h++) {
-    size_t offset = cache_offset(c, layer, h, slot);
-    norm_head(c, l->k_norm, k + h * d);
-    if (!context_slides(c)) turn(c, rope, row, k + h * d);
-    cache_store(c, c->k_cache, offset, k + h * d, d);
-    cache_store(c, c->v_cache, offset, v + h * d, d);
-  }
-}
-
-/* ---- attention: a unit is one token and one key/value head with the query heads that share it
- * ---- */
-
-typedef struct attention_job {
-  llm_context *c;
-  size_t layer, n_tok;
-  size_t window;     /* positions that a token sees, itself included; 0: all */
-  size_t first_seen; /* by any token of the pass */
-} attention_job;
-
-/* Position first_seen + p of a window that slides: keys turned by their place, values in order. */
-static void gather_row(llm_context *c, size_t p, const void *arg) {
-  const attention_job *job = arg;
-  const llm_config *m = &c->model->config;
-  size_t d = (size_t)m->head_dim, position = job->first_seen + p;
-  const rope_table *rope = &c->rope[c->model->layers[job->layer].local];
-  for (size_t h = 0; h < (size_t)m->n_kv_head; h++) {
-    size_t from = cache_offset(c, job->layer, h, context_slot(c, position));
-    size_t to = h * c->n_ctx + position;
-    float *k = c->slide_k + to * d;
-    c->kernels->dequantize((llm_type)c->options.kv_type, c->k_cache + from, d, k);
-    turn(c, rope, position, k);
-    memcpy(c->slide_v + to * c->kv_row_bytes, c->v_cache + from, c->kv_row_bytes);
-  }
-}
-
-/* Where attention of token t reads keys and values of a head from a position on. */
-static void point_at(const attention_job *job, size_t t, size_t head, size_t position,
-                     attention_args *a) {
-  const llm_context *c = job->c;
-  a->k_type = a->v_type = (llm_type)c->options.kv_type;
-  a->k_bytes = a->v_bytes = c->kv_row_bytes;
-  if (context_slides(c)) {
-    size_t at = head * c->n_ctx + position;
-    a->k_type = LLM_TYPE_F32;
-    a->k_bytes = (size_t)c->model->config.head_dim * sizeof(float);
-    a->k = (char *)c->slide_k + at * a->k_bytes;
-    a->v = c->slide_v + at * a->v_bytes;
-  } else {
-    size_t offset = cache_offset(c, job->layer, head, context_row_slot(c, t, position));
-    a->k = c->k_cache + offset;
-    a->v = c->v_cache + offset;
-  }
-}
-
-static void attention_unit(const attention_job *job, size_t t, size_t head, float *scores) {
-  llm_context *c = job->c;
-  const llm_config *m = &c->model->config;
-  size_t d = (size_t)m->head_dim, n_q = (size_t)(m->n_head / m->n_kv_head);
-  size_t n_pos = context_position(c, t) + 1, n_seen = n_pos;
-  if (job->window && n_pos > job->window) n_seen = job->window;
-  size_t at = (t * (size_t)m->n_head + head * n_q) * d;
-  attention_args args = {
-      .out = c->att + at,
-      .q = c->q + at,
-      .n_q = n_q,
-      .n_pos = n_seen,
-      .head_dim = d,
-      .scale = c->model->attention_scale,
-      .scores = scores,
-  };
-  point_at(job, t, head, n_pos - n_seen, &args);
-  c->kernels->attention(&args);
-}
-
-/* Units are dealt in turn: later tokens see more positions, so blocks would be uneven. */
-static void attention_thread(void *arg, int thread, int n_threads) {
-  const attention_job *job = arg;
-  const llm_config *m = &job->c->model->config;
-  size_t n_kv_head = (size_t)m->n_kv_head, n_units = job->n_tok * n_kv_head;
-  float *scores =
-      job->c->scores + (size_t)thread * (size_t)(m->n_head / m->n_kv_head) * job->c->n_ctx;
-  for (size_t u = (size_t)thread; u < n_units; u += (size_t)n_threads)
-    attention_unit(job, u / n_kv_head, u % n_kv_head, scores);
-}
-
-static void attention(llm_context *c, size_t layer, size_t n_tok) {
-  const llm_model *m = c->model;
-  size_t window = m->layers[layer].local ? (size_t)m->config.sliding_window : 0;
-  size_t first_seen = window && c->n_past + 1 > window ? c->n_past + 1 - window : 0;
-  attention_job job = {c, layer, n_tok, window, first_seen};
-  if (context_slides(c)) for_rows(c, c->n_past + n_tok - first_seen, gather_row, &job);
-  thread_pool_run(c->pool, attention_thread, &job);
 }
 
 /* ---- the pass ---- */
@@ -345,7 +183,6 @@ static void attention_block(llm_context *c, size_t layer, size_t n_tok) {
   matmul(c, (product[]){{&l->wq, c->q}, {&l->wk, c->k}, {&l->wv, c->v}}, 3);
   for_rows(c, n_tok, place_and_store_row, &layer);
   attention(c, layer, n_tok);
-  if (type_is_quantized(l->wo.type)) for_rows(c, n_tok, prepare_att_row, NULL);
   set_input(c, c->att, n_tok, (size_t)(m->n_head * m->head_dim));
   matmul(c, (product[]){{&l->wo, c->xn}}, 1);
 }

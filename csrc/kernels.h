@@ -59,18 +59,19 @@ typedef struct matmul_args {
 } matmul_args;
 typedef void (*matmul_kernel)(const matmul_args *args, size_t r0, size_t r1, void *scratch);
 
-/* One key/value head, n_q query heads that share it, one position:
- * out (n_q, head_dim) = softmax(scale * q k^T) v over n_pos positions; q (n_q, head_dim) float32;
- * k and v point at the first position, each of F32, F16 or Q8_0 (then head_dim % 32 == 0) expanded
- * exactly, k_bytes and v_bytes from one position to the next. scores: n_q * n_pos floats.
+/* One key/value head, n_q query heads that share it, one token, and a part of the positions that it
+ * sees: out (n_q, head_dim) = p v, p = exp(scale * q k^T - max), with max and sum of p (n_q each),
+ * over n_pos positions; q (n_q, head_dim) float32; k and v point at the first position, each of
+ * F32, F16 or Q8_0 (then head_dim % 32 == 0) expanded exactly, k_bytes and v_bytes from one
+ * position to the next. scores: n_q * n_pos floats.
  * Order: each score is the 16-lane dot, then * scale; maximum; p = num_expf(score - max); the sum
  * of p in 16 lanes over positions (as the dot's); out[d] = fmaf(p, v[d], out[d]) from +0 in rising
- * position; out[d] *= 1.0f / sum.
+ * position.
  * Q8_0 keys meet queries in 16 bits, rounded in blocks of 32 as activations are, but to 32767: y =
  * 0; for each block: y = fmaf((float)sum of k q, scale * sq, y), the product rounded once. Q8_0
  * values: out[d] = fmaf(p * scale, (float)v[d], out[d]). */
 typedef struct attention_args {
-  float *out;
+  float *out, *max, *sum;
   const float *q;
   const void *k, *v;
   llm_type k_type, v_type;

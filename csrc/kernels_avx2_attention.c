@@ -201,8 +201,8 @@ AVX2_INLINE void scores_q8_0(const int n_q, const chunk *c, size_t h) {
 
 /* ---- softmax ---- */
 
-/* p = num_expf(p * scale - max) in place; returns 1 / their sum in 16 lanes. */
-AVX2 static float softmax(float *p, size_t n, float scale) {
+/* p = num_expf(p * scale - max) in place; returns their sum in 16 lanes. */
+AVX2 static float softmax(float *p, size_t n, float scale, float *largest) {
   const __m256 scales = _mm256_set1_ps(scale);
   const size_t n_whole = n / 8 * 8;
   const __m256i tail = first_lanes((int)(n - n_whole));
@@ -217,6 +217,7 @@ AVX2 static float softmax(float *p, size_t n, float scale) {
     p[i] *= scale;
     max = p[i] > max ? p[i] : max;
   }
+  *largest = max;
   __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (size_t i = 0; i < n_whole; i += 8) {
     __m256 e = expf8(_mm256_sub_ps(_mm256_loadu_ps(p + i), _mm256_set1_ps(max)));
@@ -229,7 +230,7 @@ AVX2 static float softmax(float *p, size_t n, float scale) {
     _mm256_maskstore_ps(p + n_whole, tail, e);
     sum[n_whole / 8 % 2] = _mm256_add_ps(sum[n_whole / 8 % 2], e);
   }
-  return 1.0f / sum_lanes(sum[0], sum[1]);
+  return sum_lanes(sum[0], sum[1]);
 }
 
 /* ---- values ---- */
@@ -373,35 +374,17 @@ AVX2_INLINE void chunk_values(const llm_type type, const chunk *c) FOR_HEADS(val
   else                                                                                             \
     of(LLM_TYPE_F32, c);
 
-    enum {
-      MAX_HEADS = 16
-    }; /* query heads in one pass over keys and values */
-
-/* At most MAX_HEADS query heads. */
-AVX2 static void attention_heads(const attention_args *a) {
-  float inverse[MAX_HEADS];
+    AVX2 static void attention_avx2(const attention_args *a) {
   chunk c = {.a = a};
   for (c.from = 0; c.from < a->n_pos; c.from = c.to) {
     c.to = min_size(c.from + CHUNK, a->n_pos);
     FOR_TYPES(a->k_type, chunk_scores, &c)
   }
   for (size_t h = 0; h < a->n_q; h++)
-    inverse[h] = softmax(a->scores + h * a->n_pos, a->n_pos, a->scale);
+    a->sum[h] = softmax(a->scores + h * a->n_pos, a->n_pos, a->scale, &a->max[h]);
   for (c.from = 0; c.from < a->n_pos; c.from = c.to) {
     c.to = min_size(c.from + CHUNK, a->n_pos);
     FOR_TYPES(a->v_type, chunk_values, &c)
-  }
-  for (size_t h = 0; h < a->n_q; h++)
-    for (size_t d = 0; d < a->head_dim; d++) a->out[h * a->head_dim + d] *= inverse[h];
-}
-
-static void attention_avx2(const attention_args *a) {
-  attention_args part = *a;
-  for (size_t h = 0; h < a->n_q; h += MAX_HEADS) {
-    part.n_q = min_size(a->n_q - h, MAX_HEADS);
-    part.q = a->q + h * a->head_dim;
-    part.out = a->out + h * a->head_dim;
-    attention_heads(&part);
   }
 }
 

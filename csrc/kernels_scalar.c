@@ -62,11 +62,13 @@ DEFINE_FLOAT_PRODUCTS(bf16, 2)
 
 /* ---- attention ---- */
 
-static float softmax(float *p, size_t n) { /* unnormalized, in place; returns the sum */
-  float max = p[0], lane[LANES] = {0};
-  for (size_t i = 1; i < n; i++) max = p[i] > max ? p[i] : max;
+/* p = num_expf(p - max) in place; returns the sum. */
+static float softmax(float *p, size_t n, float *max) {
+  float lane[LANES] = {0};
+  *max = p[0];
+  for (size_t i = 1; i < n; i++) *max = p[i] > *max ? p[i] : *max;
   for (size_t i = 0; i < n; i++) {
-    p[i] = num_expf(p[i] - max);
+    p[i] = num_expf(p[i] - *max);
     lane[i % LANES] += p[i];
   }
   return sum_lanes(lane);
@@ -119,12 +121,12 @@ static void attention_scalar(const attention_args *a) {
     float *scores = a->scores + h * a->n_pos, *out = a->out + h * a->head_dim;
     scores_of(a, a->q + h * a->head_dim, scores);
     for (size_t i = 0; i < a->n_pos; i++) scores[i] *= a->scale;
-    float inverse = 1.0f / softmax(scores, a->n_pos);
+    a->sum[h] = softmax(scores, a->n_pos, &a->max[h]);
     for (size_t d = 0; d < a->head_dim; d++) {
       float sum = 0;
       for (size_t i = 0; i < a->n_pos; i++)
         sum = add_value(a->v_type, (const char *)a->v + i * a->v_bytes, d, scores[i], sum);
-      out[d] = sum * inverse;
+      out[d] = sum;
     }
   }
 }

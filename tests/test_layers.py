@@ -24,7 +24,7 @@ C_LAYERS = (
     ("kernels kernels_*", "pretokenize tokenizer tokenizer_parts tokenizer_*"),
     ("model model_*",),
     ("context",),
-    ("forward",),
+    ("forward forward_*",),
     ("generate stop chat chat_template chat_render session", "score proof embed needs", "zip"),
     ("run run_*",),
 )

@@ -203,10 +203,14 @@ static void check_attention(const kernels *const *tables, attention_case x) {
   for (size_t i = 0; i < n_out; i++) q[i] = random_float() * 4;
   guarded gk = guarded_new(x.n_pos * k_bytes), gv = guarded_new(x.n_pos * v_bytes);
   guarded gq = guarded_new(n_out * 4), scores = guarded_new(x.n_q * x.n_pos * 4);
-  guarded out = guarded_new(n_out * 4);
-  float *expected = malloc(n_out * 4);
+  /* Outputs, then maxima, then sums. */
+  size_t out_bytes = (n_out + 2 * x.n_q) * 4;
+  guarded out = guarded_new(out_bytes);
+  float *expected = malloc(out_bytes), *got = (float *)(out.end - out_bytes);
   attention_args a = {
       .out = expected,
+      .max = expected + n_out,
+      .sum = expected + n_out + x.n_q,
       .q = guarded_copy(gq, q, n_out * 4),
       .k = fill_positions(x.k_type, &x, k_bytes, gk, kf),
       .v = fill_positions(x.v_type, &x, v_bytes, gv, vf),
@@ -226,14 +230,14 @@ static void check_attention(const kernels *const *tables, attention_case x) {
   double tolerance = x.k_type == LLM_TYPE_Q8_0 ? 3e-4 : 1e-5;
   for (size_t i = 0; i < n_out; i++) {
     double y = attention_float64(&a, kf, vf, i / x.head_dim, i % x.head_dim);
-    CHECK_MSG(fabs((double)expected[i] - y) < tolerance, "scalar attention: %g, not %g",
-              (double)expected[i], y);
+    double found = (double)expected[i] / (double)a.sum[i / x.head_dim];
+    CHECK_MSG(fabs(found - y) < tolerance, "scalar attention: %g, not %g", found, y);
   }
-  a.out = (float *)out.end - n_out;
+  a.out = got, a.max = got + n_out, a.sum = got + n_out + x.n_q;
   for (; *tables; tables++) {
-    memset(a.out, 0xff, n_out * 4);
+    memset(got, 0xff, out_bytes);
     (*tables)->attention(&a);
-    CHECK_MSG(memcmp(a.out, expected, n_out * 4) == 0,
+    CHECK_MSG(memcmp(got, expected, out_bytes) == 0,
               "%s attention of types %d and %d: n_q %zu n_pos %zu head_dim %zu gap %zu",
               (*tables)->name, (int)x.k_type, (int)x.v_type, x.n_q, x.n_pos, x.head_dim, x.gap);
   }
@@ -458,10 +462,12 @@ static int print_digest(void) {
       run_row(scalar, function, x, y, 256, &r);
       digest_add(&r, sizeof r);
     }
-  float q[8 * 64], k[50 * 64], v[50 * 64], scores[8 * 50], out[8 * 64];
+  float q[8 * 64], k[50 * 64], v[50 * 64], scores[8 * 50], out[8 * 66];
   for (int i = 0; i < 8 * 64; i++) q[i] = random_float();
   for (int i = 0; i < 50 * 64; i++) k[i] = random_float(), v[i] = random_float();
   attention_args a = {.out = out,
+                      .max = out + 8 * 64,
+                      .sum = out + 8 * 65,
                       .q = q,
                       .k = k,
                       .v = v,
