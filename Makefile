@@ -34,7 +34,7 @@ COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session c
   embed needs mapfile error generate stop))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
 
-.PHONY: help run ext train model test test-c test-peers test-big bench bench-train bench-quality bench-peers sanitize fuzz lint size
+.PHONY: help run ext train model test test-c test-peers test-big test-gpu bench bench-gpu bench-train bench-quality bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
@@ -185,6 +185,14 @@ bench-train: ext ## measure a training step and its parts: ARGS="--torch" for Py
 QUALITY := ours --seconds 60 --seeds 1 2 3 && $(VENV) bench/bench_quality.py ours --seconds 120
 bench-quality: ext ## measure what minutes of training buy: ARGS="torch --seconds 120" for PyTorch's part (make test-peers)
 	$(VENV) bench/bench_quality.py $(or $(ARGS),$(QUALITY))
+
+# Neither installs anything where there is no card.
+NO_GPU = command -v nvidia-smi >/dev/null || { echo "$@: skipped, this machine has no NVIDIA GPU"; exit 0; }
+test-gpu: .venv/test-extra ## the tests that need an NVIDIA GPU (skipped with the reason where there is none)
+	@$(NO_GPU); $(MAKE) .venv/cuda-extra && $(VENV) -m pytest -q -m gpu $(ARGS)
+
+bench-gpu: .venv/test-extra ## a training step on an NVIDIA GPU, beside PyTorch where it is installed: ARGS="--size 124M"
+	@$(NO_GPU); $(MAKE) .venv/cuda-extra && $(VENV) bench/bench_gpu.py $(ARGS)
 
 bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench` (needs g++, minutes)
 

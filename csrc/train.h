@@ -35,11 +35,12 @@ typedef struct llm_embed_args { /* per token */
 } llm_embed_args;
 void llm_ops_embed(llm_ops *ops, const llm_embed_args *args, int64_t n_rows);
 
-typedef struct llm_embed_backward_args { /* per block of 16 columns */
+typedef struct llm_embed_backward_args { /* per block of columns and class of tokens */
   float *dtable;
   const float *dx;
   const int32_t *tokens;
-  int64_t n_tokens, n_embd;
+  int64_t n_tokens, n_embd, n_columns;
+  int64_t n_classes; /* a power of two; a token's class is its id modulo this */
 } llm_embed_backward_args;
 void llm_ops_embed_backward(llm_ops *ops, const llm_embed_backward_args *args, int64_t n_rows);
 

@@ -18,11 +18,13 @@ ROW_KERNEL(embed) {
   EACH(i, n) x[i] = source[i];
 }
 
-/* A thread owns columns, not tokens: a token that comes twice is summed in the order of the text.
- */
+/* A token that comes twice is summed in the order of the text: a row owns columns of all tokens of
+ * a class. Classes are for the GPU, where a chain of additions is slow and rows are cheap. */
 ROW_KERNEL(embed_backward) {
-  const int64_t first = row * COLUMNS, width = port_min(COLUMNS, a->n_embd - first);
+  const int64_t class_ = row % a->n_classes, first = row / a->n_classes * a->n_columns;
+  const int64_t width = port_min(a->n_columns, a->n_embd - first);
   for (int64_t t = 0; t < a->n_tokens; t++) {
+    if ((a->tokens[t] & (a->n_classes - 1)) != class_) continue;
     float *dtable = a->dtable + a->tokens[t] * a->n_embd + first;
     const float *dx = a->dx + t * a->n_embd + first;
     EACH(i, width) dtable[i] += dx[i];
@@ -235,15 +237,16 @@ PORT_INLINE int64_t first_seen(const int32_t *starts, int64_t row, int64_t n_hea
 
 ROW_KERNEL(causal_softmax) {
   const int64_t n = a->n_time, t = row % n, first = first_seen(a->starts, row, a->n_head, n);
-  const int64_t n_seen = t + 1 - first;
-  float *s = a->scores + row * n, *seen = s + first;
-  const float scale = a->scale;
-  ROW_MAX(top, i, n_seen, seen[i]);
+  const float *s = a->scores + row * n, *seen = s + first, scale = a->scale;
+  ROW_MAX(top, i, t + 1 - first, seen[i]);
   const float shift = scale * top;
-  EACH(i, n_seen) seen[i] = port_exp(scale * seen[i] - shift);
-  ROW_SUM(total, i, n_seen, seen[i]);
+  ROW_SUM(total, i, t + 1 - first, port_exp(scale * seen[i] - shift));
   ONCE a->lse[row] = shift + (float)port_log((double)total);
-  EACH(i, n) put(a->scores, a->scores_16, row * n + i, i < first || i > t ? 0.0f : s[i] / total);
+  EACH(i, n) { /* exp again, which costs less than to store it */
+    const int hidden = i < first || i > t;
+    put(a->scores, a->scores_16, row * n + i,
+        hidden ? 0.0f : port_exp(scale * s[i] - shift) / total);
+  }
 }
 
 ROW_KERNEL(causal_softmax_backward) {

@@ -59,6 +59,7 @@ class OpsC(HostArrays):
 
     name = "c"
     dtype = np.dtype(np.float32)
+    embed_columns, embed_classes = _COLUMNS, 1  # of a row of embed_backward
 
     def __init__(
         self, n_threads: int | None = None, kernels: str | None = None, precision: str = "fp32"
@@ -147,8 +148,9 @@ class OpsC(HostArrays):
         n = dtable.shape[1]
         _expect("dx", dx, len(tokens), n)
         self._rows(
-            "embed_backward", -(-n // _COLUMNS),
+            "embed_backward", -(-n // self.embed_columns) * self.embed_classes,
             dtable=dtable, dx=dx, tokens=tokens, n_tokens=len(tokens), n_embd=n,
+            n_columns=self.embed_columns, n_classes=self.embed_classes,
         )  # fmt: skip
 
     def rmsnorm(self, y, rstd, x, w, eps):

@@ -71,6 +71,7 @@ class OpsCuda(OpsC):
 
     name = "cuda"
     n_threads = 1  # of the host
+    embed_columns, embed_classes = BLOCK, 64
     chunk_floats = 1 << 28  # a gigabyte of logits: products large enough for the GPU
 
     def __init__(self, precision: str = "bf16", modules=None):
@@ -92,12 +93,7 @@ class OpsCuda(OpsC):
         self._structs = {}
         major_minor = self._cupy.cuda.Device().compute_capability
         self.kernels = f"cuda sm_{major_minor}"
-        self._calls = {
-            lib.llm_ops_gemm: self._gemm,
-            lib.llm_ops_attention: self._attention_forward,
-            lib.llm_ops_attention_backward: self._attention_backward,
-            lib.llm_ops_muon: self._muon,
-        }
+        self._calls = self.calls()
 
     # ---- memory: one arena, cut by CuPy's pool ----
 
@@ -165,6 +161,15 @@ class OpsCuda(OpsC):
         args = self._args(f"llm_{name}_args", values)
         grid = (min(n_rows, MOST_BLOCKS),)
         self._launches[name](grid, (BLOCK,), (args, np.int64(n_rows)))
+
+    def calls(self) -> dict:
+        """What runs in the place of each function of C."""
+        return {
+            lib.llm_ops_gemm: self._gemm,
+            lib.llm_ops_attention: self._attention_forward,
+            lib.llm_ops_attention_backward: self._attention_backward,
+            lib.llm_ops_muon: self._muon,
+        }
 
     def _call(self, function, kind: str, **values) -> None:
         self._calls[function](**values)

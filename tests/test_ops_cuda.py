@@ -75,7 +75,7 @@ def test_rope(ops, options):
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize("n_head, n_kv_head", [(2, 2), (4, 2), (3, 1)])
 def test_attention(ops, rounding, n_head, n_kv_head, isolate):
-    for T, head_dim in ((1, 8), (47, 15), (101, 48)):
+    for T, head_dim in ((1, 8), (37, 15)):
         test_ops.test_attention(ops, n_head, n_kv_head, T, head_dim, isolate)
         starts = documents(2, T) if isolate else None
         q, k, v = (single(2, T, n, head_dim) for n in (n_head, n_kv_head, n_kv_head))

@@ -1,0 +1,112 @@
+"""A training step on one GPU: tokens a second and model FLOP utilisation, ours and PyTorch's.
+
+    .venv/bin/python bench/bench_gpu.py [--size 124M|1.5B] [--batch N] [--recompute] [--steps 10]
+
+The sizes and batches of bench/roofline.py, whose prediction stands beside each figure; bf16, AdamW,
+random tokens. A step here is one pass and an update. PyTorch is bench/peer_torch.py, compiled, on
+the same card. Medians of the steps with the least and the most. Not run on a GPU yet.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from roofline import GPUS, SIZES, table
+
+from llm.config import ModelConfig
+from llm.errors import LlmError
+from llm.model import Transformer, init_params
+from llm.ops_cuda import OpsCuda, libraries
+from llm.optim import OPTIMIZERS
+
+
+def our_step(config: ModelConfig, batch: int, recompute: bool):
+    """A function that takes a step and returns when it is done."""
+    ops = OpsCuda("bf16")
+    model = Transformer(config, ops, init_params(config, 1), recompute)
+    optimizer = OPTIMIZERS["adamw"](config, ops=ops)
+    tokens = np.random.default_rng(1).integers(
+        0, config.n_vocab, (2, batch, config.n_ctx), dtype=np.int32
+    )
+
+    def step() -> None:
+        model.loss_and_grad(*tokens)
+        ops.sum_squares(model.grads)
+        optimizer.step(model.params, model.grads, 1e-4)
+        ops.wait()
+
+    return step
+
+
+def torch_step(config: ModelConfig, batch: int, sizes: dict):
+    import torch
+    from peer_torch import Llama
+
+    model = Llama({**sizes, "n_vocab": config.n_vocab, "n_ctx": config.n_ctx}).cuda()
+    compiled = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    tokens, targets = torch.randint(config.n_vocab, (2, batch, config.n_ctx), device="cuda")
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = compiled(tokens, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+
+    return step
+
+
+def measure(step, n_steps: int) -> list[float]:
+    for _ in range(3):  # compiles, first touches of memory
+        step()
+    seconds = []
+    for _ in range(n_steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--batch", type=int, help="sequences of a pass")
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--gpu", choices=GPUS, default="h100", help="whose peak counts")
+    options = parser.parse_args()
+    try:
+        libraries()
+    except LlmError as error:
+        print(f"bench-gpu: skipped: {error}")
+        return 0
+    print("| model | tokens/s | utilisation | predicted |\n|---|---|---|---|")
+    for size in [options.size] if options.size else SIZES:
+        sizes, batch = SIZES[size]
+        batch = options.batch or batch
+        config = ModelConfig(n_vocab=50304, n_ctx=1024, **sizes)
+        contenders = {"ours": lambda c=config, b=batch: our_step(c, b, options.recompute)}
+        if importlib.util.find_spec("torch"):
+            contenders["PyTorch"] = lambda c=config, b=batch, s=sizes: torch_step(c, b, s)
+        predicted = {"ours": f"{table(size, options.gpu, False, False, 'adamw')[1]:.0%}"}
+        for who, make in contenders.items():
+            seconds = measure(make(), options.steps)
+            speeds = sorted(batch * config.n_ctx / s for s in seconds)
+            middle = statistics.median(speeds)
+            used = middle * config.flops_per_token / GPUS[options.gpu][0]
+            spread = f"{middle:,.0f} ({speeds[0]:,.0f} - {speeds[-1]:,.0f})"
+            name, hope = f"{who}, {size}, batch {batch}", predicted.get(who, "")
+            print(f"| {name} | {spread} | {used:.1%} | {hope} |")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

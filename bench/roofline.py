@@ -1,0 +1,235 @@
+"""What a training step should take on a GPU, on paper: bytes, FLOPs, milliseconds of a kernel.
+
+    .venv/bin/python bench/roofline.py [--gpu h100|h200] [--size 124M|1.5B]
+
+The model's own code (llm/model.py, llm/optim.py) runs on OpsCuda with arrays that have a shape and
+no memory; every kernel and product is counted as it would be launched, so the table follows the
+code. Needs no GPU. The milliseconds of a kernel are
+
+    max(FLOPs / (PRODUCTS * peak), bytes / (ROWS * bandwidth))
+
+with peak and bandwidth of NVIDIA's data sheets and the two shares assumed here; model FLOP
+utilisation is flops_per_token (causal half of attention) * tokens / (seconds * peak).
+"""
+
+import argparse
+import math
+import sys
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from llm.config import ModelConfig, layout_size
+from llm.model import Transformer
+from llm.ops_cuda import OpsCuda
+from llm.optim import OPTIMIZERS
+
+GPUS = {"h100": (989e12, 3.35e12), "h200": (989e12, 4.8e12)}  # dense bf16 FLOP/s, bytes/s (SXM)
+PRODUCTS, ROWS = 0.72, 0.85  # shares of them that cuBLAS and row kernels reach: assumptions
+FUSED = 0.50  # of the peak, in attention that keeps its scores on the chip: FlashAttention 2 and 3
+LAUNCH = 15e-6  # seconds of Python for a launch, hidden as long as the GPU has work: an assumption
+STEP_TOKENS = 524_288
+
+SIZES = {  # sizes of GPT-2 small and XL with as many weights in a SwiGLU; sequences of a pass
+    "124M": ({"n_layer": 12, "n_embd": 768, "n_head": 12, "n_kv_head": 12, "n_ff": 2048}, 16),
+    "1.5B": ({"n_layer": 48, "n_embd": 1600, "n_head": 25, "n_kv_head": 25, "n_ff": 4272}, 8),
+}
+GROUPS = {  # kernel -> line of the table
+    "round": "rounding operands", "split_heads": "attention: heads apart and together",
+    "join_heads": "attention: heads apart and together", "causal_softmax": "attention: softmax",
+    "causal_softmax_backward": "attention: softmax", "cross_entropy": "cross-entropy",
+    "embed": "embedding", "embed_backward": "embedding", "adamw": "optimizer: rows",
+    "sum_squares": "optimizer: rows", "muon_momentum": "optimizer: rows",
+    "muon_update": "optimizer: rows", "combine": "sums over slots",
+}  # fmt: skip
+# How often an array crosses the bus where it is not once: read and written. A row that is read
+# again is taken to be in a cache.
+TWICE = {
+    "rmsnorm_backward": ("dx", "dy"), "rope": ("x",), "swiglu_backward": ("gate", "up", "dh"),
+    "cross_entropy": ("logits",), "adamw": ("p", "m", "v"), "muon_momentum": ("m",),
+    "muon_update": ("p",),
+}  # fmt: skip
+
+
+class Shape:
+    """An array without memory; its data tells apart what is not the same."""
+
+    flags = SimpleNamespace(c_contiguous=True)
+
+    def __init__(self, shape: tuple, dtype: np.dtype, data=None):
+        self.shape, self.dtype = shape, dtype
+        self.data = data or SimpleNamespace(ptr=id(self))
+
+    size = property(lambda self: math.prod(self.shape))
+    nbytes = property(lambda self: self.size * self.dtype.itemsize)
+    ndim = property(lambda self: len(self.shape))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, part):
+        n = len(range(*part.indices(len(self))))
+        return Shape((n, *self.shape[1:]), self.dtype, self.data)
+
+    def reshape(self, *shape):
+        shape = shape[0] if isinstance(shape[0], tuple) else shape
+        known = -math.prod(shape)
+        shape = tuple(self.size // known if n == -1 else n for n in shape)
+        return Shape(shape, self.dtype, self.data)
+
+    def copy(self):
+        return self
+
+
+class Counted(OpsCuda):
+    """Counts (FLOPs, bytes) of everything asked for in `kernels`, by line of the table. half:
+    activations are kept as bfloat16; fused: attention keeps its scores on the chip."""
+
+    kernels = "none"
+
+    def __init__(self, half: bool, fused: bool):
+        self.precision, self._rounds, self._score_bytes = "bf16", True, 12
+        self.half, self.fused = half, fused
+        self.counts, self.within = defaultdict(list), "products"
+        self._calls = self.calls()
+
+    def empty(self, *shape):
+        small = self.half and len(shape) == 2
+        return Shape(shape, np.dtype(np.uint16 if small else np.float32))
+
+    def _empty_16(self, *shape):
+        return Shape(shape, np.dtype(np.uint16))
+
+    def from_host(self, array):
+        return Shape(array.shape, array.dtype)
+
+    def to_host(self, array):
+        return np.zeros(array.size if array.ndim == 1 and array.size < 1 << 20 else 1)
+
+    def write(self, x, values): ...
+
+    def wait(self): ...
+
+    def zero(self, x):
+        self._count("zeros and copies", 0, x.nbytes)
+
+    def _copy(self, x, source):
+        self._count("zeros and copies", 0, x.nbytes + source.nbytes)
+
+    def _count(self, line, flops, n_bytes):
+        self.counts[line].append((flops, n_bytes))
+
+    def _rows(self, name, n_rows, **values):
+        arrays = {k: v for k, v in values.items() if isinstance(v, Shape)}
+        n_bytes = sum(a.nbytes * (2 if k in TWICE.get(name, ()) else 1) for k, a in arrays.items())
+        if name in ("embed", "embed_backward"):  # of the table only the rows of these tokens
+            n_bytes = 3 * next(a for k, a in arrays.items() if k in ("x", "dx")).nbytes
+        if name == "combine":
+            n_bytes = 3 * values["out"].nbytes
+        self._count(GROUPS.get(name, "norms, RoPE, SwiGLU"), 0, n_bytes)
+
+    def _rounded(self, x):
+        return x if x.dtype.itemsize == 2 else super()._rounded(x)
+
+    def _multiply(self, c, a, b, trans_a=False, trans_b=False, alpha=1.0, beta=0.0):
+        k = a.shape[-2] if trans_a else a.shape[-1]
+        moved = a.nbytes + b.nbytes + c.nbytes * (1 if beta == 0 else 2)
+        self._count(self.within, 2 * c.size * k, moved)
+
+    def _attention_forward(self, q, **arguments):
+        self._attend(q, 2, super()._attention_forward, arguments)
+
+    def _attention_backward(self, q, **arguments):
+        self._attend(q, 5, super()._attention_backward, arguments)
+
+    def _attend(self, q, n_products, run, arguments):
+        if not self.fused:
+            self.within = "attention: products"
+            run(q=q, **arguments)
+            self.within = "products"
+            return
+        B, T, H, D = q.shape
+        flops = n_products * B * H * T * T * D  # 2 per multiply-add, over the causal half
+        arrays = [q, *(a for a in arguments.values() if isinstance(a, Shape))]
+        self._count("attention: fused", flops * PRODUCTS / FUSED, sum(a.nbytes for a in arrays))
+
+    def _muon(self, p, g, m, matrices, **arguments):
+        self.within = "optimizer: products"
+        super()._muon(p, g, m, matrices, **arguments)
+        self.within = "products"
+
+
+def counted(size: str, half: bool, fused: bool, optimizer: str):
+    """(config, tokens of a pass, counts of a step's lines, launches)."""
+    sizes, batch = SIZES[size]
+    config = ModelConfig(n_vocab=50304, n_ctx=1024, **sizes)
+    ops = Counted(half, fused)
+    flat = Shape((layout_size(config),), np.dtype(np.float32))
+    model = Transformer(config, ops, flat)
+    steps = OPTIMIZERS[optimizer](config, ops=ops)
+    tokens = np.zeros((batch, config.n_ctx), np.int32)
+    ops.counts.clear()
+    model.loss_and_grad(tokens, tokens)
+    n_passes = STEP_TOKENS // tokens.size
+    ops._copy(flat, flat)  # a slot waits for its neighbour, then they are added
+    ops.combine(flat, 1.0, flat, 1.0, flat)
+    counts = {line: [found, n_passes] for line, found in ops.counts.items()}
+    ops.counts = defaultdict(list)
+    ops.sum_squares(flat)
+    steps.step(flat, flat, 0.001)
+    for line, found in ops.counts.items():
+        counts[f"{line} "] = [found, 1]  # of a step
+    return config, tokens.size, counts
+
+
+def seconds(found, peak: float, bandwidth: float) -> float:
+    return sum(max(f / (PRODUCTS * peak), n / (ROWS * bandwidth)) for f, n in found)
+
+
+def table(size: str, gpu: str, half: bool, fused: bool, optimizer: str) -> tuple[str, float]:
+    """The lines of a step, and its model FLOP utilisation."""
+    peak, bandwidth = GPUS[gpu]
+    config, n_tokens, counts = counted(size, half, fused, optimizer)
+    lines, total, launches = [], 0.0, 0
+    for line, (found, times) in counts.items():
+        flops, n_bytes = (times * sum(x[i] for x in found) for i in (0, 1))
+        took = times * seconds(found, peak, bandwidth)
+        total, launches = total + took, launches + times * len(found)
+        lines.append((took, f"| {line.strip()} | {flops / 1e12:.2f} | {n_bytes / 1e9:.1f} |"))
+    utilisation = config.flops_per_token * STEP_TOKENS / (total * peak)
+    text = "| kernels | TFLOP | GB | ms | share |\n|---|---|---|---|---|\n"
+    for took, line in sorted(lines, reverse=True):
+        text += f"{line} {1e3 * took:.1f} | {took / total:.0%} |\n"
+    text += f"| a step of {STEP_TOKENS:,} tokens | | | {1e3 * total:.0f} | |\n"
+    hidden = "hidden" if LAUNCH * launches < total else "not hidden"
+    text += f"\n{launches:,} launches, {LAUNCH * launches * 1e3:.0f} ms of Python: {hidden}.\n"
+    return text, utilisation
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", choices=GPUS, default="h100")
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
+    options = parser.parse_args()
+    for size in [options.size] if options.size else SIZES:
+        text, _ = table(size, options.gpu, False, False, options.optimizer)
+        print(f"{size} on one {options.gpu}, as the code is\n\n{text}")
+    print("| predicted model FLOP utilisation | " + " | ".join(GPUS) + " |\n|---|---|---|")
+    for size in SIZES:
+        for said, half, fused in (
+            ("as the code is", False, False),
+            ("attention fused", False, True),
+            ("activations as bfloat16", True, False),
+            ("both", True, True),
+        ):
+            found = (table(size, gpu, half, fused, options.optimizer)[1] for gpu in GPUS)
+            print(f"| {size}, {said} | " + " | ".join(f"{x:.0%}" for x in found) + " |")
+
+
+if __name__ == "__main__":
+    main()
