@@ -124,7 +124,8 @@ def sweep(folder: Path) -> None:
 
 class Sharded:
     """A flat float32 array whose pieces lie in several files: a slice of it reads those that it
-    needs. Raises CheckpointError where the pieces do not follow each other without gaps."""
+    needs, and keeps what the last one held, for the next slice. Raises CheckpointError where the
+    pieces do not follow each other without gaps."""
 
     def __init__(self, path: Path, parts: list[dict], name: str):
         self._parts = [(path.with_name(part["file"]), part["places"]) for part in parts]
@@ -134,6 +135,7 @@ class Sharded:
                 raise CheckpointError(f"{path}: its parts do not fit each other at {end}")
             end = stop
         self.shape = (end,)
+        self._last = (None, np.empty(0, np.float32))
 
     def __getitem__(self, where: slice) -> np.ndarray:
         first, last, _ = where.indices(self.shape[0])
@@ -141,8 +143,7 @@ class Sharded:
         for path, places in self._parts:
             if not any(start < last and first < stop for start, stop in places):
                 continue
-            with np.load(path, allow_pickle=False) as file:
-                values, offset = file[self._name], 0
+            values, offset = self._values(path), 0
             for start, stop in places:
                 low, high = max(start, first), min(stop, last)
                 if low < high:
@@ -150,6 +151,12 @@ class Sharded:
                     out[low - first : high - first] = piece
                 offset += stop - start
         return out
+
+    def _values(self, path: Path) -> np.ndarray:
+        if self._last[0] != path:
+            with np.load(path, allow_pickle=False) as file:
+                self._last = path, file[self._name]
+        return self._last[1]
 
 
 def load_checkpoint(path: Path, group: Group = ALONE) -> tuple[dict, dict]:

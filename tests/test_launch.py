@@ -4,6 +4,7 @@ LLM_KILLS=20 kills as often as the issue asks; by default a few times. Jobs of s
 the extra [mpi] and skip where it is not installed.
 """
 
+import json
 import os
 import random
 import re
@@ -13,12 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_distributed import needs_mpi, ranks
 from training import STEPS, arguments, finish, refused
 
 from conftest import ROOT
 from llm import cli, distributed, launch
-from llm.checkpoint import RANKS, save_checkpoint
+from llm.checkpoint import RANKS, checkpoints, save_checkpoint
 from llm.compare import compare_files
 
 KILLS = int(os.environ.get("LLM_KILLS", "3"))
@@ -82,7 +85,7 @@ def undisturbed(text, quickly, tmp_path_factory):
     return folder / "out.bin"
 
 
-@pytest.mark.parametrize(("n", "kills"), [(1, 1)])
+@pytest.mark.parametrize(("n", "kills"), [(1, 1), pytest.param(2, KILLS, marks=needs_mpi)])
 def test_killed_at_random_moments_the_file_is_the_same(text, undisturbed, tmp_path, n, kills):
     with start(text, tmp_path, *STEPS, *SLOTS, n=n, restarts=kills) as job:
         kill_some(job, n, kills, tmp_path / "run", random.Random(n))
@@ -108,7 +111,7 @@ def kill_some(job, n, kills, run, stir):
         dead |= ranks
 
 
-@pytest.mark.parametrize("n", [1])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=needs_mpi)])
 def test_ctrl_c_ends_all_in_good_order(text, tmp_path, n):
     with start(text, tmp_path, "--steps", 100_000, "--save-seconds", 0, n=n) as job:
         wait_until(lambda: (tmp_path / "run" / "checkpoint.npz").exists())
@@ -118,7 +121,7 @@ def test_ctrl_c_ends_all_in_good_order(text, tmp_path, n):
     assert (tmp_path / "out.bin").exists() and not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("n", [1])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=needs_mpi)])
 def test_a_dead_rank_is_named(text, tmp_path, n):
     with start(text, tmp_path, "--steps", 100_000, n=n) as job:
         wait_until(lambda: (tmp_path / "run" / "good.npz").exists())
@@ -128,6 +131,38 @@ def test_a_dead_rank_is_named(text, tmp_path, n):
     who = rf"rank [01] on \S+ \(process {dead}\): Killed" if n > 1 else r"the run on \S+ was ended"
     assert re.fullmatch(rf"llm: {who}.*; no restart is left of 0\n", errors), errors
     assert job.returncode == 137
+
+
+LIMITED = """
+import resource, sys
+from llm import cli
+from llm.distributed import world
+if world().rank == 1:  # after MPI has made its own files
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@needs_mpi
+def test_a_full_disk_of_one_rank_and_a_lost_part_lose_nothing(text, undisturbed, tmp_path):
+    """Two ranks that die, then two of which one cannot write, then one process."""
+    folder, saved = tmp_path / "run", tmp_path / "run" / "checkpoint.npz"
+    with start(text, tmp_path, *STEPS, *SLOTS, "--keep", 2, n=2) as job:
+        wait_until(lambda: len(checkpoints(folder)) == 4)
+        os.kill(ranks_of(job.pid)[0], signal.SIGKILL)
+        job.communicate(timeout=100)
+    before = saved.read_bytes()
+    limit = min(path.stat().st_size for path in folder.glob("part-*.npz")) // 2
+    status, said, errors = ranks(2, "-c", LIMITED, limit, *arguments(text, tmp_path, "--resume"))
+    full = r"llm: rank 0 on \S+: \S+-1.npz: File too large \(rank 1 on \S+\); the checkpoint before"
+    assert status == 1 and re.match(full, errors), errors
+    assert saved.read_bytes() == before
+    part = json.loads(np.load(saved)["state"].tobytes())["parts"][1]["file"]
+    (folder / part).unlink()
+    said = finish(text, tmp_path, "--resume")
+    assert f"{saved}: its part {part} is missing: going on from {folder}/checkpoint-" in said
+    assert compare_files(undisturbed, tmp_path / "out.bin") == []
+    assert not list(folder.glob("part-*.npz"))
 
 
 # ---- what is decided between two attempts ----
