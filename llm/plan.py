@@ -3,7 +3,9 @@
 Pure arithmetic with stated assumptions; tests/test_plan.py holds it against the published hours of
 LLaMA 1 and 2 and the arithmetic of GPT-3 and Chinchilla. Sources: Hoffmann et al. 2022 (20 tokens a
 parameter where arithmetic is what counts), Muennighoff et al. 2023 (up to 4 readings of a text are
-nearly as good as new text), Touvron et al. 2023 (GPU hours), NVIDIA's data sheets (dense bf16).
+nearly as good as new text), Touvron et al. 2023 (GPU hours), NVIDIA's data sheets (dense bf16,
+NVLink, ConnectX), Rajbhandari et al. 2020 (ZeRO). bench/README.md says what the ranks' line leaves
+out.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ OPTIMAL_RATIO = 20.0  # tokens a parameter
 MAX_READINGS = 4.0
 BYTES_PER_TOKEN = 4.0  # of English and a vocabulary of 32,000 to 128,000
 TRAINING_BYTES = 16  # a parameter: bf16 weight and gradient, fp32 master and two moments
+WEIGHT_AND_GRADIENT, MOMENTS = 10, 8  # fp32 each, and a bf16 copy of the weight; fp32
 CHECKPOINT_BYTES = 12  # a parameter: master and moments
 FILE_BYTES = {"F16": 2.0, "Q8_0": 34 / 32, "Q4_K": 144 / 256}  # a parameter
 CHECKPOINTS_PER_DAY = 24
@@ -40,6 +43,25 @@ GPUS = {
     "h100": Gpu(989e12, 80e9, 0.40, 2.5),  # Llama 3 reached 0.38 to 0.43
     "h200": Gpu(989e12, 141e9, 0.40, 3.0),
 }
+
+
+@dataclass(frozen=True)
+class Network:
+    """Between ranks, one for each GPU; bytes a second are of one direction."""
+
+    node: int  # ranks of a node
+    inside: float  # bytes/s between ranks of a node
+    outside: float  # bytes/s of each rank between nodes
+    message: float  # seconds that one message costs a rank: an assumption, MPI's measured here
+
+
+NETWORK_KEPT = 0.8  # of the bandwidths: an assumption; bus bandwidths of nccl-tests are near it
+NETWORKS = {  # NVLink 3 and 4, InfiniBand HDR and NDR: a card for each GPU, as DGX has them
+    "a100": Network(8, 300e9, 25e9, 2e-6),
+    "h100": Network(8, 450e9, 50e9, 2e-6),
+    "h200": Network(8, 450e9, 50e9, 2e-6),
+}
+BATCHES = ((1e9, 2**19), (5e9, 2**20), (5e10, 2**21), (math.inf, 2**22))  # parameters up to, tokens
 
 
 def this_cpu() -> Gpu:
@@ -124,6 +146,67 @@ class Plan:
         return training_flops(self.n_params, self.n_tokens)
 
 
+# ---- many ranks ----
+
+
+def batch_tokens(n_params: float) -> int:
+    """Of a step, as they were published: GPT-3's table 2.1, from 50 G parameters on Llama 2's."""
+    return next(tokens for limit, tokens in BATCHES if n_params < limit)
+
+
+def exchange(n_bytes: float, n_ranks: int, network: Network, route: str) -> tuple[float, int]:
+    """Seconds of links and messages of each rank, for a buffer of n_bytes that is reduced to its
+    owners or gathered from them. route: "owner", one rank owns all of what travels at a time;
+    "owners", each rank owns as much; "nodes", too, but a node's ranks sum first, and each sends
+    only its share of that sum to other nodes."""
+    node = min(n_ranks, network.node)
+    if route == "nodes":
+        near, far = n_bytes * (node - 1) / node, n_bytes * (n_ranks - node) / n_ranks / node
+        n_messages = node - 1 + n_ranks // node - 1
+    else:
+        n_owners = 1 if route == "owner" else n_ranks
+        near, far = n_bytes * (node - 1) / n_owners, n_bytes * (n_ranks - node) / n_owners
+        n_messages = n_ranks - 1
+    return (near / network.inside + far / network.outside) / NETWORK_KEPT, n_messages
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of a step of data parallel training with ZeRO-1, and bytes that stay on each rank."""
+
+    compute: float
+    exposed: float  # messages that nothing hides
+    memory: float  # weights and gradients, which ZeRO-1 does not share out, and the moments' share
+
+    @property
+    def efficiency(self) -> float:
+        return self.compute / (self.compute + self.exposed)
+
+
+def data_parallel(
+    config: ModelConfig,
+    n_ranks: int,
+    n_tokens: float,
+    gpu: Gpu,
+    network: Network,
+    n_bytes: int = 4,
+    route: str = "nodes",
+) -> Step:
+    """A step of n_tokens over all ranks; n_bytes: of a gradient and of a weight in a message. The
+    gradient travels block by block while the backward pass (two thirds of the arithmetic) goes on,
+    but the last block's cannot; the weights travel when all of that is over."""
+    n, n_layer = _n_params(config), config.n_layer
+    compute = training_flops(n, n_tokens) / n_ranks / (gpu.peak * gpu.mfu)
+    reduce, n_messages = exchange(n * n_bytes, n_ranks, network, route)
+    reduce += n_layer * n_messages * network.message
+    hidden = min(reduce * (n_layer - 1) / n_layer, compute * 2 / 3)
+    gather, n_messages = exchange(
+        n * n_bytes, n_ranks, network, "owners" if route == "owner" else route
+    )
+    exposed = reduce - hidden + gather + n_messages * network.message
+    return Step(compute, exposed, n * (WEIGHT_AND_GRADIENT + MOMENTS / n_ranks))
+
+
 def make_plans(text_bytes: int, flops: float) -> dict[str, Plan]:
     """Two ways to spend the arithmetic. Compute-optimal: the lowest loss, 20 tokens a parameter.
     Inference-heavy: the smallest model that reads the whole text once, cheaper wherever it runs.
@@ -141,7 +224,25 @@ def make_plans(text_bytes: int, flops: float) -> dict[str, Plan]:
     return plans
 
 
-def describe(plan: Plan, gpu: Gpu, count: int, days: float, text_bytes: int) -> list[str]:
+def ranks_line(plan: Plan, gpu: Gpu, count: int, network: Network | None) -> list[str]:
+    """What data parallel training with ZeRO-1 makes of it; nothing for one rank."""
+    if count == 1 or network is None:
+        return []
+    n_tokens = batch_tokens(plan.n_params)
+    step = data_parallel(plan.config, count, n_tokens, gpu, network)
+    fits = "" if step.memory < 0.6 * gpu.memory else ", too much"
+    own = n_tokens / count
+    cut = "" if own >= plan.config.n_ctx else f", less than a window of {plan.config.n_ctx:,}"
+    return [
+        f"ranks      ZeRO-1, steps of {human(n_tokens)} tokens: {step.efficiency:.0%} of {count:,} "
+        f"times one; each has {own:,.0f} tokens{cut}, and {human(step.memory)}B of weights and "
+        f"gradients{fits}"
+    ]
+
+
+def describe(
+    plan: Plan, gpu: Gpu, count: int, days: float, text_bytes: int, network: Network | None = None
+) -> list[str]:
     n, c = plan.n_params, plan.config
     kv = 2 * 2 * c.n_layer * c.n_kv_head * c.head_dim * c.n_ctx
     files = ", ".join(f"{kind} {human(n * b)}B" for kind, b in FILE_BYTES.items())
@@ -158,7 +259,8 @@ def describe(plan: Plan, gpu: Gpu, count: int, days: float, text_bytes: int) -> 
         f"{hours / count / 24:.3g} days of {count:,} (asked: {days:g})",
         f"file       {files}; the text is {text_bytes / (2 * n):.3g} times the F16 file",
         f"memory     training {human(TRAINING_BYTES * n)}B and activations, {human(state)}B on "
-        f"each when sharded{fits}; running: the file and {human(kv)}B for {c.n_ctx} tokens",
+        f"each when all is sharded{fits}; running: the file and {human(kv)}B for {c.n_ctx} tokens",
+        *ranks_line(plan, gpu, count, network),
         f"checkpoint {human(CHECKPOINT_BYTES * n)}B, one an hour: {n_saves:,} of them",
         f"cost       ${hours * gpu.price:,.2f} at ${gpu.price:g} an hour",
     ]
@@ -191,6 +293,7 @@ def run(options: argparse.Namespace) -> int:
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name} is {value}, expected {low:g} to {high:g}")
     gpu = this_cpu() if options.gpu == "cpu" else GPUS[options.gpu]
+    network = NETWORKS.get(options.gpu)
     changes = {"mfu": options.mfu, "price": options.price}
     gpu = replace(gpu, **{name: value for name, value in changes.items() if value is not None})
     flops = options.count * options.days * 86400 * gpu.peak * gpu.mfu
@@ -206,5 +309,5 @@ def run(options: argparse.Namespace) -> int:
     }
     for name, plan in make_plans(text_bytes, flops).items():
         print(f"\n{name}: {notes[name]}")
-        print("\n".join(describe(plan, gpu, options.count, options.days, text_bytes)))
+        print("\n".join(describe(plan, gpu, options.count, options.days, text_bytes, network)))
     return 0

@@ -6,7 +6,20 @@ import pytest
 
 from llm import cli
 from llm.config import ModelConfig
-from llm.plan import GPUS, gpu_hours, make_plans, parse_bytes, shape, training_flops
+from llm.plan import (
+    GPUS,
+    NETWORK_KEPT,
+    NETWORKS,
+    Network,
+    batch_tokens,
+    data_parallel,
+    exchange,
+    gpu_hours,
+    make_plans,
+    parse_bytes,
+    shape,
+    training_flops,
+)
 from llm.plan import _n_params as n_params_of
 
 A100 = GPUS["a100"]
@@ -117,3 +130,63 @@ def test_this_machine_is_measured(capsys):
 def test_absurd_values_are_refused(more, message, capsys):
     assert cli.main(["plan", "--text", "1GB", *more]) == 1
     assert message in capsys.readouterr().err
+
+
+# ---- many ranks ----
+
+H100, NDR = GPUS["h100"], NETWORKS["h100"]
+
+
+def test_an_exchange_moves_what_each_rank_lacks():
+    """By hand: 64 ranks in 8 nodes, a buffer of 64 GB, 1 GB for each rank to own."""
+    net = Network(node=8, inside=100e9, outside=10e9, message=0)
+
+    def seconds(*arguments):
+        return NETWORK_KEPT * exchange(64e9, 64, net, *arguments)[0]
+
+    assert seconds("owners") == pytest.approx(7 / 100 + 56 / 10)  # from 7 neighbours, 56 others
+    assert seconds("owner") == pytest.approx(64 * (7 / 100 + 56 / 10))  # the links of 63 lie idle
+    assert seconds("nodes") == pytest.approx(56 / 100 + 7 / 10)  # 7 of 8 GB, then 7 nodes' sums
+    assert [exchange(1, 64, net, r)[1] for r in ("owner", "owners", "nodes")] == [63, 63, 14]
+    assert exchange(1e9, 8, net, "nodes") == exchange(1e9, 8, net, "owners")
+    assert exchange(1e9, 1, net, "owner") == (0, 0)
+
+
+def test_ranks_cost_messages_and_save_memory():
+    config = shape(7e9)
+    n_params, n_tokens = n_params_of(config), batch_tokens(7e9)
+    steps = [data_parallel(config, r, n_tokens, H100, NDR) for r in (1, 8, 64, 1024)]
+    assert steps[0].efficiency == 1
+    alone = training_flops(n_params, n_tokens) / (H100.peak * H100.mfu)
+    assert [s.compute for s in steps] == pytest.approx([alone / r for r in (1, 8, 64, 1024)])
+    efficiencies = [s.efficiency for s in steps]
+    assert efficiencies == sorted(efficiencies, reverse=True) and efficiencies[-1] < 0.6
+    assert steps[0].memory == 18 * n_params and steps[-1].memory == pytest.approx(
+        10.01 * n_params, rel=1e-3
+    )
+
+
+def test_the_backward_pass_hides_the_gradient_but_for_the_last_block():
+    slow = Network(8, 1e3, 1e3, 0)  # nothing is hidden that matters
+    config = shape(7e9)
+    step = data_parallel(config, 2, 2**21, H100, slow)
+    one, _ = exchange(4 * n_params_of(config), 2, slow, "nodes")
+    assert step.exposed == pytest.approx(2 * one - step.compute * 2 / 3)
+    step = data_parallel(config, 2, 2**40, H100, slow)
+    assert step.exposed == pytest.approx(one + one / config.n_layer)
+
+
+def test_batches_are_the_published_ones():
+    published = {125e6: 0.5e6, 1.3e9: 1e6, 6.7e9: 2e6, 13e9: 2e6}  # GPT-3
+    for n_params, n_tokens in {**published, 70e9: 4e6}.items():
+        assert batch_tokens(n_params) == pytest.approx(n_tokens, rel=0.06)
+
+
+def test_the_command_says_what_ranks_keep(capsys):
+    asked = ["plan", "--text", "10TB", "--gpu", "h100", "--days", "30", "--count"]
+    assert cli.main([*asked, "1024"]) == 0
+    line = re.search("^ranks .*$", capsys.readouterr().out, re.M)[0]
+    assert re.search(r"steps of 4.19 M tokens: \d\d% of 1,024 times one; each has 4,096", line)
+    assert line.endswith("weights and gradients, too much")
+    assert cli.main([*asked, "1"]) == 0
+    assert "\nranks" not in capsys.readouterr().out
