@@ -1,14 +1,15 @@
 """./run beside llama.cpp, the machine's read bandwidth and its arithmetic: one table.
 
 A row is a parameter file: SmolLM2 in Q4_1 as it comes and in Q8_0, Q4_0 and F16 written from that;
-with --large a shape of 1.1 thousand million weights in seven types with random ones; or the files
+with --large a shape of 1.1 thousand million weights in six types with random ones; or the files
 given. One round measures every contender once, one after the other, so that a machine that slows
 down slows all of them; figures are medians over the rounds, with the least and the most. The
 prefill is one prompt of about 500 tokens, the decode follows a short prompt. Decoding reads the
 whole file once a token: its share is of the bandwidth of reading a buffer of that size, which the
 last cache may hold in part. Prefill's share is of the arithmetic of the layers' matrices, two
-operations a weight and token, in what peaks.c finds for their type. Files are written into
-build/bench, one at a time, and deleted.
+operations a weight and token, in what peaks.c finds for their type. A second table is made by
+`python -m llm bench`: what more threads bring, and what of the bytes a second remains behind a long
+context. Files are written into build/bench, one at a time, and deleted.
 """
 
 import argparse
@@ -28,10 +29,11 @@ MODEL = ROOT / "weights" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PEER = ROOT / "bench" / "peer_llama.py"
 PEER_PYTHONS = (ROOT / "build" / "bench-venv" / "bin" / "python", Path(sys.executable))
 SMALL_TYPES = ("Q8_0", "Q4_0", "F16")
-LARGE_TYPES = ("Q8_0", "Q4_0", "F16", "BF16", "Q4_K", "Q6_K", "Q4_1")
+LARGE_TYPES = ("Q8_0", "Q4_0", "F16", "BF16", "Q4_K", "Q6_K")
 PEAKS = {"F32": "fma", "F16": "fma", "BF16": "bf16"}  # the others: vnni
 N_CTX = 1024
-N_FIRST = 10  # starts of ./run in a round
+N_FIRST = 5  # starts of ./run in a round
+LONG = 4096 - 32  # tokens before those that are decoded; the large shape, which is slow, has none
 
 
 def run_ours(options, path: Path, prompt: str, n_tokens: int) -> dict:
@@ -94,6 +96,33 @@ def first_token(options, path: Path) -> tuple[float, int]:
     return 1e3 * seconds, 1024 * usage.ru_maxrss
 
 
+def bench(path: Path, *arguments: object) -> dict:
+    """Medians of the rows of `python -m llm bench`, by (threads, what, n), and of their bytes."""
+    command = [sys.executable, "-m", "llm", "bench", path, "--json", *arguments]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    rows = json.loads(done.stdout)[0]["rows"]
+    return {(r["threads"], r["what"], r["n"]): (statistics.median(r["tok_s"]), r) for r in rows}
+
+
+def scaling(options, path: Path) -> dict[str, float]:
+    """Ratios of tokens a second between numbers of threads, and of bytes a second at contexts."""
+    n, rounds = options.threads, ("--rounds", options.rounds)
+    rows = bench(path, "--threads", 1, n, 2 * n, *rounds)
+    found = {}
+    for what in ("prefill", "decode"):
+        rate = {threads: tok_s for (threads, kind, _), (tok_s, _) in rows.items() if kind == what}
+        found[f"{what}_threads"] = rate[n] / rate[1]
+        found[f"{what}_oversubscribed"] = rate[2 * n] / rate[n]
+    for kv in () if options.large else ("f16", "q8_0"):
+        rows = bench(path, "--threads", n, "--kv", kv, "--context", LONG, *rounds)
+        short, long = sorted(at for _, what, at in rows if what == "decode")
+        for name, at in (("short", short), ("long", long)):
+            found[f"{kv}_{name}"], row = rows[n, "decode", at]
+            found[f"{kv}_{name}_bytes"] = found[f"{kv}_{name}"] * row["bytes"]
+        found[f"{kv}_kept"] = found[f"{kv}_long_bytes"] / found[f"{kv}_short_bytes"]
+    return found
+
+
 def layer_weights(path: Path) -> tuple[int, str]:
     """How many weights the layers' matrices have, and the type of most."""
     from llm.engine import Model
@@ -148,6 +177,7 @@ def measure(options, path: Path) -> dict:
         "n_decode": options.n,
         "peer": name or "absent: make test-peers or make bench-peers",
         "figures": found,
+        "scaling": scaling(options, path),
     }
 
 
@@ -156,11 +186,13 @@ def files(options) -> Iterator[Path]:
     if options.files:
         yield from options.files
         return
-    if not options.types and not options.large:
+    if not options.large and "Q4_1" in (options.types or ["Q4_1"]):
         yield MODEL
     folder = ROOT / "build" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     for kind in options.types or (LARGE_TYPES if options.large else SMALL_TYPES):
+        if kind == "Q4_1" and not options.large:
+            continue
         path = folder / f"{'1.1B' if options.large else 'SmolLM2-135M'}.{kind}.gguf"
         command = [ROOT / "bench" / "random_file.py", path, kind]
         if not options.large:
@@ -208,13 +240,34 @@ HEADINGS += ["decode, tok/s", "llama.cpp", "ratio", "of the bandwidth"]
 HEADINGS += ["first token, ms", "resident over the file, MB"]
 
 
+SCALING = ["file", "decode: {n} threads over 1", "{m} over {n}"]
+SCALING += ["prefill: {n} threads over 1", "{m} over {n}"]
+SCALING_LONG = ["{kv}: decode at 64", f"at {LONG:,}", "bytes/s kept"]
+
+
+def scaling_table(options, results: list[dict]) -> str:
+    kinds = [] if options.large else ["f16", "q8_0"]
+    heads = SCALING + [cell.replace("{kv}", kv) for kv in kinds for cell in SCALING_LONG]
+    heads = [cell.format(n=options.threads, m=2 * options.threads) for cell in heads]
+    lines = [heads, ["---"] * len(heads)]
+    for result in results:
+        f = result["scaling"]
+        cells = [result["file"]]
+        for what in ("decode", "prefill"):
+            cells += [f"{f[f'{what}_threads']:.2f}", f"{f[f'{what}_oversubscribed']:.2f}"]
+        for kv in kinds:
+            cells += [f"{f[f'{kv}_short']:.0f}", f"{f[f'{kv}_long']:.0f}", f"{f[f'{kv}_kept']:.2f}"]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("files", nargs="*", type=Path, help="instead of SmolLM2 in four types")
-    parser.add_argument("--large", action="store_true", help="1.1B weights in seven types")
+    parser.add_argument("--large", action="store_true", help="1.1B weights in six types")
     parser.add_argument("--types", nargs="+", help="these types only")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-n", type=int, default=64, help="tokens to decode")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -233,6 +286,8 @@ def main() -> int:
         print(table_row(results[-1]), flush=True)
     if options.json:
         print(json.dumps(results))
+    else:
+        print("\n" + scaling_table(options, results))
     return 0
 
 
