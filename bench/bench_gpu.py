@@ -96,7 +96,7 @@ def main() -> int:
         contenders = {"ours": lambda c=config, b=batch: our_step(c, b, options.recompute)}
         if importlib.util.find_spec("torch"):
             contenders["PyTorch"] = lambda c=config, b=batch, s=sizes: torch_step(c, b, s)
-        predicted = {"ours": f"{table(size, options.gpu, False, False, 'adamw')[1]:.0%}"}
+        predicted = {"ours": f"{table(size, options.gpu, False, 'adamw')[1]:.0%}"}
         for who, make in contenders.items():
             seconds = measure(make(), options.steps)
             speeds = sorted(batch * config.n_ctx / s for s in seconds)

@@ -86,20 +86,19 @@ class Shape:
 
 
 class Counted(OpsCuda):
-    """Counts (FLOPs, bytes) of everything asked for in `kernels`, by line of the table. half:
-    activations are kept as bfloat16; fused: attention keeps its scores on the chip."""
+    """Counts (FLOPs, bytes) of everything asked for, by line of the table. fused: attention keeps
+    its scores on the chip."""
 
     kernels = "none"
 
-    def __init__(self, half: bool, fused: bool):
-        self.precision, self._rounds, self._score_bytes = "bf16", True, 12
-        self.half, self.fused = half, fused
+    def __init__(self, fused: bool):
+        self._rounds, self._score_bytes, self.act_bytes = True, 12, 2
+        self.fused = fused
         self.counts, self.within = defaultdict(list), "products"
         self._calls = self.calls()
 
     def empty(self, *shape):
-        small = self.half and len(shape) == 2
-        return Shape(shape, np.dtype(np.uint16 if small else np.float32))
+        return Shape(shape, np.dtype(np.float32))
 
     def _empty_16(self, *shape):
         return Shape(shape, np.dtype(np.uint16))
@@ -132,9 +131,6 @@ class Counted(OpsCuda):
             n_bytes = 3 * values["out"].nbytes
         self._count(GROUPS.get(name, "norms, RoPE, SwiGLU"), 0, n_bytes)
 
-    def _rounded(self, x):
-        return x if x.dtype.itemsize == 2 else super()._rounded(x)
-
     def _multiply(self, c, a, b, trans_a=False, trans_b=False, alpha=1.0, beta=0.0):
         k = a.shape[-2] if trans_a else a.shape[-1]
         moved = a.nbytes + b.nbytes + c.nbytes * (1 if beta == 0 else 2)
@@ -163,11 +159,11 @@ class Counted(OpsCuda):
         self.within = "products"
 
 
-def counted(size: str, half: bool, fused: bool, optimizer: str):
-    """(config, tokens of a pass, counts of a step's lines, launches)."""
+def counted(size: str, fused: bool, optimizer: str):
+    """(config, tokens of a pass, by line what is counted and how often a step does it)."""
     sizes, batch = SIZES[size]
     config = ModelConfig(n_vocab=50304, n_ctx=1024, **sizes)
-    ops = Counted(half, fused)
+    ops = Counted(fused)
     flat = Shape((layout_size(config),), np.dtype(np.float32))
     model = Transformer(config, ops, flat)
     steps = OPTIMIZERS[optimizer](config, ops=ops)
@@ -190,10 +186,10 @@ def seconds(found, peak: float, bandwidth: float) -> float:
     return sum(max(f / (PRODUCTS * peak), n / (ROWS * bandwidth)) for f, n in found)
 
 
-def table(size: str, gpu: str, half: bool, fused: bool, optimizer: str) -> tuple[str, float]:
+def table(size: str, gpu: str, fused: bool, optimizer: str) -> tuple[str, float]:
     """The lines of a step, and its model FLOP utilisation."""
     peak, bandwidth = GPUS[gpu]
-    config, n_tokens, counts = counted(size, half, fused, optimizer)
+    config, n_tokens, counts = counted(size, fused, optimizer)
     lines, total, launches = [], 0.0, 0
     for line, (found, times) in counts.items():
         flops, n_bytes = (times * sum(x[i] for x in found) for i in (0, 1))
@@ -217,17 +213,12 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     options = parser.parse_args()
     for size in [options.size] if options.size else SIZES:
-        text, _ = table(size, options.gpu, False, False, options.optimizer)
+        text, _ = table(size, options.gpu, False, options.optimizer)
         print(f"{size} on one {options.gpu}, as the code is\n\n{text}")
     print("| predicted model FLOP utilisation | " + " | ".join(GPUS) + " |\n|---|---|---|")
     for size in SIZES:
-        for said, half, fused in (
-            ("as the code is", False, False),
-            ("attention fused", False, True),
-            ("activations as bfloat16", True, False),
-            ("both", True, True),
-        ):
-            found = (table(size, gpu, half, fused, options.optimizer)[1] for gpu in GPUS)
+        for said, fused in (("as the code is", False), ("attention fused", True)):
+            found = (table(size, gpu, fused, options.optimizer)[1] for gpu in GPUS)
             print(f"| {size}, {said} | " + " | ".join(f"{x:.0%}" for x in found) + " |")
 
 

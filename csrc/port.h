@@ -31,6 +31,7 @@ typedef struct llm_error llm_error;
 #ifdef __CUDACC__
 
 #define PORT_INLINE static __device__ __forceinline__
+#define PORT_METHOD __device__ __forceinline__
 #define ROW_KERNEL(name)                                                                           \
   static __device__ void name##_row(const llm_##name##_args *a, int64_t row);                      \
   extern "C" __global__ void name##_kernel(const llm_##name##_args args, int64_t n_rows) {         \
@@ -60,6 +61,7 @@ PORT_INLINE float port_float(uint32_t bits) { return __uint_as_float(bits); }
 #else
 
 #define PORT_INLINE static inline __attribute__((always_inline))
+#define PORT_METHOD inline
 #define ONCE
 #define SYNC
 #if defined(__clang__)
@@ -149,6 +151,18 @@ PORT_INLINE uint16_t port_bf16(float x) {
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   return (uint16_t)(x == x ? rounded : quiet);
 }
+
+#ifdef PORT_BF16 /* C++ */
+struct llm_act {
+  uint16_t bits;
+  PORT_METHOD operator float() const { return port_float((uint32_t)bits << 16); }
+  PORT_METHOD llm_act &operator=(float x) {
+    bits = port_bf16(x);
+    return *this;
+  }
+  PORT_METHOD llm_act &operator+=(float x) { return *this = *this + x; }
+};
+#endif
 
 /* num_expf without branches, the same bits. */
 PORT_INLINE float port_exp(float x) {

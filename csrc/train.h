@@ -12,6 +12,11 @@
 #include "llm.h"
 #endif
 
+/* An activation: a float to the CPU; to a GPU's rounding build a bfloat16 (port.h). */
+#ifndef PORT_BF16
+typedef float llm_act;
+#endif
+
 /* cffi: begin */
 
 typedef struct llm_ops llm_ops; /* threads, instruction set, scratch */
@@ -28,7 +33,7 @@ int32_t llm_ops_threads_available(void);
 /* ---- row kernels: n_rows is what the comment calls a row ---- */
 
 typedef struct llm_embed_args { /* per token */
-  float *x;
+  llm_act *x;
   const float *table;
   const int32_t *tokens;
   int64_t n_embd;
@@ -37,7 +42,7 @@ void llm_ops_embed(llm_ops *ops, const llm_embed_args *args, int64_t n_rows);
 
 typedef struct llm_embed_backward_args { /* per block of columns and class of tokens */
   float *dtable;
-  const float *dx;
+  const llm_act *dx;
   const int32_t *tokens;
   int64_t n_tokens, n_embd, n_columns;
   int64_t n_classes; /* a power of two; a token's class is its id modulo this */
@@ -45,29 +50,34 @@ typedef struct llm_embed_backward_args { /* per block of columns and class of to
 void llm_ops_embed_backward(llm_ops *ops, const llm_embed_backward_args *args, int64_t n_rows);
 
 typedef struct llm_rmsnorm_args { /* per row */
-  float *y, *rstd;
-  const float *x, *w;
+  llm_act *y;
+  float *rstd;
+  const llm_act *x;
+  const float *w;
   int64_t n;
   float eps;
 } llm_rmsnorm_args;
 void llm_ops_rmsnorm(llm_ops *ops, const llm_rmsnorm_args *args, int64_t n_rows);
 
 typedef struct llm_rmsnorm_backward_args { /* per chunk of 64 rows */
-  float *dx, *dw_parts, *dy;               /* dw_parts (chunks, n): sum_rows adds them up */
-  const float *x, *w, *rstd;
+  llm_act *dx, *dy;
+  float *dw_parts; /* (chunks, n): sum_rows adds them up */
+  const llm_act *x;
+  const float *w, *rstd;
   int64_t n_total, n; /* rows in all chunks, columns */
 } llm_rmsnorm_backward_args;
 void llm_ops_rmsnorm_backward(llm_ops *ops, const llm_rmsnorm_backward_args *args, int64_t n_rows);
 
 typedef struct llm_sum_rows_args { /* per block of 16 columns */
   float *sum;                      /* (n) */
-  const float *parts;              /* (n_parts, n) */
+  const float *parts;              /* (n_parts, n), or NULL: */
+  const llm_act *act_parts;
   int64_t n_parts, n;
 } llm_sum_rows_args;
 void llm_ops_sum_rows(llm_ops *ops, const llm_sum_rows_args *args, int64_t n_rows);
 
 typedef struct llm_rope_args { /* per (batch, time) */
-  float *x;
+  llm_act *x;
   const float *cos, *sin;
   const int32_t *starts; /* (batch, time), or NULL */
   int64_t n_time, n_head, head_dim;
@@ -77,20 +87,21 @@ typedef struct llm_rope_args { /* per (batch, time) */
 void llm_ops_rope(llm_ops *ops, const llm_rope_args *args, int64_t n_rows);
 
 typedef struct llm_swiglu_args { /* per row */
-  float *h;
-  const float *gate, *up;
+  llm_act *h;
+  const llm_act *gate, *up;
   int64_t n;
 } llm_swiglu_args;
 void llm_ops_swiglu(llm_ops *ops, const llm_swiglu_args *args, int64_t n_rows);
 
 typedef struct llm_swiglu_backward_args { /* per row */
-  float *gate, *up, *dh;
+  llm_act *gate, *up, *dh;
   int64_t n;
 } llm_swiglu_backward_args;
 void llm_ops_swiglu_backward(llm_ops *ops, const llm_swiglu_backward_args *args, int64_t n_rows);
 
 typedef struct llm_cross_entropy_args { /* per token */
-  float *losses, *logits;
+  float *losses;
+  llm_act *logits;
   const int32_t *targets;
   int64_t n_vocab;
   float scale;
@@ -149,7 +160,7 @@ typedef struct llm_round_args { /* per chunk of 4096 elements */
 void llm_ops_round(llm_ops *ops, const llm_round_args *args, int64_t n_rows);
 
 typedef struct llm_repeat_args { /* per row of out (n_rows, n), which becomes x (n) */
-  float *out;
+  llm_act *out;
   const float *x;
   int64_t n;
 } llm_repeat_args;
@@ -160,13 +171,13 @@ void llm_ops_repeat(llm_ops *ops, const llm_repeat_args *args, int64_t n_rows);
 typedef struct llm_split_heads_args { /* per (batch, time) */
   float *out;
   uint16_t *out_16;
-  const float *x;
+  const llm_act *x;
   int64_t n_time, n_head, n_kv_head, head_dim;
 } llm_split_heads_args;
 void llm_ops_split_heads(llm_ops *ops, const llm_split_heads_args *args, int64_t n_rows);
 
 typedef struct llm_join_heads_args { /* per (batch, time) */
-  float *out;
+  llm_act *out;
   const float *x;
   int64_t n_time, n_head, n_kv_head, head_dim;
 } llm_join_heads_args;
@@ -191,7 +202,8 @@ typedef struct llm_causal_softmax_backward_args { /* per (batch, head, time) */
   uint16_t *scores_16;
   float *dp;
   uint16_t *dp_16;
-  const float *lse, *d_o, *o;
+  const float *lse;
+  const llm_act *d_o, *o;
   const int32_t *starts;
   int64_t n_head, n_time, head_dim;
   float scale;

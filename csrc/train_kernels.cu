@@ -13,7 +13,7 @@ PORT_INLINE int64_t port_min(int64_t x, int64_t y) { return x < y ? x : y; }
 
 ROW_KERNEL(embed) {
   const int64_t n = a->n_embd;
-  float *x = a->x + row * n;
+  llm_act *x = a->x + row * n;
   const float *source = a->table + a->tokens[row] * n;
   EACH(i, n) x[i] = source[i];
 }
@@ -26,15 +26,16 @@ ROW_KERNEL(embed_backward) {
   for (int64_t t = 0; t < a->n_tokens; t++) {
     if ((a->tokens[t] & (a->n_classes - 1)) != class_) continue;
     float *dtable = a->dtable + a->tokens[t] * a->n_embd + first;
-    const float *dx = a->dx + t * a->n_embd + first;
+    const llm_act *dx = a->dx + t * a->n_embd + first;
     EACH(i, width) dtable[i] += dx[i];
   }
 }
 
 ROW_KERNEL(rmsnorm) {
   const int64_t n = a->n;
-  float *y = a->y + row * n;
-  const float *x = a->x + row * n, *w = a->w;
+  llm_act *y = a->y + row * n;
+  const llm_act *x = a->x + row * n;
+  const float *w = a->w;
   ROW_SUM(square, i, n, x[i] * x[i]);
   const float rstd = 1.0f / sqrtf(square / (float)n + a->eps);
   EACH(i, n) y[i] = x[i] * rstd * w[i];
@@ -47,8 +48,8 @@ ROW_KERNEL(rmsnorm_backward) {
   const float *w = a->w;
   EACH(i, n) dw[i] = 0.0f;
   for (int64_t r = row * NORM_ROWS; r < end; r++) {
-    float *dx = a->dx + r * n, *dy = a->dy + r * n;
-    const float *x = a->x + r * n;
+    llm_act *dx = a->dx + r * n, *dy = a->dy + r * n;
+    const llm_act *x = a->x + r * n;
     const float rstd = a->rstd[r];
     ROW_SUM(dot, i, n, dy[i] * w[i] * x[i]);
     const float mean = dot * rstd / (float)n;
@@ -66,13 +67,16 @@ ROW_KERNEL(sum_rows) {
   float *sum = a->sum + first;
   EACH(i, width) sum[i] = 0.0f;
   for (int64_t part = 0; part < a->n_parts; part++) {
-    const float *parts = a->parts + part * a->n + first;
-    EACH(i, width) sum[i] += parts[i];
+    const int64_t at = part * a->n + first;
+    if (a->parts)
+      EACH(i, width) sum[i] += a->parts[at + i];
+    else
+      EACH(i, width) sum[i] += a->act_parts[at + i];
   }
 }
 
 /* One head: the pair of i lies at i * step and `gap` behind it. */
-PORT_INLINE void turn_head(float *x, const float *cos_t, const float *sin_t, int64_t half,
+PORT_INLINE void turn_head(llm_act *x, const float *cos_t, const float *sin_t, int64_t half,
                            float direction, int64_t step, int64_t gap) {
   EACH(i, half) {
     const float c = cos_t[i], s = direction * sin_t[i], p = x[step * i], q = x[step * i + gap];
@@ -85,7 +89,7 @@ ROW_KERNEL(rope) {
   const int64_t half = a->head_dim / 2, t = row % a->n_time - (a->starts ? a->starts[row] : 0);
   const float *cos_t = a->cos + t * half, *sin_t = a->sin + t * half;
   for (int64_t head = 0; head < a->n_head; head++) {
-    float *x = a->x + (row * a->n_head + head) * a->head_dim;
+    llm_act *x = a->x + (row * a->n_head + head) * a->head_dim;
     if (a->halves)
       turn_head(x, cos_t, sin_t, half, a->direction, 1, half);
     else
@@ -94,13 +98,13 @@ ROW_KERNEL(rope) {
 }
 
 ROW_KERNEL(swiglu) {
-  float *h = a->h + row * a->n;
-  const float *gate = a->gate + row * a->n, *up = a->up + row * a->n;
+  llm_act *h = a->h + row * a->n;
+  const llm_act *gate = a->gate + row * a->n, *up = a->up + row * a->n;
   EACH(i, a->n) h[i] = gate[i] / (1.0f + port_exp(-gate[i])) * up[i];
 }
 
 ROW_KERNEL(swiglu_backward) {
-  float *gate = a->gate + row * a->n, *up = a->up + row * a->n, *dh = a->dh + row * a->n;
+  llm_act *gate = a->gate + row * a->n, *up = a->up + row * a->n, *dh = a->dh + row * a->n;
   EACH(i, a->n) {
     const float g = gate[i], u = up[i], d = dh[i], s = 1.0f / (1.0f + port_exp(-g));
     gate[i] = d * u * s * (1.0f + g * (1.0f - s));
@@ -111,7 +115,7 @@ ROW_KERNEL(swiglu_backward) {
 
 ROW_KERNEL(cross_entropy) {
   const int64_t n = a->n_vocab;
-  float *z = a->logits + row * n;
+  llm_act *z = a->logits + row * n;
   const int32_t target = a->targets[row];
   if (target < 0) {
     ONCE a->losses[row] = 0.0f;
@@ -194,7 +198,7 @@ ROW_KERNEL(round) {
 }
 
 ROW_KERNEL(repeat) {
-  float *out = a->out + row * a->n;
+  llm_act *out = a->out + row * a->n;
   const float *x = a->x;
   EACH(i, a->n) out[i] = x[i];
 }
@@ -209,7 +213,7 @@ PORT_INLINE void put(float *x, uint16_t *x_16, int64_t i, float value) {
 ROW_KERNEL(split_heads) {
   const int64_t n = a->head_dim, group = a->n_head / a->n_kv_head;
   const int64_t batch = row / a->n_time, t = row % a->n_time;
-  const float *x = a->x + row * a->n_kv_head * n;
+  const llm_act *x = a->x + row * a->n_kv_head * n;
   EACH(i, a->n_head * n) {
     const int64_t head = i / n, j = i % n;
     put(a->out, a->out_16, ((batch * a->n_head + head) * a->n_time + t) * n + j,
@@ -220,7 +224,7 @@ ROW_KERNEL(split_heads) {
 ROW_KERNEL(join_heads) {
   const int64_t n = a->head_dim, group = a->n_head / a->n_kv_head;
   const int64_t batch = row / a->n_time, t = row % a->n_time, from_head = a->n_time * n;
-  float *out = a->out + row * a->n_kv_head * n;
+  llm_act *out = a->out + row * a->n_kv_head * n;
   EACH(i, a->n_kv_head * n) {
     const int64_t head = batch * a->n_head + i / n * group;
     const float *x = a->x + (head * a->n_time + t) * n + i % n;
@@ -253,7 +257,8 @@ ROW_KERNEL(causal_softmax_backward) {
   const int64_t n = a->n_time, t = row % n, first = first_seen(a->starts, row, a->n_head, n);
   const int64_t batch = row / (a->n_head * n), head = row / n % a->n_head;
   const int64_t at = ((batch * n + t) * a->n_head + head) * a->head_dim;
-  const float *d_o = a->d_o + at, *o = a->o + at, *s = a->scores + row * n, *dp = a->dp + row * n;
+  const llm_act *d_o = a->d_o + at, *o = a->o + at;
+  const float *s = a->scores + row * n, *dp = a->dp + row * n;
   const float scale = a->scale, lse = a->lse[row];
   ROW_SUM(delta, i, a->head_dim, d_o[i] * o[i]);
   EACH(i, n) {

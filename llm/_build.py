@@ -26,6 +26,8 @@ extern "Python" int llm_python_cancel_check(void *);
 extern "Python" void llm_python_input_observer(void *, const void *, const float *, size_t, size_t);
 """
 
+ACTIVATION = "typedef float llm_act;\n"  # conditional in train.h
+
 
 def is_trainer(path: Path) -> bool:
     return path.name.startswith(("train_", "tokenizer_train"))
@@ -87,7 +89,7 @@ def trainer() -> cffi.FFI:
     # setuptools does not compile .cu, so the kernels' one text is included here, as C.
     return builder(
         "llm._train",
-        error_declarations() + "".join(map(declarations, TRAINER_HEADERS)),
+        error_declarations() + ACTIVATION + "".join(map(declarations, TRAINER_HEADERS)),
         "".join(f'#include "{name}"\n' for name in (*TRAINER_HEADERS, "train_kernels.cu")),
         trainer_sources(),
     )

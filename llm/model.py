@@ -58,7 +58,11 @@ def _parts(config: ModelConfig, entries: list[TensorSpec], size: int):
 
 
 def training_bytes(
-    config: ModelConfig, n_rows: int, recompute: bool = False, lora: Lora | None = None
+    config: ModelConfig,
+    n_rows: int,
+    recompute: bool = False,
+    lora: Lora | None = None,
+    act_bytes: int = 4,
 ) -> int:
     """Memory that training takes at least: parameters, what is trained of them with gradients and
     the optimizer's two moments, and the activations of n_rows tokens."""
@@ -67,7 +71,7 @@ def training_bytes(
     layers = c.n_layer * c.n_embd + (1 if recompute else c.n_layer) * inner
     n_trained = entries_size(lora.layout(c)) if lora else layout_size(c)
     n_params = layout_size(c) + (4 * n_trained if lora else 3 * n_trained)
-    return 4 * (n_params + n_rows * (layers + 5 * c.n_embd + c.n_ff))
+    return 4 * n_params + act_bytes * n_rows * (layers + 5 * c.n_embd + c.n_ff)
 
 
 class _Views:
@@ -92,7 +96,7 @@ class _Buffers:
     def __init__(self, config: ModelConfig, ops, B: int, T: int, keep: bool, recompute: bool):
         c, N = config, B * T
         C, F, D = c.n_embd, c.n_ff, c.head_dim
-        n_q, n_kv = c.n_head * D, c.n_kv_head * D
+        n_q, n_kv, act = c.n_head * D, c.n_kv_head * D, ops.empty_act
         self.shape = (B, T)
         self.keep = keep
         self.starts = None  # of the documents, (B, T) int32
@@ -105,22 +109,22 @@ class _Buffers:
 
         def layer():
             b = SimpleNamespace(
-                x=ops.empty(N, C),  # residual stream before the attention norm
-                x_mid=ops.empty(N, C),  # and before the feed-forward norm
+                x=act(N, C),  # residual stream before the attention norm
+                x_mid=act(N, C),  # and before the feed-forward norm
                 rstd_attn=ops.empty(N),
                 rstd_ffn=ops.empty(N),
-                q=ops.empty(N, n_q),
-                k=ops.empty(N, n_kv),
-                v=ops.empty(N, n_kv),
-                att=ops.empty(N, n_q),
+                q=act(N, n_q),
+                k=act(N, n_kv),
+                v=act(N, n_kv),
+                att=act(N, n_q),
                 lse=ops.empty(B, c.n_head, T),
-                gate=ops.empty(N, F),
-                up=ops.empty(N, F),
+                gate=act(N, F),
+                up=act(N, F),
             )
             b.q4, b.k4, b.v4, b.att4 = map(heads, (b.q, b.k, b.v, b.att))
             b.q_raw, b.k_raw = b.q, b.k
             if c.qk_norm:  # before their norms
-                b.q_raw, b.k_raw = ops.empty(N, n_q), ops.empty(N, n_kv)
+                b.q_raw, b.k_raw = act(N, n_q), act(N, n_kv)
                 b.rstd_q, b.rstd_k = ops.empty(N * c.n_head), ops.empty(N * c.n_kv_head)
                 b.q2, b.k2, b.q_raw2, b.k_raw2 = map(rows, (b.q, b.k, b.q_raw, b.k_raw))
             return b
@@ -131,26 +135,26 @@ class _Buffers:
             self.layers = [layer()] * c.n_layer
         if keep and recompute:
             shared = vars(self.layers[0])
-            own = [shared["x"], *(ops.empty(N, C) for _ in range(1, c.n_layer))]
+            own = [shared["x"], *(act(N, C) for _ in range(1, c.n_layer))]
             self.layers = [SimpleNamespace(**shared | {"x": x}) for x in own]
-        self.x_last = ops.empty(N, C) if keep else self.layers[0].x
+        self.x_last = act(N, C) if keep else self.layers[0].x
         self.rstd_last = ops.empty(N)
-        self.xn = ops.empty(N, C)
-        self.h = ops.empty(N, F)
+        self.xn = act(N, C)
+        self.h = act(N, F)
         self.chunk = min(N, max(64, ops.chunk_floats // c.n_vocab))
-        self.logits = ops.empty(self.chunk, c.n_vocab)
+        self.logits = act(self.chunk, c.n_vocab)
         self.losses = ops.empty(N)
         if keep:
-            self.dx = ops.empty(N, C)
-            self.dq, self.dk, self.dv = ops.empty(N, n_q), ops.empty(N, n_kv), ops.empty(N, n_kv)
+            self.dx = act(N, C)
+            self.dq, self.dk, self.dv = act(N, n_q), act(N, n_kv), act(N, n_kv)
             self.dq4, self.dk4, self.dv4 = map(heads, (self.dq, self.dk, self.dv))
             self.dq_raw, self.dk_raw = self.dq, self.dk
             if c.qk_norm:
-                self.dq_raw, self.dk_raw = ops.empty(N, n_q), ops.empty(N, n_kv)
+                self.dq_raw, self.dk_raw = act(N, n_q), act(N, n_kv)
                 self.dq2, self.dk2 = rows(self.dq), rows(self.dk)
                 self.dq_raw2, self.dk_raw2 = rows(self.dq_raw), rows(self.dk_raw)
             # xn is free while attention runs backward
-            self.datt = self.xn if n_q == C else ops.empty(N, n_q)
+            self.datt = self.xn if n_q == C else act(N, n_q)
             self.datt4 = heads(self.datt)
 
     def chunks(self):

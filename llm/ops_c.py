@@ -92,13 +92,17 @@ class OpsC(HostArrays):
         for name, pointer in self._structs[kind].items():
             value = values[name]
             if pointer is not None and value is not None:
-                if value.dtype != pointer[1]:
-                    raise ValueError(f"{name} is {value.dtype}, expected {pointer[1]}")
+                expected = self._dtype(kind, name, pointer[1])
+                if value.dtype != expected:
+                    raise ValueError(f"{name} is {value.dtype}, expected {expected}")
                 value = self._pointer(name, pointer[0], value)
                 keep.append(value)
             if value is not None:
                 setattr(out, name, value)
         return out, keep
+
+    def _dtype(self, kind: str, name: str, declared: np.dtype) -> np.dtype:
+        return declared
 
     def _pointer(self, name: str, kind: str, array):
         return ffi.from_buffer(kind, array)  # refuses what is not contiguous
@@ -138,7 +142,9 @@ class OpsC(HostArrays):
     def sum_rows(self, total, x):
         n_parts, n = x.shape
         _expect("total", total, n)
-        self._rows("sum_rows", -(-n // _COLUMNS), sum=total, parts=x, n_parts=n_parts, n=n)
+        self._rows(
+            "sum_rows", -(-n // _COLUMNS), sum=total, parts=x, act_parts=None, n_parts=n_parts, n=n
+        )
 
     def embed(self, x, table, tokens):
         _expect("x", x, len(tokens), table.shape[1])

@@ -3,8 +3,9 @@
 OpsCuda is OpsC with other arrays: the same checks, the same argument structs and the same row
 kernels (csrc/train_kernels.cu), compiled by NVRTC and launched with one block per row. Products go
 to cuBLAS through one function, `_multiply`; attention is batched products around a fused causal
-softmax. Master weights, activations and sums are float32; precision "bf16" rounds the operands of
-products. Tested without a GPU on tests/cuda_stand_in.py.
+softmax. Weights, gradients, moments and sums are float32; with precision "bf16" activations are
+kept in bfloat16, and weights are rounded for each product. Tested without a GPU on
+tests/cuda_stand_in.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from llm._train import ffi, lib
 
 from .config import ModelConfig
 from .errors import LlmError
-from .ops_c import _CHUNK, OpsC
+from .ops_c import _CHUNK, _COLUMNS, OpsC
 from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
 
 BLOCK = 256  # threads of a row; a multiple of 32, as ROW_REDUCE wants (port.h)
@@ -30,6 +31,7 @@ PINNED_BYTES = 1 << 22
 HEADERS = ("numeric.h", "port.h", "train.h")
 # No contraction: the arithmetic of a row is the CPU's. Functions without a mark are the GPU's.
 OPTIONS = ("-default-device", "--fmad=false")
+ROUNDING = ("-DPORT_BF16",)  # activations are bfloat16
 
 
 def kernel_source() -> str:
@@ -46,6 +48,16 @@ def kernel_source() -> str:
         return re.sub(include, lambda found: text(found[1]), lines, flags=re.M)
 
     return text("train_kernels.cu")
+
+
+def activations(source: str) -> set[tuple[str, str]]:
+    """(struct, field) of the pointers to activations, which are no floats in a rounding build."""
+    return {
+        (kind, name)
+        for kind, body in re.findall(r"typedef struct (llm_\w+_args) {(.*?)^}", source, re.S | re.M)
+        for names in re.findall(r"llm_act ([^;]*);", body)
+        for name in re.findall(r"\*(\w+)", names)
+    }
 
 
 @cache
@@ -78,11 +90,14 @@ class OpsCuda(OpsC):
         """modules: (cupy, cuBLAS), or what stands for them; by default libraries()."""
         self.precision = precision
         self._rounds = {"fp32": False, "bf16": True}[precision]
+        self.act_bytes = 2 if self._rounds else 4
         self._score_bytes = 12 if self._rounds else 8  # scores and their gradient, both forms
         self._cupy, self._cublas = modules or libraries()
         self._pool = self._cupy.cuda.MemoryPool()
         self._cupy.cuda.set_allocator(self._pool.malloc)
-        self._module = self._cupy.RawModule(code=kernel_source(), options=OPTIONS)
+        source, options = kernel_source(), OPTIONS + ROUNDING * self._rounds
+        self._module = self._cupy.RawModule(code=source, options=options)
+        self._activations = activations(source) if self._rounds else set()
         self._launches = {}
         self._handle = self._cupy.cuda.get_cublas_handle()
         self._types = {
@@ -103,13 +118,12 @@ class OpsCuda(OpsC):
         return free, f"the GPU has {free / 1e9:.1f} GB free"
 
     def workspace_bytes(self, config: ModelConfig, n_rows: int) -> int:
-        """Scores, logits, and the largest operands as bfloat16."""
+        """Scores, logits, and the largest weights as bfloat16."""
         c, n_batch = config, -(-n_rows // config.n_ctx)
         part = self._parts(n_batch, c.n_head, c.n_ctx)[0]
         scores = (part.stop - part.start) * c.n_head * c.n_ctx**2 * self._score_bytes
-        logits = min(self.chunk_floats, n_rows * c.n_vocab) * 4
-        widest = max(c.n_ff, c.n_embd)
-        return scores + logits * 3 // 2 + 2 * widest * max(n_rows, c.n_embd, c.n_vocab)
+        logits = min(self.chunk_floats, n_rows * c.n_vocab) * self.act_bytes
+        return scores + logits + 2 * c.n_embd * max(c.n_ff, c.n_vocab)
 
     def reserve(self, n_bytes: int) -> None:
         """Takes so much from the GPU at once: the pool cuts later arrays out of it."""
@@ -119,6 +133,9 @@ class OpsCuda(OpsC):
 
     def empty(self, *shape: int):
         return self._cupy.empty(shape, self.dtype)
+
+    def empty_act(self, *shape: int):
+        return (self._empty_16 if self._rounds else self.empty)(*shape)
 
     def _empty_16(self, *shape: int):
         return self._cupy.empty(shape, np.uint16)
@@ -134,7 +151,10 @@ class OpsCuda(OpsC):
         self._pinned.copy(x, np.ascontiguousarray(values, x.dtype))
 
     def to_host(self, array) -> np.ndarray:
-        return array.get()
+        values = array.get()
+        if values.dtype == np.uint16:  # activations
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values
 
     def zero(self, x):
         _contiguous("x", x).data.memset_async(0, x.nbytes)
@@ -151,6 +171,9 @@ class OpsCuda(OpsC):
         """The struct's bytes, as an array of one element: CuPy passes that by value."""
         out = super()._args(kind, values)[0]
         return np.frombuffer(bytes(ffi.buffer(out)), np.dtype((np.void, ffi.sizeof(kind))))
+
+    def _dtype(self, kind: str, name: str, declared: np.dtype) -> np.dtype:
+        return np.dtype(np.uint16) if (kind, name) in self._activations else declared
 
     def _pointer(self, name: str, kind: str, array):
         return ffi.cast("void *", _contiguous(name, array).data.ptr)
@@ -177,8 +200,8 @@ class OpsCuda(OpsC):
     # ---- products ----
 
     def _multiply(self, c, a, b, trans_a=False, trans_b=False, alpha=1.0, beta=0.0):
-        """c = alpha op(a) op(b) + beta c for float32 c (M, N), or (batch, M, N) for batches; a and
-        b are both float32 or both bfloat16."""
+        """c = alpha op(a) op(b) + beta c for c (M, N), or (batch, M, N) for batches, summed in
+        float32; a and b are both float32 or both bfloat16, in which case c may be either."""
         # cuBLAS counts columns first: to it each of ours is transposed, and c^T = op(b)^T op(a)^T.
         m, n = c.shape[-2:]
         k = a.shape[-2] if trans_a else a.shape[-1]
@@ -203,11 +226,18 @@ class OpsCuda(OpsC):
 
     def _rounded(self, x):
         """x as products read it."""
-        if not self._rounds:
+        if not self._rounds or x.dtype == np.uint16:
             return x
         out = self._empty_16(*x.shape)
         self._rows("round", -(-x.size // _CHUNK), out_16=out, x=x, n=x.size)
         return out
+
+    def sum_rows(self, total, x):
+        n_parts, n = x.shape
+        parts, act_parts = (None, x) if x.dtype == np.uint16 else (x, None)
+        n_rows = -(-n // _COLUMNS)
+        self._rows("sum_rows", n_rows, sum=total, parts=parts, act_parts=act_parts,
+                   n_parts=n_parts, n=n)  # fmt: skip
 
     def _gemm(self, m, n, c, a, b, add, a_trans, b_trans, **_):
         for name, array in (("a", a), ("b", b), ("c", c)):
@@ -229,7 +259,7 @@ class OpsCuda(OpsC):
     def _split(self, x, n_head: int):
         """(B, T, K, D) to (B * n_head, T, D), rounded as products want it."""
         B, T, K, D = x.shape
-        out = (self._empty_16 if self._rounds else self.empty)(B * n_head, T, D)
+        out = self.empty_act(B * n_head, T, D)
         to = {"out": None, "out_16": out} if self._rounds else {"out": out, "out_16": None}
         sizes = {"n_time": T, "n_head": n_head, "n_kv_head": K, "head_dim": D}
         self._rows("split_heads", B * T, x=x, **to, **sizes)

@@ -41,6 +41,12 @@ class HostArrays:
 
     chunk_floats = 1 << 21  # of logits in flight: a chunk that stays in a shared cache
 
+    act_bytes = 4  # of an element of empty_act
+
+    def empty_act(self, *shape: int):
+        """For activations, which some back ends keep in fewer bits."""
+        return self.empty(*shape)
+
     def from_host(self, array: np.ndarray):
         """The back end's array of the same type and values."""
         return array

@@ -513,7 +513,8 @@ def check_memory(
     ops, config: ModelConfig, n_rows: int, recompute: bool = False, lora: Lora | None = None
 ) -> None:
     """Refuses what cannot fit, before the system ends this process, or another one, for it."""
-    needed = training_bytes(config, n_rows, recompute, lora) + ops.workspace_bytes(config, n_rows)
+    needed = training_bytes(config, n_rows, recompute, lora, ops.act_bytes)
+    needed += ops.workspace_bytes(config, n_rows)
     room, whose = ops.memory()
     if needed > room:
         raise ValueError(

@@ -8,43 +8,66 @@ and count columns first. What this cannot show: races between a row's threads, a
 """
 
 import ctypes
+import shutil
 import subprocess
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pytest
 
 from conftest import ROOT
+from llm.ops_numpy import round_bf16
 
 GUARD = 64
 KERNELS = """
 #include "port.h"
 #undef ROW_KERNEL
-#define ROW_KERNEL(name)                                                             \\
-  PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row);              \\
-  static const port_rows name##_builds[1];                                           \\
-  const int64_t name##_bytes = sizeof(llm_##name##_args);                            \\
-  void name##_kernel(const llm_##name##_args *a, int64_t n_rows, int32_t falling) {  \\
-    (void)name##_builds;                                                             \\
-    for (int64_t row = 0; row < n_rows; row++)                                       \\
-      name##_row(a, falling ? n_rows - 1 - row : row);                               \\
-  }                                                                                  \\
+#define LLM_TRAIN_OPS_H /* the handle of the CPU's back end */
+#ifdef __cplusplus
+#define EXPORT extern "C"
+#else
+#define EXPORT
+#endif
+#define ROW_KERNEL(name)                                                                    \\
+  PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row);                     \\
+  static const port_rows name##_builds[1] = {0};                                            \\
+  EXPORT int64_t name##_bytes(void) { return sizeof(llm_##name##_args); }                   \\
+  EXPORT void name##_kernel(const llm_##name##_args *a, int64_t n_rows, int32_t falling) {  \\
+    (void)name##_builds;                                                                    \\
+    for (int64_t row = 0; row < n_rows; row++)                                              \\
+      name##_row(a, falling ? n_rows - 1 - row : row);                                      \\
+  }                                                                                         \\
   PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row)
 #include "train_kernels.cu"
 """
 
 
 def build_kernels(folder):
-    """The library of the kernels, each as NAME_kernel."""
-    source, library = folder / "kernels.c", folder / "kernels.so"
-    source.write_text(KERNELS)
-    flags = "-std=c11 -O1 -ffp-contract=off -Wall -Wextra -Werror -shared -fPIC".split()
-    files = [source, ROOT / "csrc/numeric.c"]
-    subprocess.run(["cc", *flags, f"-I{ROOT}/csrc", "-o", library, *files, "-lm"], check=True)
-    return ctypes.CDLL(str(library))
+    """The kernels as functions NAME_kernel: for float32 by the C compiler, and for activations in
+    bfloat16, which are a class, by the C++ compiler (None without one)."""
+    libraries = []
+    for compiler, language, *more in (
+        ("cc", "c", "-std=c11"),
+        ("c++", "c++", "-std=c++17", "-DPORT_BF16"),
+    ):
+        if not shutil.which(compiler):
+            libraries.append(None)
+            continue
+        source, library = folder / f"kernels.{language}", folder / f"{language}.so"
+        source.write_text(KERNELS)
+        flags = "-O1 -ffp-contract=off -Wall -Wextra -Werror -shared -fPIC".split()
+        files = [f"-I{ROOT}/csrc", "-x", language, source, ROOT / "csrc/numeric.c"]
+        subprocess.run([compiler, *flags, *more, "-o", library, *files, "-lm"], check=True)
+        libraries.append(ctypes.CDLL(str(library)))
+    return libraries
 
 
-def from_bf16(bits16):
-    return (bits16.astype(np.uint32) << 16).view(np.float32)
+def from_bf16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bf16(x):
+    return (round_bf16(np.ascontiguousarray(x, np.float32)).view(np.uint32) >> 16).astype(np.uint16)
 
 
 class Pointer:
@@ -176,9 +199,15 @@ class StandIn:
         assert "-default-device" in options
         assert "#include <" not in code.split("#else")[0]  # of port.h: what NVRTC would look for
 
+        kernels = self.kernels["-DPORT_BF16" in options]
+        if kernels is None:
+            pytest.skip("there is no C++ compiler")
+
         def get_function(name):
-            function = getattr(self.kernels, name)
-            size = ctypes.c_int64.in_dll(self.kernels, name.replace("_kernel", "_bytes")).value
+            function = getattr(kernels, name)
+            count = getattr(kernels, name.replace("_kernel", "_bytes"))
+            count.restype = ctypes.c_int64
+            size = count()
 
             def launch(grid, block, arguments):
                 args, n_rows = arguments
@@ -207,7 +236,7 @@ class StandIn:
 
     def gemm(self, handle, op_a, op_b, m, n, k, alpha, a, a_kind, lda, b, b_kind, ldb, beta, c,
              c_kind, ldc, compute, algorithm):  # fmt: skip
-        assert (handle, compute, algorithm, c_kind) == (77, 68, -1, 0) and a_kind == b_kind
+        assert (handle, compute, algorithm) == (77, 68, -1) and a_kind == b_kind >= c_kind
         self.products.append((m, n, k, a_kind))
         alpha, beta = (ctypes.c_float.from_address(x).value for x in (alpha, beta))
         a = self.matrix(a, a_kind, lda, *((k, m) if op_a else (m, k)))
@@ -215,8 +244,10 @@ class StandIn:
         if a_kind == 14:
             a, b = from_bf16(a), from_bf16(b)
         product = alpha * ((a.T if op_a else a) @ (b.T if op_b else b))
-        c = self.matrix(c, 0, ldc, m, n)
-        c[...] = product if beta == 0 else product + np.float32(beta) * c  # as cuBLAS: 0 reads no c
+        c = self.matrix(c, c_kind, ldc, m, n)
+        if beta:  # else c is not read
+            product += np.float32(beta) * (from_bf16(c) if c_kind == 14 else c)
+        c[...] = to_bf16(product) if c_kind == 14 else product
 
     def gemm_batched(self, handle, op_a, op_b, m, n, k, alpha, a, a_kind, lda, a_step, b, b_kind,
                      ldb, b_step, beta, c, c_kind, ldc, c_step, batch, *how):  # fmt: skip
@@ -229,8 +260,16 @@ class StandIn:
             )
 
 
+ACTIVATIONS = {  # the arguments that are, by position
+    "embed": (0,), "embed_backward": (1,), "rmsnorm": (0, 2), "rmsnorm_backward": (0, 2, 3),
+    "rope": (0,), "rope_backward": (0,), "swiglu": (0, 1, 2), "swiglu_backward": (0, 1, 2),
+    "cross_entropy": (1,), "attention": (0, 2, 3, 4), "attention_backward": tuple(range(8)),
+}  # fmt: skip
+
+
 class OnHost:
-    """OpsCuda for NumPy arrays, which go to the device and come back."""
+    """OpsCuda for NumPy arrays, which go to the device and come back; activations are rounded on
+    the way where the back end keeps them so."""
 
     def __init__(self, ops):
         self._ops = ops
@@ -241,14 +280,19 @@ class OnHost:
         def call(*args, **options):
             moved = {}
 
-            def move(x):
+            def move(x, is_activation=False):
                 if not isinstance(x, np.ndarray) or x.dtype == np.int64:  # a list of matrices
                     return x
-                return moved.setdefault(id(x), (x, self._ops.from_host(x)))[1]
+                if id(x) not in moved:
+                    rounds = is_activation and self._ops.act_bytes == 2
+                    moved[id(x)] = x, self._ops.from_host(to_bf16(x) if rounds else x)
+                return moved[id(x)][1]
 
-            result = method(*map(move, args), **{k: move(v) for k, v in options.items()})
+            which = ACTIVATIONS.get(name, ())
+            args = [move(x, i in which) for i, x in enumerate(args)]
+            result = method(*args, **{k: move(v) for k, v in options.items()})
             for array, device in moved.values():
-                array[...] = device.get()
+                array[...] = self._ops.to_host(device)
             self._ops.wait()
             return result
 

@@ -24,7 +24,7 @@ from llm.config import ModelConfig
 from llm.lora import Lora
 from llm.model import Transformer, init_params
 from llm.ops_cuda import OpsCuda
-from llm.ops_numpy import OpsNumpy
+from llm.ops_numpy import OpsNumpy, round_bf16
 from llm.optim import OPTIMIZERS
 
 
@@ -67,6 +67,55 @@ def test_rows(ops, n_rows, n):
         test_ops.test_combine(ops, size)
 
 
+def rounded(*shape):
+    return round_bf16(single(*shape))
+
+
+def assert_close(ops, method, *arrays, **options):
+    """Of activations in bfloat16, which hold 8 bits: the root of the mean square. Probabilities are
+    rounded here, and in OpsNumpy what they are before the division by their sum. Returns what the
+    method leaves in its arrays."""
+    mine = [a.copy() if isinstance(a, np.ndarray) else a for a in arrays]
+    theirs = [
+        a.astype(np.float64) if getattr(a, "dtype", None) == np.float32 else a for a in arrays
+    ]
+    getattr(ops, method)(*mine, **options)
+    getattr(OPS_BF16, method)(*theirs, **options)
+    changed = list(filter(is_array, mine))
+    for got, expected in zip(changed, filter(is_array, theirs), strict=True):
+        error = np.linalg.norm(got - expected)
+        assert error <= 5e-3 * np.linalg.norm(expected) + 1e-6 * got.size, (method, error)
+    return changed
+
+
+def is_array(x):
+    return isinstance(x, np.ndarray)
+
+
+@pytest.mark.parametrize("n_rows, n", [(1, 1), (70, 50), (130, 288)])
+def test_rows_of_activations(rounding, n_rows, n):
+    """In bfloat16, in rising and in falling order."""
+    x, w, rstd = rounded(n_rows, n), single(n), abs(single(n_rows))
+    tokens = test_ops.RNG.integers(0, 7, n_rows, dtype=np.int32)
+    targets = test_ops.RNG.integers(-1, n, n_rows, dtype=np.int32)
+    cos, sin = (a.astype(np.float32) for a in test_ops.angles(9, 26))
+    turned = rounded(2, 5, 3, 26)
+    for call in (
+        ("embed", x, single(7, n), tokens),
+        ("embed_backward", single(7, n), x, tokens),
+        ("rmsnorm", rounded(n_rows, n), rstd, x, w, 1e-5),
+        ("rmsnorm_backward", rounded(n_rows, n), w.copy(), rounded(n_rows, n), x, w, rstd),
+        ("swiglu", rounded(n_rows, n), x, rounded(n_rows, n)),
+        ("swiglu_backward", x, rounded(n_rows, n), rounded(n_rows, n)),
+        ("rope", turned, cos, sin, True, test_ops.STARTS),
+        ("rope_backward", turned, cos, sin),
+        ("cross_entropy", single(n_rows), round_bf16(x * 3), targets, 0.3),
+    ):
+        results = [assert_close(ops, *call) for ops in rounding]
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("options", [{}, {"halves": True, "starts": test_ops.STARTS}])
 def test_rope(ops, options):
     test_ops.test_rope(ops, 26, options)
@@ -78,21 +127,17 @@ def test_attention(ops, rounding, n_head, n_kv_head, isolate):
     for T, head_dim in ((1, 8), (37, 15)):
         test_ops.test_attention(ops, n_head, n_kv_head, T, head_dim, isolate)
         starts = documents(2, T) if isolate else None
-        q, k, v = (single(2, T, n, head_dim) for n in (n_head, n_kv_head, n_kv_head))
-        o, lse, do = single(*q.shape), single(2, n_head, T), single(*q.shape)
-        # Probabilities are rounded here, and there what they are before the division by their sum.
-        close = {"reference": OPS_BF16, "tolerance": 4e-3, "mean": True}
-        assert_same(rounding[0], "attention", o, lse, q, k, v, starts, **close)
+        q, k, v = (rounded(2, T, n, head_dim) for n in (n_head, n_kv_head, n_kv_head))
+        o, lse, do = rounded(*q.shape), single(2, n_head, T), rounded(*q.shape)
+        outputs = [rounded(*x.shape) for x in (q, k, v)]
         results = []
         for back_end in rounding:
-            outputs = [np.empty_like(x) for x in (q, k, v)]
-            back_end.attention(o, lse, q, k, v, starts)
-            back_end.attention_backward(*outputs, do, o, q, k, v, lse, starts)
-            results.append([o.copy(), lse.copy(), *outputs])
+            assert_close(back_end, "attention", o, lse, q, k, v, starts)
+            OPS_BF16.attention(o, lse, q, k, v, starts)
+            arrays = *outputs, do, o, q, k, v, lse, starts
+            results.append(assert_close(back_end, "attention_backward", *arrays))
         for one, other in zip(*results, strict=True):
             np.testing.assert_array_equal(one, other)
-        arrays = *outputs, do, o, q, k, v, lse, starts
-        assert_same(rounding[0], "attention_backward", *arrays, **close)
 
 
 def test_attention_in_parts(kernels, monkeypatch):
@@ -276,12 +321,13 @@ def test_no_gpu(kernels, text, tmp_path, capfd, monkeypatch):
 # ---- the CUDA compilers, which need no GPU ----
 
 
-def test_no_register_spills():
+@pytest.mark.parametrize("more", [(), ops_cuda.ROUNDING], ids=["fp32", "bf16"])
+def test_no_register_spills(more):
     """A build for the H100; -Xptxas -v counts what does not fit in registers."""
     nvcc = shutil.which("nvcc")
     if not nvcc:
         pytest.skip("nvcc is not installed")
-    command = [nvcc, "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    command = [nvcc, "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings", *more]
     command += [*ops_cuda.OPTIONS[1:], "-o", "/dev/null", ROOT / "csrc/train_kernels.cu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -303,14 +349,15 @@ def nvrtc_library():
     return None
 
 
-def test_nvrtc_compiles_what_ops_cuda_gives_it():
+@pytest.mark.parametrize("more", [(), ops_cuda.ROUNDING], ids=["fp32", "bf16"])
+def test_nvrtc_compiles_what_ops_cuda_gives_it(more):
     nvrtc = nvrtc_library()
     if nvrtc is None:
         pytest.skip("no libnvrtc: pip install nvidia-cuda-nvrtc")
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     source = ops_cuda.kernel_source().encode()
     assert not nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"k.cu", 0, None, None)
-    options = [b"-arch=sm_90", *(option.encode() for option in ops_cuda.OPTIONS)]
+    options = [b"-arch=sm_90", *(o.encode() for o in (*ops_cuda.OPTIONS, *more))]
     failed = nvrtc.nvrtcCompileProgram(
         program, len(options), (ctypes.c_char_p * len(options))(*options)
     )
