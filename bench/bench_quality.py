@@ -29,7 +29,8 @@ from llm.evaluate import Validation  # noqa: E402
 from llm.material import gather  # noqa: E402
 from llm.settings import Settings  # noqa: E402
 from llm.settings_file import to_toml  # noqa: E402
-from llm.train import prepare, take_step  # noqa: E402
+from llm.step import take_step  # noqa: E402
+from llm.train import prepare  # noqa: E402
 from llm.vocabulary import token_bytes  # noqa: E402
 
 HELD_TOKENS = 32_768

@@ -8,10 +8,8 @@ decide when to save and, once, how many steps there are (measure).
 from __future__ import annotations
 
 import hashlib
-import math
 import signal
 import time
-from collections import deque
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from .material import Material, gather
 from .model import Transformer, init_params, training_bytes
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
-from .optim import OPTIMIZERS, SCHEDULES, AdamW, clip_scale
+from .optim import OPTIMIZERS, AdamW
 from .report import Report
 from .run_files import (
     Run,
@@ -52,12 +50,12 @@ from .run_files import (
 )
 from .settings import DEFAULT_LR, FREE, Settings, check_given, merge_resumed
 from .shards import MANIFEST
+from .step import take_step
 from .tokenizer import Tokenizer
 from .vocabulary import token_bytes, vocabulary_from_arrays
 
 N_SAMPLES = 3
 PROFILED_STEPS = 10
-IN_FLIGHT = 2  # parts of the gradient that travel at a time
 PROBE_SECONDS = 1.0  # of gradients that are thrown away: chooses sizes, batch and warm-up
 MEASURE_SECONDS = 20.0  # of steps that count, at most the warm-up: fix their number
 
@@ -189,31 +187,7 @@ def check_ranks(group: Group, settings: Settings, material: Material) -> None:
     check_alike(group, {"the text's SHA-256": material.sha256, **asked(asdict(settings))})
 
 
-# ---- one step ----
-
-
-def take_step(run: Run) -> str | None:
-    """Returns why the step was skipped, if it was."""
-    settings, model, start = run.settings, run.model, time.perf_counter()
-    loss, norm = summed_gradient(run)
-    fault = guard.fault(loss, norm, run.losses, run.norms, run.skipped, run.since)
-    # n_steps is not known yet only during the warm-up, which does not ask for it.
-    schedule = SCHEDULES[settings.schedule]
-    rate = schedule(run.step, run.n_steps or 0, settings.warmup, settings.lr)
-    rate *= 0.5 ** len(run.rollbacks)
-    if fault is None:
-        run.optimizer.step(model.trained, model.grads, rate, clip_scale(norm, settings.clip))
-        run.group.all_gather(model.trained, run.optimizer.shards)
-    else:  # curves repeat the point before where there is no number
-        run.skipped.append(run.step)
-        loss = loss if math.isfinite(loss) else [0.0, *run.losses[-1:]][-1]
-        norm = norm if math.isfinite(norm) else [0.0, *run.norms[-1:]][-1]
-    run.losses.append(loss)
-    run.rates.append(rate)
-    run.norms.append(norm)
-    run.step_seconds.append(time.perf_counter() - start)
-    run.step += 1
-    return fault
+# ---- steps, and what a fault asks for ----
 
 
 def advance(run: Run, folder: Path, report: Report) -> None:
@@ -239,60 +213,6 @@ def roll_back(run: Run, folder: Path, fault: str) -> None:
     state, arrays = load_checkpoint(folder / "good.npz", run.group)
     restore_weights(run, state, arrays)
     run.rollbacks.append(run.step)
-
-
-def summed_gradient(run: Run) -> tuple[float, float]:
-    """Leaves in model.grads, of what this rank's optimizer owns, the gradient of all slots; returns
-    the mean loss and the norm. Parts travel while the backward pass goes on below them."""
-    group, grads, optimizer = run.group, run.model.grads, run.optimizer
-    ends: deque = deque()
-
-    def ready(part: slice) -> None:
-        ends.append(group.begin_reduce(grads, optimizer.shards, part))
-        if len(ends) > IN_FLIGHT:
-            ends.popleft()()
-
-    n_own = run.settings.n_slots // group.size
-    loss = gradient(run, run.step, group.rank * n_own, n_own, ready)
-    for end in ends:
-        end()
-    shared = group.share((loss, optimizer.square_sums(grads)))
-    losses, squares = zip(*shared, strict=True)
-    return tree_mean(losses), math.sqrt(math.fsum(x for own in squares for x in own))
-
-
-def gradient(run: Run, step: int, first: int, n_slots: int, ready=lambda part: None) -> float:
-    """Leaves in model.grads what the slots first .. first + n_slots - 1 add to the step's gradient;
-    returns their mean loss. Slots are summed in a binary tree, so that whoever holds an aligned
-    subtree adds the same numbers. ready: is told each part of the sum as soon as it is final."""
-    grads, losses, waiting = run.model.grads, [], []
-    for slot in range(n_slots):
-        lefts = [waiting.pop() for _ in range(n_trailing_ones(slot))]
-        is_last = slot == n_slots - 1
-
-        def add(part: slice, lefts=lefts, is_last=is_last) -> None:
-            for left in lefts:
-                run.model.ops.combine(grads[part], 1.0, left[part], 1.0, grads[part])
-            if is_last:
-                ready(part)
-
-        batch = run.examples.slot(step, first + slot)
-        scale = 1 / run.settings.n_slots
-        losses.append(run.model.loss_and_grad(*batch, scale=scale, ready=add))
-        if not is_last:
-            waiting.append(grads.copy())
-    return tree_mean(losses)
-
-
-def n_trailing_ones(n: int) -> int:
-    return (~n & (n + 1)).bit_length() - 1
-
-
-def tree_mean(values) -> float:
-    """Of a power of two of values, neighbours first."""
-    while len(values) > 1:
-        values = [(a + b) / 2 for a, b in zip(values[::2], values[1::2], strict=True)]
-    return values[0]
 
 
 def validate(run: Run) -> None:
@@ -498,15 +418,15 @@ def check_prompt(settings: Settings, tokenizer: Tokenizer) -> None:
 
 
 def back_end(settings: Settings, group: Group):
-    """What the settings ask to compute on."""
+    """What the settings ask to compute on. All ranks call this: those of a machine share it."""
+    own_cores = cores(group)
     if settings.device == "cuda":
         from .ops_cuda import OpsCuda
 
         if group.size > 1:
             raise ValueError(f"--device cuda trains on one GPU so far, not on {group.size} ranks")
         return OpsCuda(settings.precision or "bf16")
-    threads = settings.threads or cores(group)
-    return OpsC(threads, precision=settings.precision or best_precision())
+    return OpsC(settings.threads or own_cores, precision=settings.precision or best_precision())
 
 
 def check_memory(

@@ -63,7 +63,7 @@ PYTHON_LAYERS = (
         "material",
     ),
     ("run_files", "plan"),
-    ("train",),
+    ("train step",),
     ("tune",),
     ("launch", "tokenize_command", "data_command", "quantize_command", "bench_command", "zip"),
     ("zip_command",),

@@ -14,6 +14,7 @@ import pytest
 from training import STEPS, arguments, finish, refused, start, wait_for
 
 from llm import cli, train
+from llm import step as step_module
 from llm.checkpoint import load_checkpoint, save_checkpoint
 from llm.compare import compare_files
 from llm.engine import Model
@@ -166,9 +167,9 @@ def run_with_faults(monkeypatch, folder, text, faults, *more, stop=None):
             run.model.grads[5] = np.nan
         return loss
 
-    real = train.gradient
+    real = step_module.gradient
     with monkeypatch.context() as patch:
-        patch.setattr(train, "gradient", gradient)
+        patch.setattr(step_module, "gradient", gradient)
         return cli.main(arguments(text, folder, *STEPS, *more))
 
 
@@ -346,10 +347,10 @@ def tree_run(n_slots):
 
 def test_slots_are_summed_in_a_binary_tree():
     run = tree_run(8)
-    loss = train.gradient(run, 0, 0, 8)
+    loss = step_module.gradient(run, 0, 0, 8)
     leaf = [np.float32(1 / 8) * np.float32(10.0**-k) for k in range(8)]
     left = (leaf[0] + leaf[1]) + (leaf[2] + leaf[3])
     assert run.model.grads[0] == left + ((leaf[4] + leaf[5]) + (leaf[6] + leaf[7]))
     assert loss == 3.5
-    train.gradient(run, 0, 0, 4)  # an aligned subtree, as another rank would hold it
+    step_module.gradient(run, 0, 0, 4)  # an aligned subtree, as another rank would hold it
     assert run.model.grads[0] == left
