@@ -19,6 +19,7 @@ from llm.checkpoint import load_checkpoint, save_checkpoint
 from llm.compare import compare_files
 from llm.engine import Model
 from llm.ops_numpy import OpsNumpy
+from llm.optim import SCHEDULES
 from llm.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -190,7 +191,7 @@ def test_three_faults_roll_back_and_halve_the_rate(text, tmp_path, monkeypatch, 
     state, arrays = load_checkpoint(tmp_path / "a" / "run" / "checkpoint.npz")
     assert (state["skipped"], state["rollbacks"]) == ([45, 46, 47], [48])
     assert state["n_updates"] == 40 + 32  # back at step 40, then the 32 that were left
-    schedule = train.SCHEDULES["linear"]
+    schedule = SCHEDULES["linear"]
     for step, factor in ((44, 1.0), (48, 0.5), (79, 0.5)):
         expected = factor * schedule(step, 80, state["settings"]["warmup"], 0.02)
         assert arrays["rates"][step] == pytest.approx(expected)
