@@ -157,7 +157,7 @@ static void block_scores(const attention_unit *u, size_t first, size_t m, const 
   for (size_t col = first_seen(u, first); col < first + m; col += g->nr) {
     const size_t r = col > first ? (col - first) / g->mr * g->mr : 0;
     gemm_panel(g, m - r, g->nr, steps, a.a + r * a.tile, a.row, a.step, by_time + col * steps,
-               s + r * u->ld_s + col, u->ld_s, NULL, 0, NULL);
+               s + r * u->ld_s + col, u->ld_s, NULL, 0, NULL, NULL);
   }
 }
 
@@ -174,7 +174,7 @@ static void block_times_rows(const attention_unit *u, size_t first, size_t m, co
     for (size_t d = 0; d < u->D; d += g->nr)
       gemm_panel(g, rows, min_size(g->nr, u->D - d), gemm_steps(g, first + r + rows - seen),
                  a.a + r * a.tile, a.row, a.step, by_dim + d * gemm_steps(g, u->T),
-                 y + r * u->ld_q + d, u->ld_q, NULL, 0, NULL);
+                 y + r * u->ld_q + d, u->ld_q, NULL, 0, NULL, NULL);
   }
 }
 
@@ -194,7 +194,7 @@ static void add_transposed(const attention_unit *u, size_t first, size_t m, cons
       const float *add = fresh && r >= first ? NULL : c;
       gemm_panel(g, rows, min_size(g->nr, u->D - d), steps - skip,
                  a.a + (r - seen) * a.tile + skip * a.step, a.row, a.step,
-                 by_dim + d * steps + skip * g->nr, c, u->ld_kv, add, u->ld_kv, NULL);
+                 by_dim + d * steps + skip * g->nr, c, u->ld_kv, add, u->ld_kv, NULL, NULL);
     }
   }
 }

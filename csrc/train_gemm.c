@@ -55,7 +55,9 @@ static inline float finish(float sum, const float *add, const float *scale) {
 
 /* The reference. Without a fused instruction it rounds the product, as the others do not. */
 static void tile_scalar(size_t k, const float *a, size_t row, size_t step, const float *b, float *c,
-                        size_t ldc, const float *add, size_t ld_add, const float *scale) {
+                        size_t ldc, const float *add, size_t ld_add, const float *scale,
+                        const char *next, size_t advance) {
+  (void)next, (void)advance;
   float acc[MR_SCALAR][NR_SCALAR] = {{0}};
   for (size_t p = 0; p < k; p++)
     for (size_t i = 0; i < MR_SCALAR; i++)
@@ -131,9 +133,13 @@ PACK_B(pack_b_avx2, NR_AVX2, TARGET_AVX2)
 #define TILE(name, TARGET, W, EACH_ROW)                                                            \
   TARGET static void name(size_t k, const float *a, size_t row, size_t step, const float *b,       \
                           float *c, size_t ldc, const float *add, size_t ld_add,                   \
-                          const float *scale) {                                                    \
+                          const float *scale, const char *next, size_t advance) {                  \
     EACH_ROW(ZERO)                                                                                 \
     for (; k; k--) {                                                                               \
+      if (k % FETCH_STEPS == 0) {                                                                  \
+        _mm_prefetch(next, _MM_HINT_T1);                                                           \
+        next += advance;                                                                           \
+      }                                                                                            \
       const __m##W b0 = _mm##W##_loadu_ps(b), b1 = _mm##W##_loadu_ps(b + (W) / 32);                \
       EACH_ROW(FMA)                                                                                \
       a += step;                                                                                   \
@@ -199,22 +205,36 @@ static void edge_tile(const gemm_kernel *g, size_t skip, size_t rows, size_t n, 
                       const float *add, size_t ld_add, const float *scale) {
   _Alignas(64) float tile[MR_AVX512 * NR_AVX512];
   size_t width;
-  tile_for(g, n, &width)(k, a, row, step, b, tile, g->nr, NULL, 0, NULL);
+  tile_for(g, n, &width)(k, a, row, step, b, tile, g->nr, NULL, 0, NULL, (const char *)b, 0);
   for (size_t i = skip; i < rows; i++)
     for (size_t j = 0; j < n; j++)
       c[i * ldc + j] = finish(tile[i * g->nr + j], add ? add + i * ld_add + j : NULL, scale);
 }
 
+/* The next tile's piece; nothing wanted: a line that is here already. */
+static const char *ask(gemm_ahead *ahead, size_t k, const float *here, size_t *advance) {
+  const size_t n = k / FETCH_STEPS;
+  *advance = 0;
+  if (!ahead || !ahead->n_lines || !n) return (const char *)here;
+  const size_t pieces = (ahead->n_rows + n - 1) / n, line = ahead->tile / pieces;
+  const size_t piece = ahead->tile++ % pieces;
+  if (line >= ahead->n_lines) return (const char *)here;
+  *advance = ahead->row_bytes;
+  return ahead->start + piece * n * ahead->row_bytes + line * 64;
+}
+
 void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float *a, size_t row,
                 size_t step, const float *b, float *c, size_t ldc, const float *add, size_t ld_add,
-                const float *scale) {
+                const float *scale, gemm_ahead *ahead) {
   const size_t mr = g->mr, whole = m / mr * mr;
   size_t width;
   const gemm_tile tile = tile_for(g, n, &width);
   for (size_t i = 0; i < whole; i += mr) {
     const float *add_i = add ? add + i * ld_add : NULL;
+    size_t advance;
+    const char *next = ask(ahead, k, b, &advance);
     if (n == width)
-      tile(k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add, scale);
+      tile(k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add, scale, next, advance);
     else
       edge_tile(g, 0, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add, scale);
   }
@@ -236,10 +256,11 @@ typedef struct gemm_job {
   const gemm_kernel *g;
   const llm_gemm_args *x;
   const float *scale;
-  size_t block;    /* of k, the largest: kc of all blocks but the last */
-  size_t p, kc;    /* this block: [p, p + kc) */
-  size_t steps;    /* that kc takes, packed */
-  size_t rows;     /* of C in a unit */
+  size_t block; /* of k, the largest: kc of all blocks but the last */
+  size_t p, kc; /* this block: [p, p + kc) */
+  size_t steps; /* that kc takes, packed */
+  size_t rows;  /* of C in a unit */
+  size_t n_threads;
   float *b_panels; /* (panels, steps, nr) */
   float *a_blocks; /* (n_threads, steps * rows), for an A that is transposed or rounded */
 } gemm_job;
@@ -253,6 +274,22 @@ static void pack_b(void *arg, size_t unit, int thread) {
   const size_t row = x->b_trans ? 1 : ldb, step = x->b_trans ? ldb : 1;
   j->g->pack_b(j->b_panels + col * j->steps, j->kc, min_size(nr, (size_t)x->n - col),
                x->b + j->p * row + col * step, row, step);
+}
+
+/* What the thread packs next: A's part of a unit that many threads further on, or of the first unit
+ * of the next block of k. Rows that are read where they lie need no help. */
+static gemm_ahead ahead_of(const gemm_job *j, size_t unit) {
+  const llm_gemm_args *x = j->x;
+  const size_t m = (size_t)x->m, lda = (size_t)x->lda, after = (unit + j->n_threads) * j->rows;
+  const int turned = after >= m;
+  const size_t i = turned ? 0 : after, p = turned ? j->p + j->kc : j->p;
+  if (p >= (size_t)x->k || (j->g->pair == 1 && !x->a_trans)) return (gemm_ahead){0};
+  const size_t rows = min_size(j->rows, m - i), kc = min_size(j->block, (size_t)x->k - p);
+  const float *start = x->a_trans ? x->a + p * lda + i : x->a + i * lda + p;
+  return (gemm_ahead){.start = (const char *)start,
+                      .row_bytes = lda * sizeof(float),
+                      .n_rows = x->a_trans ? kc : rows,
+                      .n_lines = ((x->a_trans ? rows : kc) + 15) / 16};
 }
 
 /* A unit is a block of rows of C. */
@@ -269,33 +306,39 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
   const gemm_rows rows =
       gemm_pack_rows(g, j->a_blocks + (size_t)thread * steps * j->rows, m, j->kc,
                      x->a_trans ? x->a + j->p * lda + i : x->a + i * lda + j->p, lda, x->a_trans);
+  gemm_ahead ahead = ahead_of(j, unit);
   for (size_t col = 0; col < n; col += g->nr) {
     const float *b = j->b_panels + col * steps, *add_i = add ? add + i * ld_add + col : NULL;
     const size_t width = min_size(g->nr, n - col);
     float *c = x->c + i * ldc + col;
     if (!x->a_trans) {
-      gemm_panel(g, m, width, steps, rows.a, rows.row, 1, b, c, ldc, add_i, ld_add, scale);
+      gemm_panel(g, m, width, steps, rows.a, rows.row, 1, b, c, ldc, add_i, ld_add, scale, &ahead);
       continue;
     }
     for (size_t r = 0; r < m; r += g->mr)
       gemm_panel(g, min_size(g->mr, m - r), width, steps, rows.a + r * rows.tile, rows.row,
-                 rows.step, b, c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add, scale);
+                 rows.step, b, c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add, scale,
+                 &ahead);
   }
 }
 
 /* rows: of C in a unit. */
-static gemm_job job_of(const gemm_kernel *g, const llm_gemm_args *args, size_t rows) {
+static gemm_job job_of(const gemm_kernel *g, const llm_gemm_args *args, size_t rows,
+                       size_t n_threads) {
   const size_t k = (size_t)args->k, n_blocks = (k + g->max_kc - 1) / g->max_kc;
-  return (gemm_job){
-      .g = g, .x = args, .rows = rows, .block = round_up((k + n_blocks - 1) / n_blocks, 32)};
+  return (gemm_job){.g = g,
+                    .x = args,
+                    .rows = rows,
+                    .n_threads = n_threads,
+                    .block = round_up((k + n_blocks - 1) / n_blocks, 32)};
 }
 
 /* Lays the packed blocks out in `memory` (NULL: nowhere) and returns how many floats they take. */
-static size_t job_place(gemm_job *j, size_t n_threads, float *memory) {
+static size_t job_place(gemm_job *j, float *memory) {
   const size_t max_steps = j->block / j->g->pair, n_pad = round_up((size_t)j->x->n, j->g->nr);
   j->b_panels = memory;
   j->a_blocks = memory ? memory + max_steps * n_pad : NULL;
-  return max_steps * (n_pad + n_threads * j->rows);
+  return max_steps * (n_pad + j->n_threads * j->rows);
 }
 
 /* The units of each pass over this block of k. */
@@ -308,9 +351,9 @@ static void job_begin(gemm_job *j, size_t *n_panels, size_t *n_row_blocks) {
 
 size_t gemm_serial(const gemm_kernel *g, const llm_gemm_args *args, const float *scale,
                    float *scratch) {
-  gemm_job j = job_of(g, args, min_size(g->max_rows, round_up((size_t)args->m, 2 * g->mr)));
+  gemm_job j = job_of(g, args, min_size(g->max_rows, round_up((size_t)args->m, 2 * g->mr)), 1);
   j.scale = scale;
-  const size_t n_floats = job_place(&j, 1, scratch);
+  const size_t n_floats = job_place(&j, scratch);
   for (j.p = 0; scratch && j.p < (size_t)args->k; j.p += j.block) {
     size_t n_panels, n_row_blocks;
     job_begin(&j, &n_panels, &n_row_blocks);
@@ -323,10 +366,10 @@ size_t gemm_serial(const gemm_kernel *g, const llm_gemm_args *args, const float 
 llm_status llm_ops_gemm(llm_ops *ops, const llm_gemm_args *args, llm_error *err) {
   const gemm_kernel *g = ops->product;
   const size_t n_threads = (size_t)thread_pool_size(ops->pool);
-  gemm_job j = job_of(g, args, ops_unit(ops, (size_t)args->m, 2 * g->mr, g->max_rows));
-  llm_status status = ops_scratch(ops, job_place(&j, n_threads, NULL), err);
+  gemm_job j = job_of(g, args, ops_unit(ops, (size_t)args->m, 2 * g->mr, g->max_rows), n_threads);
+  llm_status status = ops_scratch(ops, job_place(&j, NULL), err);
   if (status) return status;
-  job_place(&j, n_threads, ops->scratch);
+  job_place(&j, ops->scratch);
   for (j.p = 0; j.p < (size_t)args->k; j.p += j.block) {
     size_t n_panels, n_row_blocks;
     job_begin(&j, &n_panels, &n_row_blocks);

@@ -152,12 +152,16 @@ TARGET_AVX512_BF16 static void pack_a(float *dst, size_t k, size_t m, const floa
 #define ROWS(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7)
 
 #define TILE(name, registers)                                                                      \
-  TARGET_AVX512_BF16 static void name(size_t k, const float *a, size_t row, size_t step,           \
-                                      const float *b, float *c, size_t ldc, const float *add,      \
-                                      size_t ld_add, const float *scale) {                         \
+  TARGET_AVX512_BF16 static void name(                                                             \
+      size_t k, const float *a, size_t row, size_t step, const float *b, float *c, size_t ldc,     \
+      const float *add, size_t ld_add, const float *scale, const char *next, size_t advance) {     \
     enum { width = registers };                                                                    \
     ROWS(ZERO)                                                                                     \
     for (; k; k--) {                                                                               \
+      if (k % FETCH_STEPS == 0) {                                                                  \
+        _mm_prefetch(next, _MM_HINT_T1);                                                           \
+        next += advance;                                                                           \
+      }                                                                                            \
       const __m512bh b0 = (__m512bh)_mm512_load_ps(b), b1 = (__m512bh)_mm512_load_ps(b + LANES),   \
                      b2 = (__m512bh)_mm512_load_ps(b + 2 * LANES);                                 \
       ROWS(DOT)                                                                                    \

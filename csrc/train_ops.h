@@ -13,10 +13,12 @@ typedef enum train_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512 } train_isa; /* order 
  * one of them. One tile, C (mr, nr) = A B + add over k steps: A[i][p] is a[i * row + p * step],
  * B[p][j] is b[p * nr + j], add is NULL for zero, or a matrix that may be C itself; scale is NULL,
  * or the factors of A B and of add. An element is a chain of k multiply-adds in rising p from +0,
- * then one multiply and one multiply-add: the same bits in whatever tile it falls. */
+ * then one multiply and one multiply-add: the same bits in whatever tile it falls. Every
+ * FETCH_STEPS steps it asks the second-level cache for a line: at next, next + advance, ... */
+enum { FETCH_STEPS = 4 };
 typedef void (*gemm_tile)(size_t k, const float *a, size_t row, size_t step, const float *b,
-                          float *c, size_t ldc, const float *add, size_t ld_add,
-                          const float *scale);
+                          float *c, size_t ldc, const float *add, size_t ld_add, const float *scale,
+                          const char *next, size_t advance);
 
 /* pack_b packs one panel: dst[p * nr + j] = b[p * row + j * step] for p < k, j < n <= nr, else
  * zero. pack_a packs n rows of A into panels of mr: dst[i / mr * mr * k + p * mr + i % mr] = b[p *
@@ -69,10 +71,18 @@ gemm_rows gemm_pack_rows(const gemm_kernel *g, float *packed, size_t m, size_t k
 void gemm_pack_all(const gemm_kernel *g, float *dst, size_t k, size_t n, const float *b, size_t row,
                    size_t step);
 
-/* C (m, n) = A B + add for any m and one panel of B, n <= nr. */
+/* A block of memory that will be wanted, n_rows of n_lines cache lines; each tile asks for a piece
+ * of a column of lines, so that nobody waits for it then. */
+typedef struct gemm_ahead {
+  const char *start;
+  size_t row_bytes, n_rows, n_lines;
+  size_t tile; /* tiles that have asked */
+} gemm_ahead;
+
+/* C (m, n) = A B + add for any m and one panel of B, n <= nr; ahead may be NULL. */
 void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float *a, size_t row,
                 size_t step, const float *b, float *c, size_t ldc, const float *add, size_t ld_add,
-                const float *scale);
+                const float *scale, gemm_ahead *ahead);
 
 /* llm_ops_gemm on the calling thread alone, by scale as above; the scratch (NULL: nothing happens)
  * holds as many floats as it returns, on a cache line. */
