@@ -71,9 +71,14 @@ class Shape:
     def __len__(self):
         return self.shape[0]
 
-    def __getitem__(self, part):
-        n = len(range(*part.indices(len(self))))
-        return Shape((n, *self.shape[1:]), self.dtype, self.data)
+    @property
+    def strides(self):
+        return tuple(self.dtype.itemsize * math.prod(self.shape[i + 1 :]) for i in range(self.ndim))
+
+    def __getitem__(self, parts):
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        cut = (len(range(*p.indices(n))) for p, n in zip(parts, self.shape, strict=False))
+        return Shape((*cut, *self.shape[len(parts) :]), self.dtype, self.data)
 
     def reshape(self, *shape):
         shape = shape[0] if isinstance(shape[0], tuple) else shape

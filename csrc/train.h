@@ -169,8 +169,7 @@ void llm_ops_repeat(llm_ops *ops, const llm_repeat_args *args, int64_t n_rows);
 /* out (n_batch, n_head, n_time, head_dim) from x (n_batch, n_time, n_kv_head, head_dim), each
  * key/value head for all heads of its group; join sums over a group on the way back. */
 typedef struct llm_split_heads_args { /* per (batch, time) */
-  float *out;
-  uint16_t *out_16;
+  llm_act *out;
   const llm_act *x;
   int64_t n_time, n_head, n_kv_head, head_dim;
 } llm_split_heads_args;
@@ -183,21 +182,22 @@ typedef struct llm_join_heads_args { /* per (batch, time) */
 } llm_join_heads_args;
 void llm_ops_join_heads(llm_ops *ops, const llm_join_heads_args *args, int64_t n_rows);
 
-/* scores = q k^T (n_batch, n_head, n_time, n_time) become probabilities; lse and starts as in
+/* scores = q k^T (n_batch, n_head, n_queries, first_query + n_queries), of queries in a row with
+ * the positions up to the last of them, become probabilities; lse and starts as in
  * llm_attention_args; scale is 1 / sqrt(head_dim). */
-typedef struct llm_causal_softmax_args { /* per (batch, head, time) */
+typedef struct llm_causal_softmax_args { /* per (batch, head, query) */
   float *scores;
   uint16_t *scores_16;
   float *lse;
   const int32_t *starts;
-  int64_t n_head, n_time;
+  int64_t n_head, n_time, first_query, n_queries;
   float scale;
 } llm_causal_softmax_args;
 void llm_ops_causal_softmax(llm_ops *ops, const llm_causal_softmax_args *args, int64_t n_rows);
 
 /* The same, and dp = do v^T becomes the gradient of q k^T. d_o, o (n_batch, n_time, n_head,
  * head_dim). */
-typedef struct llm_causal_softmax_backward_args { /* per (batch, head, time) */
+typedef struct llm_causal_softmax_backward_args { /* per (batch, head, query) */
   float *scores;
   uint16_t *scores_16;
   float *dp;
@@ -205,7 +205,7 @@ typedef struct llm_causal_softmax_backward_args { /* per (batch, head, time) */
   const float *lse;
   const llm_act *d_o, *o;
   const int32_t *starts;
-  int64_t n_head, n_time, head_dim;
+  int64_t n_head, n_time, head_dim, first_query, n_queries;
   float scale;
 } llm_causal_softmax_backward_args;
 void llm_ops_causal_softmax_backward(llm_ops *ops, const llm_causal_softmax_backward_args *args,

@@ -203,21 +203,15 @@ ROW_KERNEL(repeat) {
   EACH(i, a->n) out[i] = x[i];
 }
 
-PORT_INLINE void put(float *x, uint16_t *x_16, int64_t i, float value) {
-  if (x_16)
-    x_16[i] = port_bf16(value);
-  else
-    x[i] = value;
-}
-
 ROW_KERNEL(split_heads) {
-  const int64_t n = a->head_dim, group = a->n_head / a->n_kv_head;
+  const int64_t n = a->head_dim;
+  const uint32_t group = (uint32_t)(a->n_head / a->n_kv_head);
   const int64_t batch = row / a->n_time, t = row % a->n_time;
   const llm_act *x = a->x + row * a->n_kv_head * n;
+  llm_act *out = a->out;
   EACH(i, a->n_head * n) {
-    const int64_t head = i / n, j = i % n;
-    put(a->out, a->out_16, ((batch * a->n_head + head) * a->n_time + t) * n + j,
-        x[head / group * n + j]);
+    const uint32_t head = (uint32_t)i / (uint32_t)n, j = (uint32_t)i % (uint32_t)n;
+    out[((batch * a->n_head + head) * a->n_time + t) * n + j] = x[head / group * n + j];
   }
 }
 
@@ -226,26 +220,36 @@ ROW_KERNEL(join_heads) {
   const int64_t batch = row / a->n_time, t = row % a->n_time, from_head = a->n_time * n;
   llm_act *out = a->out + row * a->n_kv_head * n;
   EACH(i, a->n_kv_head * n) {
-    const int64_t head = batch * a->n_head + i / n * group;
-    const float *x = a->x + (head * a->n_time + t) * n + i % n;
+    const uint32_t kv_head = (uint32_t)i / (uint32_t)n, j = (uint32_t)i % (uint32_t)n;
+    const int64_t head = batch * a->n_head + kv_head * group;
+    const float *x = a->x + (head * a->n_time + t) * n + j;
     float sum = x[0];
     for (int64_t g = 1; g < group; g++) sum += x[g * from_head];
     out[i] = sum;
   }
 }
 
-/* The first position that the query of a row (batch, head, time) sees. */
-PORT_INLINE int64_t first_seen(const int32_t *starts, int64_t row, int64_t n_head, int64_t n_time) {
-  return starts ? starts[row / (n_head * n_time) * n_time + row % n_time] : 0;
+PORT_INLINE void put(float *x, uint16_t *x_16, int64_t i, float value) {
+  if (x_16)
+    x_16[i] = port_bf16(value);
+  else
+    x[i] = value;
+}
+
+/* The first position that the query at t of a sequence sees. */
+PORT_INLINE int64_t first_seen(const int32_t *starts, int64_t batch, int64_t n_time, int64_t t) {
+  return starts ? starts[batch * n_time + t] : 0;
 }
 
 ROW_KERNEL(causal_softmax) {
-  const int64_t n = a->n_time, t = row % n, first = first_seen(a->starts, row, a->n_head, n);
+  const int64_t n = a->first_query + a->n_queries, sequence = row / a->n_queries;
+  const int64_t t = a->first_query + row % a->n_queries;
+  const int64_t first = first_seen(a->starts, sequence / a->n_head, a->n_time, t);
   const float *s = a->scores + row * n, *seen = s + first, scale = a->scale;
   ROW_MAX(top, i, t + 1 - first, seen[i]);
   const float shift = scale * top;
   ROW_SUM(total, i, t + 1 - first, port_exp(scale * seen[i] - shift));
-  ONCE a->lse[row] = shift + (float)port_log((double)total);
+  ONCE a->lse[sequence * a->n_time + t] = shift + (float)port_log((double)total);
   EACH(i, n) { /* exp again, which costs less than to store it */
     const int hidden = i < first || i > t;
     put(a->scores, a->scores_16, row * n + i,
@@ -254,12 +258,14 @@ ROW_KERNEL(causal_softmax) {
 }
 
 ROW_KERNEL(causal_softmax_backward) {
-  const int64_t n = a->n_time, t = row % n, first = first_seen(a->starts, row, a->n_head, n);
-  const int64_t batch = row / (a->n_head * n), head = row / n % a->n_head;
-  const int64_t at = ((batch * n + t) * a->n_head + head) * a->head_dim;
+  const int64_t n = a->first_query + a->n_queries, sequence = row / a->n_queries;
+  const int64_t t = a->first_query + row % a->n_queries;
+  const int64_t batch = sequence / a->n_head, head = sequence % a->n_head;
+  const int64_t first = first_seen(a->starts, batch, a->n_time, t);
+  const int64_t at = ((batch * a->n_time + t) * a->n_head + head) * a->head_dim;
   const llm_act *d_o = a->d_o + at, *o = a->o + at;
   const float *s = a->scores + row * n, *dp = a->dp + row * n;
-  const float scale = a->scale, lse = a->lse[row];
+  const float scale = a->scale, lse = a->lse[sequence * a->n_time + t];
   ROW_SUM(delta, i, a->head_dim, d_o[i] * o[i]);
   EACH(i, n) {
     const int hidden = i < first || i > t;

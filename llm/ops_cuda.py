@@ -27,6 +27,7 @@ from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
 BLOCK = 256  # threads of a row; a multiple of 32, as ROW_REDUCE wants (port.h)
 MOST_BLOCKS = 1 << 20  # blocks stride over the rows beyond
 ATTENTION_BYTES = 1 << 30  # of scores at a time, where a sequence's are not more
+QUERIES = 256  # of a block of attention
 PINNED_BYTES = 1 << 22
 HEADERS = ("numeric.h", "port.h", "train.h")
 # No contraction: the arithmetic of a row is the CPU's. Functions without a mark are the GPU's.
@@ -121,7 +122,8 @@ class OpsCuda(OpsC):
         """Scores, logits, and the largest weights as bfloat16."""
         c, n_batch = config, -(-n_rows // config.n_ctx)
         part = self._parts(n_batch, c.n_head, c.n_ctx)[0]
-        scores = (part.stop - part.start) * c.n_head * c.n_ctx**2 * self._score_bytes
+        scores = c.n_head * min(c.n_ctx, QUERIES) * c.n_ctx * self._score_bytes
+        scores *= part.stop - part.start
         logits = min(self.chunk_floats, n_rows * c.n_vocab) * self.act_bytes
         return scores + logits + 2 * c.n_embd * max(c.n_ff, c.n_vocab)
 
@@ -201,15 +203,16 @@ class OpsCuda(OpsC):
 
     def _multiply(self, c, a, b, trans_a=False, trans_b=False, alpha=1.0, beta=0.0):
         """c = alpha op(a) op(b) + beta c for c (M, N), or (batch, M, N) for batches, summed in
-        float32; a and b are both float32 or both bfloat16, in which case c may be either."""
+        float32; a and b are both float32 or both bfloat16, in which case c may be either. Rows are
+        contiguous; what lies between rows, or matrices, is skipped."""
         # cuBLAS counts columns first: to it each of ours is transposed, and c^T = op(b)^T op(a)^T.
         m, n = c.shape[-2:]
         k = a.shape[-2] if trans_a else a.shape[-1]
         transposed = {False: self._cublas.CUBLAS_OP_N, True: self._cublas.CUBLAS_OP_T}
 
         def matrix(x):
-            place = [x.data.ptr, self._types[x.dtype], x.shape[-1]]
-            return place if c.ndim == 2 else [*place, x.shape[-2] * x.shape[-1]]
+            step, *apart = (n // x.dtype.itemsize for n in reversed(x.strides[:-1]))
+            return [x.data.ptr, self._types[x.dtype], step, *apart]
 
         alpha, beta = (
             np.array([x], np.float32) for x in (alpha, beta)
@@ -251,18 +254,18 @@ class OpsCuda(OpsC):
 
     # ---- attention ----
 
-    def _parts(self, n_batch: int, n_head: int, n_time: int):
-        """Slices of a batch: the scores of each, four arrays at most, fit in ATTENTION_BYTES."""
-        n = max(1, ATTENTION_BYTES // (n_head * n_time**2 * self._score_bytes))
+    def _parts(self, n_batch: int, n_head: int, n_time: int) -> list[slice]:
+        """Of a batch: the scores of each fit in ATTENTION_BYTES, if those of one sequence do."""
+        of_one = n_head * min(n_time, QUERIES) * n_time * self._score_bytes
+        n = max(1, ATTENTION_BYTES // of_one)
         return [slice(i, min(i + n, n_batch)) for i in range(0, n_batch, n)]
 
     def _split(self, x, n_head: int):
-        """(B, T, K, D) to (B * n_head, T, D), rounded as products want it."""
+        """(B, T, K, D) to (B * n_head, T, D)."""
         B, T, K, D = x.shape
         out = self.empty_act(B * n_head, T, D)
-        to = {"out": None, "out_16": out} if self._rounds else {"out": out, "out_16": None}
         sizes = {"n_time": T, "n_head": n_head, "n_kv_head": K, "head_dim": D}
-        self._rows("split_heads", B * T, x=x, **to, **sizes)
+        self._rows("split_heads", B * T, out=out, x=x, **sizes)
         return out
 
     def _join(self, out, x):
@@ -271,49 +274,57 @@ class OpsCuda(OpsC):
         sizes = {"n_time": T, "n_head": len(x) // B, "n_kv_head": K, "head_dim": D}
         self._rows("join_heads", B * T, out=out, x=x, **sizes)
 
-    def _scores(self, q, k):
-        """q k^T of every head, and where a kernel puts what becomes of them."""
-        scores = self.empty(len(q), q.shape[1], q.shape[1])
-        self._multiply(scores, q, k, trans_b=True)
+    def _scores(self, q, k, queries: slice):
+        """q k^T of some queries with all positions up to the last of them, and where a kernel puts
+        what becomes of it when it rounds."""
+        scores = self.empty(len(q), queries.stop - queries.start, queries.stop)
+        self._multiply(scores, q[:, queries], k[:, : queries.stop], trans_b=True)
         return scores, self._empty_16(*scores.shape) if self._rounds else None
 
-    def _attention_forward(self, q, k, v, o, lse, starts, head_dim, **_):
-        B, T, H, D = q.shape
+    def _softmax(self, name: str, q, queries: slice, starts, **values):
+        _, T, H, D = q.shape
+        n_queries = queries.stop - queries.start
+        self._rows(
+            name, len(values["scores"]) * n_queries,
+            starts=starts, n_head=H, n_time=T, head_dim=D, scale=D**-0.5,
+            first_query=queries.start, n_queries=n_queries, **values,
+        )  # fmt: skip
+
+    def _attention_forward(self, q, k, v, o, lse, starts, **_):
+        B, T, H, _ = q.shape
         for part in self._parts(B, H, T):
             q_part, k_part, v_part = (self._split(x[part], H) for x in (q, k, v))
-            scores, scores_16 = self._scores(q_part, k_part)
-            self._rows(
-                "causal_softmax", len(scores) * T,
-                scores=scores, scores_16=scores_16, lse=lse[part],
-                starts=None if starts is None else starts[part],
-                n_head=H, n_time=T, scale=D**-0.5,
-            )  # fmt: skip
+            own_starts = None if starts is None else starts[part]
             out = self.empty(*q_part.shape)
-            self._multiply(out, scores_16 if self._rounds else scores, v_part)
+            for queries in _blocks(T):
+                p, p_16 = self._scores(q_part, k_part, queries)
+                values = {"scores": p, "scores_16": p_16, "lse": lse[part]}
+                self._softmax("causal_softmax", q, queries, own_starts, **values)
+                p = p_16 if self._rounds else p
+                self._multiply(out[:, queries], p, v_part[:, : queries.stop])
             self._join(o[part], out)
 
     def _attention_backward(self, q, k, v, o, lse, starts, d_o, dq, dk, dv, **_):
-        B, T, H, D = q.shape
+        B, T, H, _ = q.shape
         for part in self._parts(B, H, T):
             q_part, k_part, v_part, do_part = (self._split(x[part], H) for x in (q, k, v, d_o))
-            p, p_16 = self._scores(q_part, k_part)
-            ds, ds_16 = self._scores(do_part, v_part)
-            self._rows(
-                "causal_softmax_backward", len(p) * T,
-                scores=p, scores_16=p_16, dp=ds, dp_16=ds_16, lse=lse[part],
-                d_o=d_o[part], o=o[part], starts=None if starts is None else starts[part],
-                n_head=H, n_time=T, head_dim=D, scale=D**-0.5,
-            )  # fmt: skip
-            if self._rounds:
-                p, ds = p_16, ds_16
-            out = self.empty(*q_part.shape)
-            for gradient, left, right, turned in (
-                (dv, p, do_part, True),
-                (dq, ds, k_part, False),
-                (dk, ds, q_part, True),
-            ):
-                self._multiply(out, left, right, trans_a=turned)
-                self._join(gradient[part], out)
+            own_starts = None if starts is None else starts[part]
+            dq_part, dk_part, dv_part = (self.empty(*q_part.shape) for _ in range(3))
+            for queries in reversed(_blocks(T)):  # the last sees all keys: it writes, others add
+                p, p_16 = self._scores(q_part, k_part, queries)
+                ds, ds_16 = self._scores(do_part, v_part, queries)
+                values = {"scores": p, "scores_16": p_16, "dp": ds, "dp_16": ds_16}
+                values |= {"lse": lse[part], "d_o": d_o[part], "o": o[part]}
+                self._softmax("causal_softmax_backward", q, queries, own_starts, **values)
+                if self._rounds:
+                    p, ds = p_16, ds_16
+                seen, beta = slice(0, queries.stop), 0.0 if queries.stop == T else 1.0
+                turned = {"trans_a": True, "beta": beta}
+                self._multiply(dv_part[:, seen], p, do_part[:, queries], **turned)
+                self._multiply(dk_part[:, seen], ds, q_part[:, queries], **turned)
+                self._multiply(dq_part[:, queries], ds, k_part[:, seen])
+            for gradient, x in ((dq, dq_part), (dk, dk_part), (dv, dv_part)):
+                self._join(gradient[part], x)
 
     # ---- Muon ----
 
@@ -373,6 +384,12 @@ class Pinned:
             np.frombuffer(buffer, np.uint8, piece.size)[...] = piece
             (x.data + at).copy_from_host_async(buffer.ptr, piece.size)
             copied.record()
+
+
+def _blocks(n_time: int) -> list[slice]:
+    """Of queries: a block needs no position behind its last query, so that of the masked half of
+    the scores only a little is computed."""
+    return [slice(i, min(i + QUERIES, n_time)) for i in range(0, n_time, QUERIES)]
 
 
 def _contiguous(name: str, array):

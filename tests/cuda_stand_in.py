@@ -98,6 +98,7 @@ class Array:
         self._values, self._memory = values, memory
         self.shape, self.dtype, self.ndim = values.shape, values.dtype, values.ndim
         self.size, self.nbytes, self.flags = values.size, values.nbytes, values.flags
+        self.strides = values.strides
         self.data = Pointer(memory, values.ctypes.data)
 
     def __len__(self):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_ops
-from cuda_stand_in import OnHost, StandIn, build_kernels
+from cuda_stand_in import Array, OnHost, StandIn, build_kernels
 from test_ops import OPS_BF16, assert_same, documents, single
 from training import arguments, finish, refused
 
@@ -123,7 +123,8 @@ def test_rope(ops, options):
 
 @pytest.mark.parametrize("isolate", [False, True])
 @pytest.mark.parametrize("n_head, n_kv_head", [(2, 2), (4, 2), (3, 1)])
-def test_attention(ops, rounding, n_head, n_kv_head, isolate):
+def test_attention(ops, rounding, n_head, n_kv_head, isolate, monkeypatch):
+    monkeypatch.setattr(ops_cuda, "QUERIES", 16)  # blocks of queries, the last one not full
     for T, head_dim in ((1, 8), (37, 15)):
         test_ops.test_attention(ops, n_head, n_kv_head, T, head_dim, isolate)
         starts = documents(2, T) if isolate else None
@@ -141,11 +142,13 @@ def test_attention(ops, rounding, n_head, n_kv_head, isolate):
 
 
 def test_attention_in_parts(kernels, monkeypatch):
-    """Of a batch whose scores do not fit at once, with the same bits."""
+    """Of a batch whose scores do not fit at once: the same bits; and of the queries, whose keys'
+    gradients are then summed block by block."""
     starts, shapes = documents(3, 20), [(3, 20, 4, 6), (3, 20, 2, 6), (3, 20, 2, 6)]
     q, k, v = (single(*shape) for shape in shapes)
     do, results = single(*q.shape), []
-    for n_bytes in (1 << 30, 1):
+    for n_bytes, n_queries in ((1 << 30, 256), (1, 256), (1 << 30, 7)):
+        monkeypatch.setattr(ops_cuda, "QUERIES", n_queries)
         monkeypatch.setattr(ops_cuda, "ATTENTION_BYTES", n_bytes)
         machine = StandIn(kernels)
         ops = OnHost(OpsCuda("bf16", machine.modules))
@@ -153,10 +156,11 @@ def test_attention_in_parts(kernels, monkeypatch):
         ops.attention(o, lse, q, k, v, starts)
         ops.attention_backward(*outputs, do, o, q, k, v, lse, starts)
         results.append((o, lse, *outputs))
-        n_parts = 3 if n_bytes == 1 else 1
+        n_parts = 3 if n_bytes == 1 or n_queries == 7 else 1
         assert [name for name, *_ in machine.launches].count("causal_softmax_kernel") == n_parts
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for whole, by_batch, by_queries in zip(*results, strict=True):
+        np.testing.assert_array_equal(whole, by_batch)
+        np.testing.assert_allclose(by_queries, whole, atol=2e-2, rtol=1e-2)
 
 
 def test_muon(ops, rounding):
@@ -377,3 +381,19 @@ def test_an_installed_package_has_the_kernels(tmp_path):
     assert Path(module.__file__).is_relative_to(tmp_path)
     assert module.kernel_source() == ops_cuda.kernel_source()
     assert "ROW_KERNEL(causal_softmax)" in module.kernel_source()
+
+
+def test_the_stand_in_names_what_cupy_has():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    played = StandIn(None).cupy
+    assert hasattr(cupy, "RawModule") and hasattr(cupy, "empty")
+    for name in vars(played.cuda):
+        assert hasattr(cupy.cuda, name), name
+    for name in vars(played.cuda.runtime):
+        assert hasattr(cupy.cuda.runtime, name), name
+    for name in ("memset_async", "copy_from_device_async", "copy_from_host_async", "__add__"):
+        assert hasattr(cupy.cuda.MemoryPointer, name), name
+    for name in ("malloc", "free_all_blocks", "free_bytes", "total_bytes"):
+        assert hasattr(cupy.cuda.MemoryPool, name), name
+    for name in (n for n in dir(Array) if not n.startswith("_")):
+        assert hasattr(cupy.ndarray, name), name
