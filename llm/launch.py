@@ -117,7 +117,8 @@ def read_banner(banner: str, status: int, folder: Path) -> tuple[int, str]:
     process, host = int(dead[1]), escape(dead[2])
     ranks = [rank for rank, number, _ in read_ranks(folder) if number == process]
     who = f"rank {ranks[0]}" if len(ranks) == 1 else "a rank"
-    why = escape(ended[1]) if ended else f"status {status}"
+    code = re.search(r"EXIT CODE: (\d+)", banner)  # of a rank on another host it says only this
+    why = escape(ended[1]) if ended else f"exit code {code[1] if code else status}"
     return status, f"{who} on {host} (process {process}): {why}"
 
 

@@ -25,6 +25,7 @@ from llm.checkpoint import RANKS, checkpoints, save_checkpoint
 from llm.compare import compare_files
 
 KILLS = int(os.environ.get("LLM_KILLS", "3"))
+TWO_HOSTS = ["--hosts", "127.0.0.1:1,127.0.0.2:1"]
 SLOTS = ("--slot-sequences", 4)
 
 # What MPICH 5.0 says.
@@ -42,8 +43,8 @@ Please see the FAQ page for debugging suggestions
 """
 
 
-def start(text, folder, *more, n=1, restarts=0):
-    job = ["launch", "-n", str(n), "--max-restarts", str(restarts), "--"]
+def start(text, folder, *more, n=1, restarts=0, hosts=()):
+    job = ["launch", "-n", str(n), "--max-restarts", str(restarts), *hosts, "--"]
     command = [sys.executable, "-m", "llm", *job, *arguments(text, folder, *more)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, **pipes)
@@ -77,8 +78,8 @@ def wait_until(condition):
 # ---- real jobs ----
 
 
-@pytest.fixture
-def undisturbed(text, quickly, tmp_path_factory):
+@pytest.fixture(scope="module")
+def undisturbed(text, tmp_path_factory):
     """The file of one process, with slots that two ranks can share."""
     folder = tmp_path_factory.mktemp("undisturbed")
     finish(text, folder, *STEPS, *SLOTS)
@@ -111,9 +112,9 @@ def kill_some(job, n, kills, run, stir):
         dead |= ranks
 
 
-@pytest.mark.parametrize("n", [1, pytest.param(2, marks=needs_mpi)])
-def test_ctrl_c_ends_all_in_good_order(text, tmp_path, n):
-    with start(text, tmp_path, "--steps", 100_000, "--save-seconds", 0, n=n) as job:
+@needs_mpi
+def test_ctrl_c_ends_all_in_good_order(text, tmp_path):
+    with start(text, tmp_path, "--steps", 100_000, "--save-seconds", 0, n=2) as job:
         wait_until(lambda: (tmp_path / "run" / "checkpoint.npz").exists())
         job.send_signal(signal.SIGINT)
         said, errors = job.communicate(timeout=100)
@@ -121,16 +122,27 @@ def test_ctrl_c_ends_all_in_good_order(text, tmp_path, n):
     assert (tmp_path / "out.bin").exists() and not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("n", [1, pytest.param(2, marks=needs_mpi)])
-def test_a_dead_rank_is_named(text, tmp_path, n):
-    with start(text, tmp_path, "--steps", 100_000, n=n) as job:
+@pytest.mark.parametrize(
+    ("n", "hosts", "named"),
+    [
+        (1, [], r"the run on \S+ was ended by signal 9"),
+        pytest.param(2, [], r"rank [01] on \S+ \(process PID\): Killed.*", marks=needs_mpi),
+        pytest.param(
+            2, TWO_HOSTS, r"rank 1 on 127.0.0.2 \(process PID\): exit code 9", marks=needs_mpi
+        ),
+    ],
+)
+def test_a_dead_rank_is_named(text, tmp_path, monkeypatch, n, hosts, named):
+    monkeypatch.setenv("HYDRA_LAUNCHER", "fork")  # instead of ssh: this machine plays both hosts
+    with start(text, tmp_path, "--steps", 100_000, n=n, hosts=hosts) as job:
         wait_until(lambda: (tmp_path / "run" / "good.npz").exists())
-        dead = ranks_of(job.pid)[-1]
+        dead = dict(row[:2] for row in launch.read_ranks(tmp_path / "run")).get(1)
+        dead = dead or ranks_of(job.pid)[-1]
         os.kill(dead, signal.SIGKILL)
         _, errors = job.communicate(timeout=100)
-    who = rf"rank [01] on \S+ \(process {dead}\): Killed" if n > 1 else r"the run on \S+ was ended"
-    assert re.fullmatch(rf"llm: {who}.*; no restart is left of 0\n", errors), errors
-    assert job.returncode == 137
+    line = f"llm: {named}; no restart is left of 0\n".replace("PID", str(dead))
+    assert re.search(f"^{line}$", errors, re.M), errors
+    assert job.returncode == (255 if hosts else 137)
 
 
 LIMITED = """
