@@ -13,6 +13,7 @@ utilisation is flops_per_token (causal half of attention) * tokens / (seconds * 
 """
 
 import argparse
+import itertools
 import math
 import sys
 from collections import defaultdict
@@ -55,6 +56,9 @@ TWICE = {
 }  # fmt: skip
 
 
+ADDRESSES = itertools.count(step=1 << 40)
+
+
 class Shape:
     """An array without memory; its data tells apart what is not the same."""
 
@@ -62,7 +66,7 @@ class Shape:
 
     def __init__(self, shape: tuple, dtype: np.dtype, data=None):
         self.shape, self.dtype = shape, dtype
-        self.data = data or SimpleNamespace(ptr=id(self))
+        self.data = data or SimpleNamespace(ptr=next(ADDRESSES))
 
     size = property(lambda self: math.prod(self.shape))
     nbytes = property(lambda self: self.size * self.dtype.itemsize)
@@ -98,7 +102,7 @@ class Counted(OpsCuda):
 
     def __init__(self, fused: bool):
         self._rounds, self._score_bytes, self.act_bytes = True, 12, 2
-        self.fused = fused
+        self.fused, self._weights, self._is_stale = fused, None, True
         self.counts, self.within = defaultdict(list), "products"
         self._calls = self.calls()
 
@@ -135,6 +139,7 @@ class Counted(OpsCuda):
         if name == "combine":
             n_bytes = 3 * values["out"].nbytes
         self._count(GROUPS.get(name, "norms, RoPE, SwiGLU"), 0, n_bytes)
+        self._is_stale |= name in ("adamw", "muon_update")
 
     def _multiply(self, c, a, b, trans_a=False, trans_b=False, alpha=1.0, beta=0.0):
         k = a.shape[-2] if trans_a else a.shape[-1]
@@ -173,6 +178,7 @@ def counted(size: str, fused: bool, optimizer: str):
     model = Transformer(config, ops, flat)
     steps = OPTIMIZERS[optimizer](config, ops=ops)
     tokens = np.zeros((batch, config.n_ctx), np.int32)
+    model.loss_and_grad(tokens, tokens)  # rounds the weights, as a step's first pass does
     ops.counts.clear()
     model.loss_and_grad(tokens, tokens)
     n_passes = STEP_TOKENS // tokens.size
@@ -182,6 +188,7 @@ def counted(size: str, fused: bool, optimizer: str):
     ops.counts = defaultdict(list)
     ops.sum_squares(flat)
     steps.step(flat, flat, 0.001)
+    ops._rounded(model.params)
     for line, found in ops.counts.items():
         counts[f"{line} "] = [found, 1]  # of a step
     return config, tokens.size, counts

@@ -189,6 +189,7 @@ class Transformer:
                 f"expected {ops.dtype} ({layout_size(config)},)"
             )
         self.params = self.trained = params = ops.from_host(params)
+        ops.keep_rounded(params)
         self.entries = layout(config)
         self._w = _Views(config, self.entries, params)
         if lora:

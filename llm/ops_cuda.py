@@ -4,7 +4,7 @@ OpsCuda is OpsC with other arrays: the same checks, the same argument structs an
 kernels (csrc/train_kernels.cu), compiled by NVRTC and launched with one block per row. Products go
 to cuBLAS through one function, `_multiply`; attention is batched products around a fused causal
 softmax. Weights, gradients, moments and sums are float32; with precision "bf16" activations are
-kept in bfloat16, and weights are rounded for each product. Tested without a GPU on
+kept in bfloat16, and weights are rounded once a step. Tested without a GPU on
 tests/cuda_stand_in.py.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from llm._train import ffi, lib
 
-from .config import ModelConfig
+from .config import ModelConfig, layout_size
 from .errors import LlmError
 from .ops_c import _CHUNK, _COLUMNS, OpsC
 from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
@@ -106,6 +106,8 @@ class OpsCuda(OpsC):
             np.dtype(np.uint16): self._cupy.cuda.runtime.CUDA_R_16BF,
         }
         self._pinned = Pinned(self._cupy)
+        self._weights = self._weights_16 = None  # and the same rounded, unless it is stale
+        self._is_stale = True
         self._structs = {}
         major_minor = self._cupy.cuda.Device().compute_capability
         self.kernels = f"cuda sm_{major_minor}"
@@ -119,13 +121,13 @@ class OpsCuda(OpsC):
         return free, f"the GPU has {free / 1e9:.1f} GB free"
 
     def workspace_bytes(self, config: ModelConfig, n_rows: int) -> int:
-        """Scores, logits, and the largest weights as bfloat16."""
+        """Scores, logits, and the weights as bfloat16."""
         c, n_batch = config, -(-n_rows // config.n_ctx)
         part = self._parts(n_batch, c.n_head, c.n_ctx)[0]
         scores = c.n_head * min(c.n_ctx, QUERIES) * c.n_ctx * self._score_bytes
         scores *= part.stop - part.start
         logits = min(self.chunk_floats, n_rows * c.n_vocab) * self.act_bytes
-        return scores + logits + 2 * c.n_embd * max(c.n_ff, c.n_vocab)
+        return scores + logits + (2 * layout_size(c) if self._rounds else 0)
 
     def reserve(self, n_bytes: int) -> None:
         """Takes so much from the GPU at once: the pool cuts later arrays out of it."""
@@ -151,6 +153,7 @@ class OpsCuda(OpsC):
         if x.shape != values.shape:
             raise ValueError(f"an array of shape {x.shape} cannot take one of {values.shape}")
         self._pinned.copy(x, np.ascontiguousarray(values, x.dtype))
+        self._is_stale |= self._place(x) is not None
 
     def to_host(self, array) -> np.ndarray:
         values = array.get()
@@ -186,6 +189,7 @@ class OpsCuda(OpsC):
         args = self._args(f"llm_{name}_args", values)
         grid = (min(n_rows, MOST_BLOCKS),)
         self._launches[name](grid, (BLOCK,), (args, np.int64(n_rows)))
+        self._is_stale |= name in ("adamw", "muon_update")
 
     def calls(self) -> dict:
         """What runs in the place of each function of C."""
@@ -231,9 +235,30 @@ class OpsCuda(OpsC):
         """x as products read it."""
         if not self._rounds or x.dtype == np.uint16:
             return x
-        out = self._empty_16(*x.shape)
+        start = self._place(x)
+        if start is None:
+            out = self._empty_16(*x.shape)
+            self._round(out, x)
+            return out
+        if self._is_stale:
+            self._round(self._weights_16, self._weights)
+            self._is_stale = False
+        return self._weights_16[start : start + x.size].reshape(x.shape)
+
+    def _place(self, x) -> int | None:
+        """Where x begins in the weights, if it is theirs."""
+        if self._weights is None:
+            return None
+        start = (x.data.ptr - self._weights.data.ptr) // self.dtype.itemsize
+        return start if 0 <= start < self._weights.size else None
+
+    def _round(self, out, x):
         self._rows("round", -(-x.size // _CHUNK), out_16=out, x=x, n=x.size)
-        return out
+
+    def keep_rounded(self, weights):
+        if self._rounds:
+            self._weights, self._weights_16 = weights, self._empty_16(weights.size)
+            self._is_stale = True
 
     def sum_rows(self, total, x):
         n_parts, n = x.shape

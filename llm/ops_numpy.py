@@ -67,6 +67,9 @@ class HostArrays:
     def reserve(self, n_bytes: int) -> None:
         """Arrays of so many bytes are going to be asked for."""
 
+    def keep_rounded(self, weights) -> None:
+        """Products may keep a rounded copy of a flat array till adamw, muon or write changes it."""
+
     def wait(self) -> None:
         """Returns when all that was asked for is done."""
 

@@ -259,6 +259,13 @@ def test_trains_rounded_as_numpy_does(kernels, options):
     assert {kind for *_, kind in machine.products} == {14}  # no product is forgotten
 
 
+def test_weights_are_rounded_once_a_step(kernels):
+    machine = StandIn(kernels)
+    train(OpsCuda("bf16", machine.modules))
+    # Of 6 steps, and once for loss() and logits() together.
+    assert [name for name, *_ in machine.launches].count("round_kernel") == 7
+
+
 def test_the_order_of_rows_changes_no_bit(kernels):
     one, other = (train(OpsCuda("bf16", StandIn(kernels, f).modules)) for f in (False, True))
     for x, y in zip(one, other, strict=True):
