@@ -84,38 +84,47 @@ class MpiGroup(Group):
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
 
     def begin_reduce(self, array, shards, part):
-        start = time.perf_counter()
-        pieces = [within(shard, part) for shard in shards]
-        requests, received = [], []
-        for piece in pieces[self.rank]:
-            buffers = np.empty((self.size, piece.stop - piece.start), array.dtype)
-            received.append((piece, buffers))
-            for other in self._others():
-                requests.append(self._comm.Irecv(buffers[other], source=other))
-        for other in self._others():
-            requests += [self._comm.Isend(array[piece], dest=other) for piece in pieces[other]]
-        self.seconds += time.perf_counter() - start
+        pieces, others = [within(shard, part) for shard in shards], self._others()
+        parts = [self._buffers(array[piece]) for piece in pieces[self.rank]]
+        sends = [(array[piece], other) for other in others for piece in pieces[other]]
+        receives = [(buffers[other], other) for buffers in parts for other in others]
+        end = self._exchange(sends, receives)
 
         def finish() -> None:
+            end()
             start = time.perf_counter()
-            self._mpi.Request.Waitall(requests)
-            for piece, buffers in received:
-                parts = list(buffers)
-                parts[self.rank] = array[piece]
-                array[piece] = tree_sum(parts)
+            for piece, buffers in zip(pieces[self.rank], parts, strict=True):
+                tree_sum(buffers, array[piece], self._add)
             self.seconds += time.perf_counter() - start
 
         return finish
 
     def all_gather(self, array, shards):
+        others = self._others()
+        sends = [(array[piece], other) for other in others for piece in shards[self.rank]]
+        receives = [(array[piece], other) for other in others for piece in shards[other]]
+        self._exchange(sends, receives)()
+
+    def _buffers(self, own) -> list:
+        """What the ranks' parts of an own piece come into; this rank's is there already."""
+        return [own if rank == self.rank else self._empty(own) for rank in range(self.size)]
+
+    def _exchange(self, sends: list[tuple], receives: list[tuple]) -> Callable[[], None]:
+        """Starts to send and to receive (array, rank); what it returns waits for the end."""
         start = time.perf_counter()
-        requests = []
-        for other in self._others():
-            requests += [self._comm.Irecv(array[piece], source=other) for piece in shards[other]]
-        for other in self._others():
-            requests += [self._comm.Isend(array[piece], dest=other) for piece in shards[self.rank]]
-        self._mpi.Request.Waitall(requests)
+        requests = [self._comm.Irecv(array, source=other) for array, other in receives]
+        requests += [self._comm.Isend(array, dest=other) for array, other in sends]
         self.seconds += time.perf_counter() - start
+
+        def finish() -> None:
+            start = time.perf_counter()
+            self._mpi.Request.Waitall(requests)
+            self.seconds += time.perf_counter() - start
+
+        return finish
+
+    _empty = staticmethod(np.empty_like)
+    _add = staticmethod(np.add)
 
     def share(self, value) -> list:
         start = time.perf_counter()
@@ -208,14 +217,14 @@ def mpiexec() -> str:
     return found
 
 
-def tree_sum(parts: list[np.ndarray]) -> np.ndarray:
-    """((0 + 1) + (2 + 3)) ..., for a power of two of arrays; left in the first."""
-    step = 1
-    while step < len(parts):
-        for i in range(0, len(parts), 2 * step):
-            np.add(parts[i], parts[i + step], out=parts[i])
-        step *= 2
-    return parts[0]
+def tree_sum(parts: list, out, add=np.add) -> None:
+    """out = ((0 + 1) + (2 + 3)) ..., of a power of two of arrays, which are written over; out may
+    be one of them. add (x, y, out)."""
+    while len(parts) > 2:
+        for x, y in zip(parts[::2], parts[1::2], strict=True):
+            add(x, y, x)
+        parts = parts[::2]
+    add(*parts, out)
 
 
 def even_shards(size: int, n: int) -> list[list[slice]]:

@@ -70,7 +70,8 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
     Run."""
     began = time.perf_counter()
     group = world()
-    check_alike(group, {"resume": resume, **program(), **asked(given)})
+    facts = {"--resume": resume, "--device": given.get("device"), **asked(given)}
+    check_alike(group, {**facts, **program()})
     folder = Path(given.get("run_dir", Settings.run_dir))
     report = Report(speaks=group.rank == 0)
     if resume and not folder.is_dir():
@@ -351,8 +352,7 @@ def prepare(settings: Settings, material: Material) -> Run:
     vocabulary, tokenizer, tokens = material.vocabulary, material.tokenizer, material.tokens
     n_vocab = len(vocabulary.tokens)
     boundary = material.eot if settings.isolate else None
-    group = world()
-    ops = back_end(settings, group)
+    ops, group = back_end(settings)
     lr = settings.lr or DEFAULT_LR[settings.optimizer]
     settings = replace(settings, precision=ops.precision, lr=lr)
     check_prompt(settings, tokenizer)
@@ -389,6 +389,7 @@ def prepare(settings: Settings, material: Material) -> Run:
         ),
         model=model,
         optimizer=optimizer_of(settings, model, group),
+        group=group,
         n_steps=settings.steps,
     )
 
@@ -417,16 +418,24 @@ def check_prompt(settings: Settings, tokenizer: Tokenizer) -> None:
         raise ValueError(f"--prompt has {n_ids} tokens, more than the context of {settings.n_ctx}")
 
 
-def back_end(settings: Settings, group: Group):
-    """What the settings ask to compute on. All ranks call this: those of a machine share it."""
+def back_end(settings: Settings) -> tuple:
+    """(ops, group): what the settings ask to compute on, and the ranks that do. All ranks call
+    this: those of a machine share it."""
+    group = world()
     own_cores = cores(group)
-    if settings.device == "cuda":
-        from .ops_cuda import OpsCuda
+    if settings.device == "cpu":
+        precision = settings.precision or best_precision()
+        return OpsC(settings.threads or own_cores, precision=precision), group
+    from .ops_cuda import OpsCuda, libraries
 
-        if group.size > 1:
-            raise ValueError(f"--device cuda trains on one GPU so far, not on {group.size} ranks")
-        return OpsCuda(settings.precision or "bf16")
-    return OpsC(settings.threads or own_cores, precision=settings.precision or best_precision())
+    cupy, _ = libraries()
+    if group.size == 1:
+        return OpsCuda(settings.precision or "bf16"), group
+    from .nccl import NcclGroup, choose_gpu
+
+    choose_gpu(group, cupy)
+    ops = OpsCuda(settings.precision or "bf16")
+    return ops, NcclGroup(group, ops, cupy)
 
 
 def check_memory(

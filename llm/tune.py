@@ -125,12 +125,11 @@ def prepare_tuned(
     settings: Settings, base: BaseFile, report: Report, state: dict | None = None
 ) -> TunedRun:
     """A run at step 0. state: of a checkpoint, whose text must be the same."""
-    group = world()
-    settings = settings.with_slots(group.size)
+    settings = settings.with_slots(world().size)
     lora = lora_of(settings)
     config = base.config(settings.n_ctx)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
-    ops = back_end(settings, group)
+    ops, group = back_end(settings)
     check_memory(ops, config, slots[1] * settings.n_ctx, settings.recompute, lora)
     check_prompt(settings, base.tokenizer)
     read = read_conversations if settings.chat else read_text
@@ -152,6 +151,7 @@ def prepare_tuned(
         validation=validation,
         model=model,
         optimizer=optimizer_of(settings, model, group),
+        group=group,
         n_steps=settings.steps,
         base=base,
         question=question,

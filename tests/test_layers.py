@@ -36,7 +36,7 @@ PYTHON_LAYERS = (
     ("errors", "atomic", "_llm", "_train", "_build"),
     (
         "config",
-        "distributed",
+        "distributed nccl",
         "packages",
         "safetensors_file",
         "sentencepiece_file",
