@@ -58,8 +58,14 @@ int32_t llm_tokenizer_token_type(const llm_tokenizer *t, int32_t id) {
 }
 
 int32_t llm_tokenizer_find(const llm_tokenizer *t, const char *text, size_t n_bytes) {
-  if (!text || n_bytes > UINT32_MAX) return -1;
-  return token_table_find(&t->by_bytes, (name){(const uint8_t *)text, n_bytes});
+  int64_t best = -1;
+  for (int64_t id = 0; text && id < t->n_vocab; id++) {
+    name token = token_bytes(t, id);
+    if (token.n_bytes == n_bytes && memcmp(token.bytes, text, n_bytes) == 0 &&
+        (best < 0 || token_is_preferred(t, id, best)))
+      best = id;
+  }
+  return (int32_t)best;
 }
 
 /* ---- encoding ---- */

@@ -32,7 +32,7 @@ llm_status bpe_new(bpe **out, const pretokenizer *pre, const int32_t byte_token[
   size_t n_slots = 16;
   while (n_slots / 4 * 3 < n_merges) n_slots *= 2;
   bpe *b = *out = calloc(1, sizeof *b);
-  if (b) b->slots = calloc(n_slots, sizeof *b->slots);
+  if (b) b->slots = hash_table_new(n_slots * sizeof *b->slots);
   if (!b || !b->slots) {
     bpe_free(b);
     *out = NULL;

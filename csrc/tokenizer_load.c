@@ -18,8 +18,7 @@ llm_status loader_init(loader *l, int64_t n_vocab, uint64_t text_bytes) {
   if (!t->text || !t->offsets || !t->types || !l->names)
     return error_nomem(l->err, text_bytes + n * (sizeof *t->offsets + sizeof *l->names),
                        "a vocabulary");
-  llm_status status = token_table_init(&l->by_name, n, l->err);
-  return status ? status : token_table_init(&t->by_bytes, n, l->err);
+  return token_table_init(&l->by_name, n, l->err);
 }
 
 llm_status loader_set_type(loader *l, int64_t id, int32_t type) {
@@ -43,27 +42,6 @@ llm_status loader_set_name(loader *l, int64_t id, name key) {
                      (const char *)key.bytes);
   token_slot_set(slot, key, (int32_t)id);
   return LLM_OK;
-}
-
-llm_status loader_read_tokens(loader *l, const file_arrays *a, spelling_decoder decode,
-                              void *user) {
-  llm_status status = loader_init(l, (int64_t)a->tokens->n_elements, a->tokens->n_bytes);
-  if (status) return status;
-  llm_tokenizer *t = l->t;
-  const char *cursor = a->tokens->data;
-  for (int64_t id = 0; !status && id < t->n_vocab; id++) {
-    gguf_string s = gguf_next_string(&cursor);
-    name spelling = {(const uint8_t *)s.data, s.n_bytes};
-    int32_t type = LLM_TOKEN_NORMAL;
-    size_t n_bytes = 0;
-    if (a->types) memcpy(&type, (const char *)a->types->data + 4 * id, 4); /* may be unaligned */
-    status = loader_set_type(l, id, type);
-    if (!status) status = loader_set_name(l, id, spelling);
-    uint64_t at = t->offsets[id];
-    if (!status) status = decode(l, id, spelling, type, t->text + at, &n_bytes, user);
-    t->offsets[id + 1] = at + n_bytes;
-  }
-  return status ? status : loader_settle(l);
 }
 
 /* ---- turn markers ---- */
@@ -91,7 +69,7 @@ static const struct {
 };
 enum { N_MARKERS = sizeof markers / sizeof *markers };
 
-static void mark_control(loader *l) {
+void loader_mark_control(loader *l) {
   for (size_t i = 0; i < N_MARKERS; i++) {
     int32_t id = loader_find(l, markers[i].text);
     if (id >= 0) l->t->types[id] = LLM_TOKEN_CONTROL;
@@ -110,27 +88,42 @@ static void add_named_eog(loader *l) {
   if (id >= 0 && l->t->types[id] == LLM_TOKEN_CONTROL) add_eog(l->t, id);
 }
 
-/* ---- by bytes ---- */
+/* ---- reading ---- */
 
-/* Which of several tokens that spell the same bytes find() gives. */
-static int preference(int32_t type) {
-  static const int order[] = {
-      [LLM_TOKEN_CONTROL] = 5, [LLM_TOKEN_UNKNOWN] = 4, [LLM_TOKEN_USER_DEFINED] = 3,
-      [LLM_TOKEN_NORMAL] = 2,  [LLM_TOKEN_UNUSED] = 1,  [LLM_TOKEN_BYTE] = 0};
-  return order[type];
+llm_status loader_read_tokens(loader *l, const file_arrays *a, spelling_decoder decode,
+                              void *user) {
+  llm_status status = loader_init(l, (int64_t)a->tokens->n_elements, a->tokens->n_bytes);
+  if (status) return status;
+  llm_tokenizer *t = l->t;
+  const char *cursor = a->tokens->data;
+  for (int64_t id = 0; !status && id < t->n_vocab; id++) {
+    gguf_string s = gguf_next_string(&cursor);
+    name spelling = {(const uint8_t *)s.data, s.n_bytes};
+    int32_t type = LLM_TOKEN_NORMAL;
+    size_t n_bytes = 0;
+    if (a->types) memcpy(&type, (const char *)a->types->data + 4 * id, 4); /* may be unaligned */
+    status = loader_set_type(l, id, type);
+    if (!status) status = loader_set_name(l, id, spelling);
+    uint64_t at = t->offsets[id];
+    if (!status) status = decode(l, id, spelling, type, t->text + at, &n_bytes, user);
+    t->offsets[id + 1] = at + n_bytes;
+  }
+  if (!status) loader_mark_control(l);
+  return status;
 }
 
-llm_status loader_settle(loader *l) {
+/* ---- by bytes ---- */
+
+llm_status loader_index_bytes(loader *l) {
   llm_tokenizer *t = l->t;
-  mark_control(l);
-  for (int64_t id = 0; id < t->n_vocab; id++) {
-    name key = {t->text + t->offsets[id], (size_t)(t->offsets[id + 1] - t->offsets[id])};
-    token_slot *slot = token_table_slot(&t->by_bytes, key);
+  llm_status status = token_table_init(&t->by_bytes, (size_t)t->n_vocab, l->err);
+  for (int64_t id = 0; !status && id < t->n_vocab; id++) {
+    token_slot *slot = token_table_slot(&t->by_bytes, token_bytes(t, id));
     int32_t other = slot->id_plus_1 - 1;
-    if (other < 0 || preference(t->types[id]) > preference(t->types[other]))
-      token_slot_set(slot, key, (int32_t)id);
+    if (other < 0 || token_is_preferred(t, id, other))
+      token_slot_set(slot, token_bytes(t, id), (int32_t)id);
   }
-  return LLM_OK;
+  return status;
 }
 
 /* ---- what every source begins and ends with ---- */

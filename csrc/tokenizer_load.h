@@ -36,8 +36,10 @@ llm_status loader_init(loader *l, int64_t n_vocab, uint64_t text_bytes);
 llm_status loader_set_type(loader *l, int64_t id, int32_t type);
 /* The spelling of a token; refuses one that another token has. */
 llm_status loader_set_name(loader *l, int64_t id, name key);
-/* Once all tokens are there: turn markers become control tokens, and by_bytes is filled. */
-llm_status loader_settle(loader *l);
+/* Once all tokens are there: turn markers become control tokens. */
+void loader_mark_control(loader *l);
+/* Then, where encoding looks tokens up by their bytes: fills by_bytes. */
+llm_status loader_index_bytes(loader *l);
 
 /* The id of a spelling; -1: none. */
 static inline int32_t loader_find(const loader *l, const char *text) {
@@ -52,7 +54,7 @@ typedef struct file_arrays {
 typedef llm_status (*spelling_decoder)(loader *l, int64_t id, name spelling, int32_t type,
                                        uint8_t *dst, size_t *n, void *user);
 
-/* All tokens of a file, settled. */
+/* All tokens of a file, turn markers as control tokens. */
 llm_status loader_read_tokens(loader *l, const file_arrays *a, spelling_decoder decode, void *user);
 
 /* The two kinds: from reading the tokens to what encodes. */

@@ -21,6 +21,13 @@ static llm_status bpe_loader_new(bpe_loader **out, loader *l) {
 
 /* ---- merges ---- */
 
+/* From now on a piece that is a token is that token at once. */
+static llm_status take_whole(loader *l) {
+  llm_status status = l->t->by_bytes.slots ? LLM_OK : loader_index_bytes(l);
+  if (!status) bpe_take_whole(l->t->bpe, (whole_tokens){&l->t->by_bytes, l->t->types});
+  return status;
+}
+
 static llm_status begin_merges(bpe_loader *b, const char *pre, size_t pre_bytes,
                                uint64_t n_merges) {
   loader *l = b->l;
@@ -40,29 +47,34 @@ static llm_status begin_merges(bpe_loader *b, const char *pre, size_t pre_bytes,
     t->n_byte_tokens += byte_token[byte] >= 0;
   }
   llm_status status = bpe_new(&t->bpe, found, byte_token, (size_t)n_merges, l->err);
-  if (!status && found->takes_whole) bpe_take_whole(t->bpe, (whole_tokens){&t->by_bytes, t->types});
+  if (!status && found->takes_whole) status = take_whole(l);
   l->default_add_bos = found->adds_bos;
   return status;
 }
 
-static int name_equal(name a, name b) {
-  return a.n_bytes == b.n_bytes && memcmp(a.bytes, b.bytes, a.n_bytes) == 0;
+/* 1: the token is `first` and `second` together. */
+static int is_joined(name token, name first, name second) {
+  return token.n_bytes == first.n_bytes + second.n_bytes &&
+         memcmp(token.bytes, first.bytes, first.n_bytes) == 0 &&
+         memcmp(token.bytes + first.n_bytes, second.bytes, second.n_bytes) == 0;
+}
+
+static int32_t find_joined(bpe_loader *b, name first, name second) {
+  name key = {b->joined, first.n_bytes + second.n_bytes};
+  if (key.n_bytes > MAX_TOKEN_BYTES) return -1;
+  memcpy(b->joined, first.bytes, first.n_bytes);
+  memcpy(b->joined + first.n_bytes, second.bytes, second.n_bytes);
+  return token_table_find(&b->l->by_name, key);
 }
 
 static llm_status add_merge(bpe_loader *b, uint64_t index, int32_t left, int32_t right) {
   const loader *l = b->l;
   const llm_tokenizer *t = l->t;
   name first = l->names[left], second = l->names[right];
-  name key = {b->joined, first.n_bytes + second.n_bytes};
-  int32_t product = -1;
-  if (key.n_bytes <= MAX_TOKEN_BYTES) {
-    memcpy(b->joined, first.bytes, first.n_bytes);
-    memcpy(b->joined + first.n_bytes, second.bytes, second.n_bytes);
-    product = b->likely_product;
-    if (product >= t->n_vocab || !name_equal(l->names[product], key))
-      product = token_table_find(&l->by_name, key);
-    b->likely_product = product + 1;
-  }
+  int32_t product = b->likely_product;
+  if (product >= t->n_vocab || !is_joined(l->names[product], first, second))
+    product = find_joined(b, first, second);
+  b->likely_product = product + 1;
   const char *fault = NULL;
   if (product < 0)
     fault = "makes no token of the vocabulary";
@@ -143,7 +155,8 @@ static llm_status read_spec_tokens(bpe_loader *b, const llm_bpe_spec *s) {
     size_t n_bytes = (size_t)(t->offsets[id + 1] - t->offsets[id]);
     if (!status) status = loader_set_name(l, id, (name){t->text + t->offsets[id], n_bytes});
   }
-  return status ? status : loader_settle(l);
+  if (!status) loader_mark_control(l);
+  return status;
 }
 
 static llm_status fill_from_spec(loader *l, const void *source) {
@@ -160,10 +173,8 @@ static llm_status fill_from_spec(loader *l, const void *source) {
   }
   for (int64_t m = 0; !status && m < s->n_merges; m++)
     status = add_merge(b, (uint64_t)m, s->merges[2 * m], s->merges[2 * m + 1]);
-  if (!status && by_rank) {
-    status = add_ranked_merges(l);
-    bpe_take_whole(l->t->bpe, (whole_tokens){&l->t->by_bytes, l->t->types}); /* as tiktoken does */
-  }
+  if (!status && by_rank) status = add_ranked_merges(l);
+  if (!status && by_rank) status = take_whole(l); /* as tiktoken does */
   free(b);
   return status;
 }

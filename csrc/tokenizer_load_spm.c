@@ -116,6 +116,7 @@ llm_status loader_fill_spm(loader *l, const gguf *g, const file_arrays *a) {
   for (int byte = 0; byte < 256; byte++) v.byte_token[byte] = -1;
   llm_status status = loader_read_tokens(l, a, decode_spelling, v.byte_token);
   if (!status) status = check_lengths(l);
+  if (!status) status = loader_index_bytes(l);
   if (!status) status = read_unknown(l, g, &v);
   if (!status) status = read_flags(l, g);
   if (!status) status = read_scores(l, a->scores, &v.scores);

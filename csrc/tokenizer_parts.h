@@ -27,7 +27,7 @@ struct llm_tokenizer {
   uint8_t *text;        /* token i is text[offsets[i] .. offsets[i + 1]), raw bytes */
   uint64_t *offsets;    /* (n_vocab + 1) */
   uint8_t *types;       /* (n_vocab) llm_token_type */
-  token_table by_bytes; /* a control token before others that spell the same */
+  token_table by_bytes; /* where encoding needs it; of tokens alike the preferred one */
   bpe *bpe;             /* one of these, the other NULL */
   spm *spm;
   special_set always;    /* user-defined tokens: matched in every text, as llama.cpp does */
@@ -37,6 +37,15 @@ struct llm_tokenizer {
   int32_t n_byte_tokens;
   int32_t eog[MAX_EOG], n_eog;
 };
+
+/* The bytes of a token. */
+static inline name token_bytes(const llm_tokenizer *t, int64_t id) {
+  return (name){t->text + t->offsets[id], (size_t)(t->offsets[id + 1] - t->offsets[id])};
+}
+
+/* 1: of two tokens of the same bytes, these give `id` rather than `other`: a control token before
+ * others, the earlier one before its like. */
+int token_is_preferred(const llm_tokenizer *t, int64_t id, int64_t other);
 
 /* 1 where only parse_special may produce the token and only render_special shows it. */
 int token_type_is_hidden(int32_t type);

@@ -10,6 +10,14 @@ int token_type_is_hidden(int32_t type) {
   return type == LLM_TOKEN_CONTROL || type == LLM_TOKEN_UNKNOWN;
 }
 
+int token_is_preferred(const llm_tokenizer *t, int64_t id, int64_t other) {
+  static const int order[] = {
+      [LLM_TOKEN_CONTROL] = 5, [LLM_TOKEN_UNKNOWN] = 4, [LLM_TOKEN_USER_DEFINED] = 3,
+      [LLM_TOKEN_NORMAL] = 2,  [LLM_TOKEN_UNUSED] = 1,  [LLM_TOKEN_BYTE] = 0};
+  int by = order[t->types[id]] - order[t->types[other]];
+  return by > 0 || (by == 0 && id < other);
+}
+
 static int special_compare(const void *left, const void *right) {
   const special *a = left, *b = right;
   size_t n = a->n_bytes < b->n_bytes ? a->n_bytes : b->n_bytes;

