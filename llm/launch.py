@@ -15,8 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from threading import Thread
+from typing import TextIO
 
 from .checkpoint import RANKS, checkpoints
 from .distributed import mpiexec
@@ -25,8 +27,10 @@ from .report import escape
 
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while no checkpoint is made
 MAX_RANKS = 1 << 20
-BANNER = re.compile(
+# What mpiexec says of itself when a job ends: read here, and said in one line.
+NOISE = re.compile(
     r"={20,}|=   |YOUR APPLICATION TERMINATED|This typically refers to a problem|Please see the FAQ"
+    r"|Abort\(\d+\) on node|\[(mpiexec|proxy:\d+)@"
 )
 
 
@@ -84,32 +88,41 @@ def stamps(folder: Path) -> set[tuple]:
 def attempt(command: list[str], is_mpi: bool, folder: Path, stop: Stop) -> tuple[int, str]:
     """Runs the command to its end; its status, and what ended it."""
     (folder / RANKS).unlink(missing_ok=True)
-    banner = ""
+    pipe, noise = subprocess.PIPE if is_mpi else None, []
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if is_mpi else None,
+        stdout=pipe,
+        stderr=pipe,
         text=True,
         errors="backslashreplace",
         start_new_session=True,
     ) as process:
         stop.forward_to(process)
-        for line in process.stdout or ():
-            if BANNER.match(line):
-                banner += line
-            else:
-                print(line, end="", flush=True)
+        if is_mpi:
+            errors = Thread(target=pass_on, args=(process.stderr, sys.stderr, noise), daemon=True)
+            errors.start()
+            pass_on(process.stdout, sys.stdout, noise)
+            errors.join()
     status = process.returncode
     if status < 0:  # one process, or mpiexec itself
         what = "mpiexec" if is_mpi else "the run"
         return 128 - status, f"{what} on {socket.gethostname()} was ended by signal {-status}"
-    return read_banner(banner, status, folder)
+    return read_noise("".join(noise), status, folder)
 
 
-def read_banner(banner: str, status: int, folder: Path) -> tuple[int, str]:
+def pass_on(source: Iterable[str], target: TextIO, noise: list[str]) -> None:
+    for line in source:
+        if NOISE.match(line):
+            noise.append(line)
+        else:
+            print(line, end="", file=target, flush=True)
+
+
+def read_noise(noise: str, status: int, folder: Path) -> tuple[int, str]:
     """The same of a job of ranks, from what mpiexec said when it ended."""
-    dead = re.search(r"PID (\d+) RUNNING AT (\S+)", banner)
-    ended = re.search(r"EXIT STRING: (.*\(signal (\d+)\))", banner)
+    dead = re.search(r"PID (\d+) RUNNING AT (\S+)", noise)
+    ended = re.search(r"EXIT STRING: (.*\(signal (\d+)\))", noise)
     if ended:
         status = 128 + int(ended[2])
     if not dead:  # a rank that ended all of them has said why
@@ -117,7 +130,7 @@ def read_banner(banner: str, status: int, folder: Path) -> tuple[int, str]:
     process, host = int(dead[1]), escape(dead[2])
     ranks = [rank for rank, number, _ in read_ranks(folder) if number == process]
     who = f"rank {ranks[0]}" if len(ranks) == 1 else "a rank"
-    code = re.search(r"EXIT CODE: (\d+)", banner)  # of a rank on another host it says only this
+    code = re.search(r"EXIT CODE: (\d+)", noise)  # of a rank on another host it says only this
     why = escape(ended[1]) if ended else f"exit code {code[1] if code else status}"
     return status, f"{who} on {host} (process {process}): {why}"
 

@@ -141,7 +141,7 @@ def test_a_dead_rank_is_named(text, tmp_path, monkeypatch, n, hosts, named):
         os.kill(dead, signal.SIGKILL)
         _, errors = job.communicate(timeout=100)
     line = f"llm: {named}; no restart is left of 0\n".replace("PID", str(dead))
-    assert re.search(f"^{line}$", errors, re.M), errors
+    assert re.fullmatch(line, errors), errors
     assert job.returncode == (255 if hosts else 137)
 
 
@@ -242,16 +242,24 @@ def test_a_signal_ends_it_with_its_own_status(attempts):
 
 def test_the_dead_rank_is_read_from_mpiexec(tmp_path):
     (tmp_path / RANKS).write_text("0 2479 node7\n1 2480 node7\n")
-    assert all(launch.BANNER.match(line) for line in BANNER.split("\n") if line)
+    assert all(launch.NOISE.match(line) for line in BANNER.split("\n") if line)
     named = "rank 1 on node7 (process 2480): Killed (signal 9)"
-    assert launch.read_banner(BANNER, 9, tmp_path) == (137, named)
+    assert launch.read_noise(BANNER, 9, tmp_path) == (137, named)
     (tmp_path / RANKS).write_text("0 1 node7\nhalf")
     named = "a rank on node7 (process 2480): Killed (signal 9)"
-    assert launch.read_banner(BANNER, 9, tmp_path) == (137, named)
-    assert launch.read_banner("", 7, tmp_path) == (7, "the ranks ended with status 7")
+    assert launch.read_noise(BANNER, 9, tmp_path) == (137, named)
+    assert launch.read_noise("", 7, tmp_path) == (7, "the ranks ended with status 7")
 
 
 # ---- refused ----
+
+
+@needs_mpi
+def test_what_the_run_refuses_is_one_line(text, tmp_path):
+    with start(text, tmp_path, n=3, restarts=5) as job:
+        _, errors = job.communicate(timeout=100)
+    assert re.fullmatch(r"llm: rank 0 on \S+: 3 ranks: expected a power of two\n", errors), errors
+    assert job.returncode == 1
 
 
 def test_no_launcher_is_one_line(text, tmp_path, monkeypatch, capfd):
