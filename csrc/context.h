@@ -11,7 +11,7 @@ enum { N_BATCH = 512 }; /* most tokens in one pass: bounds the scratch, not the 
 
 /* Attention looks at this many positions, counted from the first that a token sees, as one part.
  * The parts' results are put together in their order: this number changes the bits. */
-enum { ATTENTION_PART = 256 };
+enum { ATTENTION_PART = 512 };
 
 /* RoPE angles of one base: of the layers that see everything, or of the local ones. */
 typedef struct rope_table {

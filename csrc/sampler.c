@@ -91,11 +91,15 @@ static float penalize(const llm_sampler_options *o, float logit, int32_t count) 
   return logit_tame(x - (double)o->presence_penalty - count * (double)o->frequency_penalty);
 }
 
+static int has_penalties(const llm_sampler_options *o) {
+  return o->repeat_penalty != 1 || o->presence_penalty != 0 || o->frequency_penalty != 0;
+}
+
 /* Each token of the history once, with the number of times that it stands there. */
 static void apply_penalties(llm_sampler *s) {
   const llm_sampler_options *o = &s->options;
   size_t n = s->n_accepted, last_n = (size_t)o->penalty_last_n;
-  if (o->repeat_penalty == 1 && o->presence_penalty == 0 && o->frequency_penalty == 0) return;
+  if (!has_penalties(o)) return;
   if (n > last_n) n = last_n;
   for (size_t i = 0; i < n; i++) s->count[s->history[i]]++;
   for (size_t i = 0; i < n; i++) {
@@ -129,11 +133,29 @@ static candidate fill(llm_sampler *s, const float *logits) {
 
 /* ---- the choice ---- */
 
-/* Leaves the kept candidates in descending order at the end of s->heap, last first; returns how
+/* Moves those that can be among the k best to the beginning and returns how many: of k groups each
+ * has a likeliest one, and what is worse than the worst of these is not among the k best. Few are
+ * left, where a heap of all would take as long as a layer. */
+static size_t drop_hopeless(llm_sampler *s, size_t k) {
+  float worst = INFINITY;
+  size_t n = 0;
+  for (size_t g = 0; g < k; g++) {
+    float most = -INFINITY;
+    for (size_t i = s->n_vocab * g / k; i < s->n_vocab * (g + 1) / k; i++)
+      if (s->heap[i].logit > most) most = s->heap[i].logit;
+    if (most < worst) worst = most;
+  }
+  for (size_t i = 0; i < s->n_vocab; i++)
+    if (s->heap[i].logit >= worst) s->heap[n++] = s->heap[i];
+  return n;
+}
+
+/* Leaves the kept candidates in descending order before s->heap + *end, last first; returns how
  * many. total is the weight that top-p's share is taken of. */
-static size_t keep_best(llm_sampler *s, double max) {
-  size_t left = s->n_vocab, limit = s->n_vocab, kept = 0;
+static size_t keep_best(llm_sampler *s, double max, size_t *end) {
+  size_t limit = s->n_vocab, kept = 0;
   if (s->options.top_k > 0 && (size_t)s->options.top_k < limit) limit = (size_t)s->options.top_k;
+  size_t left = *end = drop_hopeless(s, limit);
   for (size_t i = left / 2; i-- > 0;) sift_down(s->heap, left, i);
   double total = 0, sum = 0;
   if (limit == s->n_vocab)
@@ -158,15 +180,28 @@ static double draw_weight(const llm_sampler_options *o, double below) {
   return num_exp(below / (double)o->temperature);
 }
 
+/* As fill finds it, where nothing is to be changed before. */
+static int32_t likeliest(const float *logits, size_t n_vocab) {
+  candidate best = {0, -INFINITY};
+  for (size_t i = 0; i < n_vocab; i++) {
+    if (!(logits[i] > best.logit)) continue;
+    candidate c = {(int32_t)i, logit_tame((double)logits[i])};
+    if (c.logit > best.logit) best = c; /* not infinity behind infinity */
+  }
+  return best.id;
+}
+
 int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
+  if (s->options.temperature == 0 && !has_penalties(&s->options) && s->options.n_biases == 0)
+    return likeliest(logits, s->n_vocab);
   candidate best = fill(s, logits);
   if (s->options.temperature == 0) return best.id;
   double max = best.logit, sum = 0;
-  size_t kept = s->n_vocab;
+  size_t kept = s->n_vocab, end = s->n_vocab;
   int sorted = s->options.top_k > 0 || s->options.top_p < 1;
-  if (sorted) kept = keep_best(s, max);
+  if (sorted) kept = keep_best(s, max, &end);
   for (size_t i = 0; i < kept; i++) {
-    const candidate *c = &s->heap[sorted ? s->n_vocab - 1 - i : i];
+    const candidate *c = &s->heap[sorted ? end - 1 - i : i];
     s->weight[i] = draw_weight(&s->options, c->logit - max);
     sum += s->weight[i];
   }
@@ -175,7 +210,7 @@ int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
   while (pick + 1 < kept && (u -= s->weight[pick]) >= 0) pick++;
   while (pick > 0 && s->weight[pick] == 0)
     pick--; /* rounding walked past the last that can be drawn */
-  return s->heap[sorted ? s->n_vocab - 1 - pick : pick].id;
+  return s->heap[sorted ? end - 1 - pick : pick].id;
 }
 
 /* ---- history ---- */

@@ -16,6 +16,7 @@ typedef struct bench_job {
   matmul_args args;
   llm_type type;
   size_t n_bytes;
+  int again; /* attention: the same keys and values, from cache */
   double seconds[BENCH_MAX_THREADS];
   void *scratch[BENCH_MAX_THREADS];
   uint64_t sink[BENCH_MAX_THREADS][8]; /* a cache line each */
@@ -97,13 +98,69 @@ static inline void bench_one(thread_pool *pool, const kernels *k, llm_type type,
   free(y), free(w), free(job);
 }
 
-/* only: the name of a type, or NULL for all. */
+/* Units of attention: 256 positions and three heads 64 wide, from memory, or the same one again. */
+static inline void bench_attention(void *arg, int thread, int n_threads) {
+  enum { N_POS = 256, N_Q = 3, DIM = 64 };
+  static _Thread_local float q[N_Q * DIM], out[N_Q * (DIM + 2)], scores[N_Q * N_POS];
+  bench_job *job = arg;
+  size_t bytes = type_row_bytes(job->type, DIM), n = job->n_bytes / (2 * N_POS * bytes);
+  for (int i = 0; i < N_Q * DIM; i++) q[i] = (float)(i % 13 - 6);
+  double start = bench_now();
+  for (size_t i = (size_t)thread; i < n; i += (size_t)n_threads) {
+    const char *k = (const char *)job->args.w + (job->again ? 0 : i) * 2 * N_POS * bytes;
+    attention_args a = {.out = out,
+                        .max = out + N_Q * DIM,
+                        .sum = out + N_Q * (DIM + 1),
+                        .q = q,
+                        .k = k,
+                        .v = k + N_POS * bytes,
+                        .k_type = job->type,
+                        .v_type = job->type,
+                        .k_bytes = bytes,
+                        .v_bytes = bytes,
+                        .n_q = N_Q,
+                        .n_pos = N_POS,
+                        .head_dim = DIM,
+                        .scale = 0.125f,
+                        .scores = scores};
+    job->k->attention(&a);
+  }
+  job->seconds[thread] = bench_now() - start;
+}
+
+static inline void bench_attention_of(thread_pool *pool, const kernels *k, llm_type type) {
+  bench_job *job = calloc(1, sizeof *job);
+  char *w = malloc(BENCH_BYTES);
+  size_t unit = 256 * type_row_bytes(type, 64);
+  fill_weights(type, ORDINARY, w, 256 * 64);
+  for (size_t i = unit; i < BENCH_BYTES; i++) w[i] = w[i - unit];
+  job->k = k, job->type = type, job->n_bytes = BENCH_BYTES, job->args.w = w;
+  for (job->again = 0; job->again < 2; job->again++) {
+    double seconds = bench_time(pool, bench_attention, job), read = 0;
+    if (!job->again) read = bench_time(pool, bench_read, job);
+    printf("%-7s %-5s attention, 3 heads of 64, %d threads: %6.2f GB/s", k->name,
+           llm_type_describe(type).name, thread_pool_size(pool), 1e-9 * BENCH_BYTES / seconds);
+    if (job->again)
+      printf(" from cache\n");
+    else
+      printf(" of %6.2f read (%.0f %%)\n", 1e-9 * BENCH_BYTES / read, 100 * read / seconds);
+  }
+  fflush(stdout);
+  free(w), free(job);
+}
+
+/* only: the name of a type, "attention", or NULL for all. */
 static inline int kernel_bench(const kernels *scalar, const kernels *const *tables,
                                const char *only) {
   int n_threads = threads_available() < BENCH_MAX_THREADS ? threads_available() : BENCH_MAX_THREADS;
   for (int threads = 1; threads <= n_threads; threads += threads < n_threads ? n_threads - 1 : 1) {
     thread_pool *pool;
     if (thread_pool_new(&pool, threads, NULL)) return 1;
+    for (const kernels *const *k = tables; *k; k++) {
+      if (only && strcmp(only, "attention")) continue;
+      bench_attention_of(pool, *k, LLM_TYPE_F16);
+      bench_attention_of(pool, *k, LLM_TYPE_Q8_0);
+    }
     for (size_t t = 0; t < N_TYPES; t++) {
       if (only && strcmp(only, llm_type_describe(all_types[t]).name)) continue;
       size_t narrow = 576 / llm_type_describe(all_types[t]).n_per_block; /* whole blocks */

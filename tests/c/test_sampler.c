@@ -31,6 +31,7 @@ static void test_arg_max(void) {
   CHECK(llm_sampler_sample(s, (float[]){NAN, -5, NAN, -4, NAN}) == 3);
   CHECK(llm_sampler_sample(s, (float[]){NAN, NAN, NAN, NAN, NAN}) == 0);
   CHECK(llm_sampler_sample(s, (float[]){0, INFINITY, 1, 3, 2}) == 1);
+  CHECK(llm_sampler_sample(s, (float[]){0, FLT_MAX, INFINITY, 3, INFINITY}) == 1);
   CHECK(llm_sampler_sample(s, (float[]){-INFINITY, -INFINITY, -1, -INFINITY, 0}) == 4);
   llm_sampler_free(s);
 }
