@@ -1,10 +1,11 @@
 """A host that plays the GPU for llm/ops_cuda.py: what it calls of CuPy and cuBLAS.
 
 Kernels are csrc/train_kernels.cu built by the C compiler; they get the struct's bytes as a launch
-would pass them, and run their rows in rising or falling order. Memory is the host's, but arrays are
-no NumPy arrays and refuse to become one by themselves, as CuPy's do. Fresh memory is full of NaN
-and has guard bytes around it. Products check leading dimensions and types, read bfloat16 as such,
-and count columns first. What this cannot show: races between a row's threads, and speed.
+would pass them, and run their rows, and the elements of a row, in rising or in falling order.
+Memory is the host's, but arrays are no NumPy arrays and refuse to become one by themselves, as
+CuPy's do. Fresh memory is full of NaN and has guard bytes around it. Products check leading
+dimensions and types, read bfloat16 as such, and count columns first. THREADS runs port.h's CUDA
+half instead, a block's threads one by one. What all this cannot show is speed.
 """
 
 import ctypes
@@ -22,18 +23,23 @@ GUARD = 64
 KERNELS = """
 #include "port.h"
 #undef ROW_KERNEL
+#undef EACH
+#define EACH(i, n) \\
+  for (int64_t i = falling_ ? (n) - 1 : 0; falling_ ? i >= 0 : i < (n); i += falling_ ? -1 : 1)
 #define LLM_TRAIN_OPS_H /* the handle of the CPU's back end */
 #ifdef __cplusplus
 #define EXPORT extern "C"
 #else
 #define EXPORT
 #endif
+static int32_t falling_;
 #define ROW_KERNEL(name)                                                                    \\
   PORT_INLINE void name##_row(const llm_##name##_args *a, int64_t row);                     \\
   static const port_rows name##_builds[1] = {0};                                            \\
   EXPORT int64_t name##_bytes(void) { return sizeof(llm_##name##_args); }                   \\
   EXPORT void name##_kernel(const llm_##name##_args *a, int64_t n_rows, int32_t falling) {  \\
     (void)name##_builds;                                                                    \\
+    falling_ = falling;                                                                     \\
     for (int64_t row = 0; row < n_rows; row++)                                              \\
       name##_row(a, falling ? n_rows - 1 - row : row);                                      \\
   }                                                                                         \\
@@ -42,24 +48,43 @@ KERNELS = """
 """
 
 
-def build_kernels(folder):
-    """The kernels as functions NAME_kernel: for float32 by the C compiler, and for activations in
-    bfloat16, which are a class, by the C++ compiler (None without one)."""
-    libraries = []
-    for compiler, language, *more in (
-        ("cc", "c", "-std=c11"),
-        ("c++", "c++", "-std=c++17", "-DPORT_BF16"),
-    ):
-        if not shutil.which(compiler):
-            libraries.append(None)
-            continue
-        source, library = folder / f"kernels.{language}", folder / f"{language}.so"
-        source.write_text(KERNELS)
-        flags = "-O1 -ffp-contract=off -Wall -Wextra -Werror -shared -fPIC".split()
-        files = [f"-I{ROOT}/csrc", "-x", language, source, ROOT / "csrc/numeric.c"]
-        subprocess.run([compiler, *flags, *more, "-o", library, *files, "-lm"], check=True)
-        libraries.append(ctypes.CDLL(str(library)))
-    return libraries
+THREADS = """
+#include "cuda_threads.h"
+#include "port.h"
+#undef ROW_KERNEL
+#define ROW_KERNEL(name)                                                                         \\
+  static void name##_row(const llm_##name##_args *a, int64_t row);                               \\
+  extern "C" int64_t name##_bytes(void) { return sizeof(llm_##name##_args); }                    \\
+  extern "C" void name##_kernel(const llm_##name##_args *a, int64_t n_rows, int32_t falling) {   \\
+    run_grid(falling, [=] {                                                                      \\
+      for (int64_t row = blockIdx.x; row < n_rows; row += gridDim.x) name##_row(a, row);         \\
+    });                                                                                          \\
+  }                                                                                              \\
+  static void name##_row(const llm_##name##_args *a, int64_t row)
+#include "train_kernels.cu"
+"""
+C, CPP = ("cc", "-x", "c", "-std=c11"), ("c++", "-x", "c++", "-std=c++17")
+
+
+def build_kernels(folder, threads=False):
+    """The kernels as functions NAME_kernel: for float32, and for activations in bfloat16, which are
+    a class of C++; None without that compiler. threads: port.h's CUDA half (cuda_threads.h)."""
+    return [
+        build(folder / "fp32", CPP if threads else C, THREADS if threads else KERNELS),
+        build(folder / "bf16", (*CPP, "-DPORT_BF16"), THREADS if threads else KERNELS),
+    ]
+
+
+def build(folder, compiler, text):
+    if not shutil.which(compiler[0]):
+        return None
+    folder.mkdir()
+    source, library = folder / "kernels.txt", folder / "kernels.so"
+    source.write_text(text)
+    flags = "-O1 -ffp-contract=off -Wall -Wextra -Werror -shared -fPIC".split()
+    flags += [f"-I{ROOT}/csrc", f"-I{ROOT}/tests", "-o", library]
+    subprocess.run([*compiler, *flags, source, ROOT / "csrc/numeric.c", "-lm"], check=True)
+    return ctypes.CDLL(str(library))
 
 
 def from_bf16(bits):

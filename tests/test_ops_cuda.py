@@ -35,7 +35,7 @@ def kernels(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["rising", "falling"])
 def ops(request, kernels):
-    """fp32; no result may depend on the order in which rows are done."""
+    """fp32; no result may depend on the order in which rows and their elements are done."""
     return OnHost(OpsCuda("fp32", StandIn(kernels, request.param).modules))
 
 
@@ -170,6 +170,20 @@ def test_muon(ops, rounding):
         assert_same(back_end, "muon", *arrays, reference=reference, tolerance=tolerance, **close)
 
 
+def test_threads_of_a_block(tmp_path):
+    """port.h's CUDA half, where a missing barrier shows in one order or the other."""
+    built = build_kernels(tmp_path, threads=True)
+    machines = [StandIn(built, falling) for falling in (0, 1)]
+    for machine in machines:
+        ops = OnHost(OpsCuda("fp32", machine.modules))
+        test_rows(ops, 67, 150)
+        test_ops.test_rope(ops, 26, {})
+        test_ops.test_attention(ops, 4, 2, 37, 15, True)
+        arrays = single(8010), single(8010), single(8010), test_ops.MATRICES
+        assert_same(ops, "muon", *arrays, lr=0.02, momentum=0.9, grad_scale=0.5)
+    test_rows_of_activations([OnHost(OpsCuda("bf16", m.modules)) for m in machines], 67, 150)
+
+
 def test_rounding_keeps_nan_and_infinity(rounding):
     """Ties to even; what is no number reaches the product, where the guard of a run sees it."""
     ops = rounding[0]._ops
@@ -266,7 +280,7 @@ def test_weights_are_rounded_once_a_step(kernels):
     assert [name for name, *_ in machine.launches].count("round_kernel") == 7
 
 
-def test_the_order_of_rows_changes_no_bit(kernels):
+def test_the_order_of_rows_and_elements_changes_no_bit(kernels):
     one, other = (train(OpsCuda("bf16", StandIn(kernels, f).modules)) for f in (False, True))
     for x, y in zip(one, other, strict=True):
         np.testing.assert_array_equal(x, y)
