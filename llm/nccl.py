@@ -35,6 +35,8 @@ class NcclGroup(MpiGroup):
                 kind, stream = self._nccl.NCCL_FLOAT32, self._stream.ptr
                 send_or_receive(array.data.ptr, array.size, kind, other, stream)
         self._nccl.groupEnd()
+        for array, _ in receives:
+            self._ops.changed(array)
         done = self._stream.record()
         return lambda: computing.wait_event(done)
 

@@ -153,7 +153,7 @@ class OpsCuda(OpsC):
         if x.shape != values.shape:
             raise ValueError(f"an array of shape {x.shape} cannot take one of {values.shape}")
         self._pinned.copy(x, np.ascontiguousarray(values, x.dtype))
-        self._is_stale |= self._place(x) is not None
+        self.changed(x)
 
     def to_host(self, array) -> np.ndarray:
         values = array.get()
@@ -244,6 +244,10 @@ class OpsCuda(OpsC):
             self._round(self._weights_16, self._weights)
             self._is_stale = False
         return self._weights_16[start : start + x.size].reshape(x.shape)
+
+    def changed(self, x) -> None:
+        """For who writes to arrays past these operations: other ranks' weights."""
+        self._is_stale |= self._place(x) is not None
 
     def _place(self, x) -> int | None:
         """Where x begins in the weights, if it is theirs."""

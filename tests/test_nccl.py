@@ -16,7 +16,7 @@ from llm.nccl import choose_gpu
 @needs_mpi
 def test_ranks_with_gpus_do_what_one_does(tmp_path):
     build_kernels(tmp_path)
-    program, library = ROOT / "tests/nccl_stand_in.py", tmp_path / "c.so"
+    program, library = ROOT / "tests/nccl_stand_in.py", tmp_path / "fp32/kernels.so"
     found = set()
     for n in (1, 2, 4):
         status, said, errors = ranks(n, program, library, tmp_path / str(n))
