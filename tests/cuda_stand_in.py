@@ -11,6 +11,7 @@ half instead, a block's threads one by one. What all this cannot show is speed.
 import ctypes
 import shutil
 import subprocess
+import weakref
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -95,6 +96,20 @@ def to_bf16(x):
     return (round_bf16(np.ascontiguousarray(x, np.float32)).view(np.uint32) >> 16).astype(np.uint16)
 
 
+class Memory:
+    """Of one array, between guard bytes, and full of NaN at first. Tells `faults` when it goes."""
+
+    def __init__(self, n_bytes, faults):
+        self.raw, self.faults = np.full(n_bytes + 2 * GUARD, 0xFF, np.uint8), faults
+        self.raw[:GUARD] = self.raw[-GUARD:] = 0xA5
+
+    def check(self):
+        if (self.raw[:GUARD] != 0xA5).any() or (self.raw[-GUARD:] != 0xA5).any():
+            self.faults.append("written past an array's end")
+
+    __del__ = check
+
+
 class Pointer:
     """Of the device's memory; `memory` keeps it alive."""
 
@@ -158,7 +173,8 @@ class StandIn:
 
     def __init__(self, kernels, falling=False, free=1 << 33):
         self.kernels, self.falling, self.free = kernels, falling, free
-        self.launches, self.products, self.guards = [], [], []
+        self.launches, self.products = [], []
+        self.faults, self.memories = [], weakref.WeakSet()
         self.held = 0  # bytes of reserved chunks
         runtime = SimpleNamespace(
             CUDA_R_32F=0,
@@ -175,7 +191,7 @@ class StandIn:
             MemoryPool=lambda: self,
             set_allocator=lambda allocate: None,
             get_cublas_handle=lambda: 77,
-            get_current_stream=lambda: SimpleNamespace(synchronize=self.check_guards),
+            get_current_stream=lambda: SimpleNamespace(synchronize=self.synchronize),
             alloc_pinned_memory=self.pinned,
             Event=lambda disable_timing: SimpleNamespace(
                 record=lambda: None, synchronize=lambda: None
@@ -209,15 +225,17 @@ class StandIn:
 
     def empty(self, shape, dtype):
         dtype = np.dtype(dtype)
-        n = int(np.prod(shape)) * dtype.itemsize
-        raw = np.full(n + 2 * GUARD, 0xFF, np.uint8)
-        raw[:GUARD] = raw[GUARD + n :] = 0xA5
-        self.guards.append((raw[:GUARD], raw[GUARD + n :]))
-        return Array(raw[GUARD : GUARD + n].view(dtype).reshape(shape), raw)
+        memory = Memory(int(np.prod(shape)) * dtype.itemsize, self.faults)
+        self.memories.add(memory)
+        return Array(memory.raw[GUARD:-GUARD].view(dtype).reshape(shape), memory)
 
     def check_guards(self):
-        for guards in self.guards:
-            assert all((guard == 0xA5).all() for guard in guards), "written past an array's end"
+        for memory in self.memories:
+            memory.check()
+        self.synchronize()
+
+    def synchronize(self):
+        assert not self.faults, self.faults[0]
 
     # ---- kernels ----
 

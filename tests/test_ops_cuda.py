@@ -5,10 +5,12 @@ compilers say, what is said where there is no GPU. Nothing here has a GPU (tests
 import ctypes
 import glob
 import importlib.util
+import io
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from test_ops import OPS_BF16, assert_same, documents, single
 from training import arguments, finish, refused
 
 from conftest import ROOT
-from llm import ops_cuda
+from llm import cli, ops_cuda
 from llm.config import ModelConfig
 from llm.lora import Lora
 from llm.model import Transformer, init_params
@@ -262,6 +264,7 @@ def test_trains_as_numpy_does(kernels, options):
     np.testing.assert_allclose(logits, expected[3], atol=2e-5)
     assert losses[-1] < losses[0] - 0.1
     assert {kind for *_, kind in machine.products} == {0}
+    machine.check_guards()
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
@@ -271,6 +274,7 @@ def test_trains_rounded_as_numpy_does(kernels, options):
     theirs = train(OpsNumpy(np.float32, "bf16"), **options)
     np.testing.assert_allclose(mine[0], theirs[0], rtol=1e-3)
     assert {kind for *_, kind in machine.products} == {14}  # no product is forgotten
+    machine.check_guards()
 
 
 def test_weights_are_rounded_once_a_step(kernels):
@@ -310,6 +314,16 @@ def test_train_command(machine, text, tmp_path, quickly):
     # Resumed on the CPU, it goes on, and says that it is another machine.
     again = finish(text, tmp_path, "--resume", "--device", "cpu")
     assert "begun with cuda sm_90 kernels" in again
+
+
+def test_tune_command(machine, text, unbroken, tmp_path):
+    given = "--init", unbroken.out, "--lora-rank", 2, "--isolate", "--recompute"
+    command = ["train", *given, "--text", text, "--steps", 2, "--n-ctx", 32, "--device", "cuda"]
+    places = ["--out", tmp_path / "out.bin", "--run-dir", tmp_path / "run", "--threads", 1]
+    with redirect_stdout(io.StringIO()) as said:
+        assert cli.main([str(x) for x in (*command, *places)]) == 0, said.getvalue()
+    assert "cuda sm_90" in said.getvalue() and (tmp_path / "out.bin").exists()
+    machine.check_guards()
 
 
 def test_a_gpu_too_small(machine, text, tmp_path, capfd):
@@ -402,6 +416,18 @@ def test_an_installed_package_has_the_kernels(tmp_path):
     assert Path(module.__file__).is_relative_to(tmp_path)
     assert module.kernel_source() == ops_cuda.kernel_source()
     assert "ROW_KERNEL(causal_softmax)" in module.kernel_source()
+
+
+def test_the_stand_in_sees_what_is_written_past_an_end():
+    for place in (12, -1):
+        for is_alive in (True, False):
+            machine = StandIn(None)
+            array = machine.empty((3,), np.float32)
+            ctypes.memset(array.data.ptr + place, 0, 1)
+            if not is_alive:
+                del array
+            with pytest.raises(AssertionError, match="past an array's end"):
+                machine.check_guards()
 
 
 def test_the_stand_in_names_what_cupy_has():
