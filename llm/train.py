@@ -363,7 +363,8 @@ def prepare(settings: Settings, material: Material) -> Run:
 
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
-        check_memory(ops, config, sequences(settings) * settings.n_ctx, settings.recompute)
+        n_rows, n_slots = sequences(settings) * settings.n_ctx, settings.n_slots // group.size
+        check_memory(ops, config, n_rows, settings.recompute, n_slots=max(1, n_slots))
         params = init_params(config, settings.seed)
         return Transformer(config, ops, params, settings.recompute)
 
@@ -439,10 +440,15 @@ def back_end(settings: Settings) -> tuple:
 
 
 def check_memory(
-    ops, config: ModelConfig, n_rows: int, recompute: bool = False, lora: Lora | None = None
+    ops,
+    config: ModelConfig,
+    n_rows: int,
+    recompute: bool = False,
+    lora: Lora | None = None,
+    n_slots: int = 1,
 ) -> None:
     """Refuses what cannot fit, before the system ends this process, or another one, for it."""
-    needed = training_bytes(config, n_rows, recompute, lora, ops.act_bytes)
+    needed = training_bytes(config, n_rows, recompute, lora, ops.act_bytes, n_slots)
     needed += ops.workspace_bytes(config, n_rows)
     room, whose = ops.memory()
     if needed > room:

@@ -130,7 +130,8 @@ def prepare_tuned(
     config = base.config(settings.n_ctx)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
     ops, group = back_end(settings)
-    check_memory(ops, config, slots[1] * settings.n_ctx, settings.recompute, lora)
+    n_rows, n_own = slots[1] * settings.n_ctx, max(1, slots[0] // group.size)
+    check_memory(ops, config, n_rows, settings.recompute, lora, n_own)
     check_prompt(settings, base.tokenizer)
     read = read_conversations if settings.chat else read_text
     material, examples, validation, question = read(settings, base, slots, report)
