@@ -85,7 +85,7 @@ class OpsCuda(OpsC):
     name = "cuda"
     n_threads = 1  # of the host
     embed_columns, embed_classes = BLOCK, 64
-    chunk_floats = 1 << 28  # a gigabyte of logits: products large enough for the GPU
+    chunk_floats = 1 << 28  # half a gigabyte of logits as bfloat16: large products
 
     def __init__(self, precision: str = "bf16", modules=None):
         """modules: (cupy, cuBLAS), or what stands for them; by default libraries()."""
