@@ -55,11 +55,10 @@ AVX512_INLINE void float_tile(const llm_type type, const int n_row, const int n_
   }
 }
 
+/* The last four rows may be partly those before. */
 AVX512_INLINE void float_rows(const llm_type type, const int n_tok, const matmul_args *m, size_t t,
                               size_t r0, size_t r1) {
-  size_t r = r0;
-  for (; r + 4 <= r1; r += 4) float_tile(type, 4, n_tok, m, r, 1, t);
-  for (; r < r1; r++) float_tile(type, 1, n_tok, m, r, 1, t);
+  for (size_t r = r0; r < r1; r += 4) float_tile(type, 4, n_tok, m, min_size(r, r1 - 4), 1, t);
 }
 
 enum { FLOAT_BLOCK_BYTES = 256 << 10 }; /* of weights that stay in L2 while all tokens pass */
@@ -69,15 +68,15 @@ AVX512_INLINE void float_matmul(const llm_type type, const matmul_args *m, size_
   if (n_tok == 1) {
     const size_t apart = (r1 - r0) / 4;
     for (size_t r = r0; r < r0 + apart; r++) float_tile(type, 4, 1, m, r, apart, 0);
-    for (size_t r = r0 + 4 * apart; r < r1; r++) float_tile(type, 1, 1, m, r, 1, 0);
+    if ((r1 - r0) % 4) float_tile(type, 4, 1, m, r1 - 4, 1, 0);
     return;
   }
   const size_t step = FLOAT_BLOCK_BYTES / row_bytes / 4 * 4 + 4;
   for (size_t b0 = r0; b0 < r1; b0 += step) {
     size_t b1 = min_size(b0 + step, r1), t = 0;
+    if (b1 - b0 < 4) b0 = b1 - 4;
     for (; t + 6 <= n_tok; t += 6) float_rows(type, 6, m, t, b0, b1);
-    for (; t + 2 <= n_tok; t += 2) float_rows(type, 2, m, t, b0, b1);
-    if (t < n_tok) float_rows(type, 1, m, t, b0, b1);
+    for (; t < n_tok; t += 2) float_rows(type, 2, m, min_size(t, n_tok - 2), b0, b1);
   }
 }
 
@@ -86,7 +85,7 @@ AVX512_INLINE void float_matmul(const llm_type type, const matmul_args *m, size_
     float_matmul(type, m, r0, r1);                                                                 \
   }                                                                                                \
   static void matmul_##name##_avx512(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
-    if (m->act->n_in % LANES)                                                                      \
+    if (m->act->n_in % LANES || r1 - r0 < 4)                                                       \
       below.matmul[type](m, r0, r1, scratch);                                                      \
     else                                                                                           \
       float_matmul_##name(m, r0, r1);                                                              \

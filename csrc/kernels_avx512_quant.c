@@ -9,13 +9,13 @@
 #if defined(__x86_64__)
 #include "kernels_avx512.h"
 
-enum { ROWS = 4 };
+enum { ROWS = 4, MAX_GROUPS = 2 };
 
 /* One or two groups of 4 rows are computed side by side: two hide the latency of each other's sums
  * as long as their rows leave room in L1 for what is prefetched. */
 enum { TWO_GROUPS_BYTES = 28 << 10 };
 
-AVX512_INLINE void store_rows(float *y, const row_group *g, const __m128 sums[2]) {
+AVX512_INLINE void store_rows(float *y, const row_group *g, const __m128 sums[MAX_GROUPS]) {
   float all[2 * ROWS];
   _mm_storeu_ps(all, sums[0]);
   _mm_storeu_ps(all + ROWS, sums[1]);
@@ -48,11 +48,16 @@ static void fill_quads(const act_rows *act, int zero, quad *quads) {
   }
 }
 
+/* The first n bytes of 64. */
+AVX512_INLINE __mmask64 first_bytes(size_t n) {
+  return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
+}
+
 /* The headers of up to four blocks of row i go to element i of each lane of h: 16-bit scales, or
  * dwords of scale and minimum. `bytes` may be read: the first 64, and where these do not hold four
  * headers, 64 from `then` on. */
 AVX512_INLINE __m512i gather_headers(const llm_type type, const uint8_t *row, const int i,
-                                     const size_t bytes, const int all, __m512i h) {
+                                     const size_t bytes, __m512i h) {
   const int size = (int)block_bytes(type), width = type_has_minimum(type) ? 4 : 2;
   const int in_first = (int)min_size(4, (63 + block_bytes(type)) / block_bytes(type));
   const int then = in_first == 4 ? 0 : (int)min_size(64, 4 * block_bytes(type) - 64);
@@ -64,13 +69,12 @@ AVX512_INLINE __m512i gather_headers(const llm_type type, const uint8_t *row, co
                                      at3, at3)
                  : _mm512_broadcast_i64x4(_mm256_setr_epi16(0, 0, 0, 0, at1, at1, at1, at1, at2,
                                                             at2, at2, at2, at3, at3, at3, at3));
+  UNROLL
   for (int part = 0; part < 2; part++) {
-    const size_t begin = part ? (size_t)then : 0, left = bytes - begin;
     if (part && (in_first == 4 || bytes <= (size_t)(in_first * size))) break;
-    const __mmask64 mask = left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
+    const size_t begin = part ? (size_t)then : 0;
     const int lanes = (1 << 4 * in_first) - 1, to = 0x1111 << i & (part ? ~lanes : lanes);
-    const uint8_t *p = row + begin;
-    __m512i found = all ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(mask, p);
+    __m512i found = _mm512_maskz_loadu_epi8(first_bytes(bytes - begin), row + begin);
     h = width == 4 ? _mm512_mask_permutexvar_epi32(h, (__mmask16)to, at, found)
                    : _mm512_mask_permutexvar_epi16(h, (__mmask32)(to & 0xffff), at, found);
   }
@@ -84,7 +88,7 @@ AVX512_INLINE __m512i gather_headers(const llm_type type, const uint8_t *row, co
 
 /* n blocks (1 to 4) of 4 rows added to y; ahead: where to prefetch from, in file order. */
 AVX512_INLINE __m128 decode_quad(const llm_type type, const uint8_t *w, size_t row_bytes,
-                                 const quad *a, const size_t n, const uint8_t *ahead, __m128 y) {
+                                 const quad *a, size_t n, const uint8_t *ahead, __m128 y) {
   const size_t size = block_bytes(type);
   const size_t o1 = min_size(1, n - 1) * size, o2 = min_size(2, n - 1) * size, o3 = (n - 1) * size;
   const __m512i a_low = _mm512_load_si512(a->low), a_high = _mm512_load_si512(a->high);
@@ -97,7 +101,7 @@ AVX512_INLINE __m128 decode_quad(const llm_type type, const uint8_t *w, size_t r
     load_piece(type, row, 0, o1, o2, o3, &low, &high);
     dot[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, a_low);
     dot[i] = _mm512_dpbusd_epi32(dot[i], high, a_high);
-    headers = gather_headers(type, row, i, n * size, n == 4, headers);
+    headers = gather_headers(type, row, i, n * size, headers);
   }
   __m512i total = _mm512_add_epi32(sum_dwords(dot), _mm512_load_si512(a->start));
   __m512 value = _mm512_cvtepi32_ps(total), sum = _mm512_load_ps(a->scaled_sum), scale, minimum;
@@ -121,25 +125,23 @@ AVX512_INLINE __m128 decode_quad(const llm_type type, const uint8_t *w, size_t r
   return y;
 }
 
-AVX512_INLINE void decode_blocks(const llm_type type, const size_t n_groups, const matmul_args *m,
+AVX512_INLINE void decode_blocks(const llm_type type, size_t n_groups, const matmul_args *m,
                                  size_t r0, size_t r1, quad *quads) {
   const size_t size = block_bytes(type), n_blocks = m->act->n_in / QK, n_rows = n_groups * ROWS;
-  const size_t row_bytes = n_blocks * size, group_bytes = ROWS * row_bytes;
+  const size_t row_bytes = n_blocks * size;
   fill_quads(m->act, zero_point(type), quads);
   for (size_t r = r0; r < r1; r += n_rows) {
     row_group g = group_at(r, r1, m->n_out, n_rows);
     const uint8_t *w = (const uint8_t *)m->w + g.first * row_bytes, *ahead = w;
-    __m128 y[2] = {_mm_setzero_ps(), _mm_setzero_ps()};
+    __m128 y[MAX_GROUPS] = {_mm_setzero_ps(), _mm_setzero_ps()};
     size_t b = 0;
-    for (; b + 4 <= n_blocks; b += 4, w += 4 * size, ahead += 4 * n_rows * size) {
-      UNROLL
-      for (size_t i = 0; i < n_groups; i++)
-        y[i] = decode_quad(type, w + i * group_bytes, row_bytes, quads + b / 4, 4,
-                           ahead + 4 * i * ROWS * size, y[i]);
-    }
+    for (; b + 4 <= n_blocks; b += 4, w += 4 * size)
+      for (size_t i = 0; i < n_groups; i++, ahead += 4 * ROWS * size)
+        y[i] =
+            decode_quad(type, w + i * ROWS * row_bytes, row_bytes, quads + b / 4, 4, ahead, y[i]);
     for (size_t i = 0; i < n_groups && b < n_blocks; i++)
-      y[i] = decode_quad(type, w + i * group_bytes, row_bytes, quads + b / 4, n_blocks - b,
-                         ahead + 4 * i * ROWS * size, y[i]);
+      y[i] = decode_quad(type, w + i * ROWS * row_bytes, row_bytes, quads + b / 4, n_blocks - b,
+                         ahead, y[i]);
     store_rows(m->y, &g, y);
   }
 }
@@ -310,7 +312,7 @@ AVX512_INLINE __m128 decode_super(const llm_type type, const uint8_t *w, size_t 
   ADD_PAIR(0) ADD_PAIR(1) ADD_PAIR(2) ADD_PAIR(3) return y;
 }
 
-AVX512_INLINE void decode_supers(const llm_type type, const size_t n_groups, const matmul_args *m,
+AVX512_INLINE void decode_supers(const llm_type type, size_t n_groups, const matmul_args *m,
                                  size_t r0, size_t r1, super_acts *a) {
   const size_t size = block_bytes(type), n_supers = m->act->n_in / QK_SUPER;
   const size_t row_bytes = n_supers * size, n_rows = n_groups * ROWS;
@@ -318,13 +320,10 @@ AVX512_INLINE void decode_supers(const llm_type type, const size_t n_groups, con
   for (size_t r = r0; r < r1; r += n_rows) {
     row_group g = group_at(r, r1, m->n_out, n_rows);
     const uint8_t *w = (const uint8_t *)m->w + g.first * row_bytes, *ahead = w;
-    __m128 y[2] = {_mm_setzero_ps(), _mm_setzero_ps()};
-    for (size_t s = 0; s < n_supers; s++, ahead += n_rows * size) {
-      UNROLL
-      for (size_t i = 0; i < n_groups; i++)
-        y[i] = decode_super(type, w + i * ROWS * row_bytes + s * size, row_bytes, a + s,
-                            ahead + i * ROWS * size, y[i]);
-    }
+    __m128 y[MAX_GROUPS] = {_mm_setzero_ps(), _mm_setzero_ps()};
+    for (size_t s = 0; s < n_supers; s++, w += size)
+      for (size_t i = 0; i < n_groups; i++, ahead += ROWS * size)
+        y[i] = decode_super(type, w + i * ROWS * row_bytes, row_bytes, a + s, ahead, y[i]);
     store_rows(m->y, &g, y);
   }
 }
@@ -334,22 +333,15 @@ AVX512_INLINE void decode_supers(const llm_type type, const size_t n_groups, con
 /* Super-blocks need less. */
 AVX512_SHARED size_t decode_scratch_avx512(size_t n_in) { return quads_for(n_in) * sizeof(quad); }
 
-AVX512_INLINE void decode(const llm_type type, const size_t n_groups, const matmul_args *m,
-                          size_t r0, size_t r1, void *scratch) {
-  if (is_super(type))
-    decode_supers(type, n_groups, m, r0, r1, scratch);
-  else
-    decode_blocks(type, n_groups, m, r0, r1, scratch);
-}
-
 #define DEFINE_DECODE(name, type)                                                                  \
   AVX512 AVX512_SHARED void decode_##name##_avx512(const matmul_args *m, size_t r0, size_t r1,     \
                                                    void *scratch) {                                \
     const size_t two_bytes = 2 * ROWS * row_bytes_of(type, m->act->n_in);                          \
-    if (m->n_out >= 2 * ROWS && two_bytes <= TWO_GROUPS_BYTES)                                     \
-      decode(type, 2, m, r0, r1, scratch);                                                         \
+    const size_t n_groups = m->n_out >= 2 * ROWS && two_bytes <= TWO_GROUPS_BYTES ? 2 : 1;         \
+    if (is_super(type))                                                                            \
+      decode_supers(type, n_groups, m, r0, r1, scratch);                                           \
     else                                                                                           \
-      decode(type, 1, m, r0, r1, scratch);                                                         \
+      decode_blocks(type, n_groups, m, r0, r1, scratch);                                           \
   }
 FOR_QUANTIZED_TYPES(DEFINE_DECODE)
 #endif
