@@ -9,8 +9,9 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 20
 CFLAGS := -std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -pthread
 LDLIBS := -lm
-# What ./run does not call stays out, and so do tables for unwinding, which C does not need.
-SMALL := -ffunction-sections -fno-asynchronous-unwind-tables
+# What ./run does not call stays out, and so do tables for unwinding, which C does not need, and the
+# copies of loops that -O3 adds.
+SMALL := -O2 -ffunction-sections -fno-asynchronous-unwind-tables
 
 comma := ,
 SANFLAGS := $(if $(SAN),-g -O1 -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -29,10 +30,14 @@ TESTS := $(patsubst tests/c/%.c,$(B)/tests/%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 
-# Files that do little per token are compiled for size: no bit of a result depends on it.
+# Files that do little per token are compiled for size, and so are kernels whose loops are written
+# out, which run as fast: no bit of a result depends on it.
 COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session context score proof \
-  embed needs mapfile error generate stop))
+  embed needs mapfile error generate stop tokenizer_load* tokenizer_special logprobs zip coder sha256 \
+  threads kernels_avx*_panels kernels_avx*_quant))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
+# Plain C is left to the compiler to make fast: other processors have nothing else.
+$(B)/kernels_scalar.o $(B)/kernels_scalar_quant.o $(B)/quant.o: SMALL += -O3
 
 .PHONY: help run ext train model test test-c test-peers test-big test-gpu bench bench-gpu bench-train bench-quality bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python
@@ -70,7 +75,7 @@ run: $(B)/run ## build ./run, the program that speaks a parameter file (no Pytho
 
 $(B)/run: $(PROGRAM_OBJECTS) $(ENGINE_OBJECTS)
 	@echo "link $@"
-	@$(CC) $(CFLAGS) $(SANFLAGS) -Wl,--gc-sections -o $@ $^ $(LDLIBS)
+	@$(CC) $(CFLAGS) $(SANFLAGS) -Wl,--gc-sections -Wl,-z,noseparate-code -o $@ $^ $(LDLIBS)
 
 $(B)/%.o: csrc/%.c Makefile | need-cc
 	@mkdir -p $(@D)
