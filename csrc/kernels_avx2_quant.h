@@ -57,8 +57,8 @@ AVX2_INLINE __m256i add_fifths(__m256i y, __m256i h, const int first_byte) {
 
 /* Piece k of a block in two rows that lie four_rows bytes apart, each a 128-bit lane: its two
  * chunks as bytes. */
-AVX2_INLINE void load_piece(const llm_type type, const uint8_t *block, const size_t k,
-                            size_t four_rows, __m256i *low, __m256i *high) {
+AVX2_INLINE void load_piece(const llm_type type, const uint8_t *block, size_t k, size_t four_rows,
+                            __m256i *low, __m256i *high) {
   const uint8_t *q = block + quants_at(type) + 16 * k;
   __m256i w = load_pair(q, four_rows);
   if (type == LLM_TYPE_Q8_0) {
@@ -76,15 +76,15 @@ AVX2_INLINE void load_piece(const llm_type type, const uint8_t *block, const siz
     *high = add_fifths(*high, bits, 2);
   } else if (type == LLM_TYPE_Q5_K) { /* bit b is of block b */
     __m256i bits = load_pair(h + k % 2 * 16, four_rows);
-    const int b = (int)(k / 2 * 2);
-    *low = or_bits(*low, bits, 4 - b, 0x10);
-    *high = or_bits(*high, bits, 3 - b, 0x10);
+    bits = _mm256_srl_epi16(bits, _mm_cvtsi32_si128((int)(k / 2 * 2)));
+    *low = or_bits(*low, bits, 4, 0x10);
+    *high = or_bits(*high, bits, 3, 0x10);
   } else if (type == LLM_TYPE_Q6_K) { /* pairs of bits */
     __m256i bits = load_pair(h + k / 4 * 32 + k % 2 * 16, four_rows);
     const __m256i zero = _mm256_set1_epi8((char)zero_point(type));
-    const int pair = (int)(k % 4 / 2 * 2);
-    *low = _mm256_sub_epi8(or_bits(*low, bits, 4 - pair, 0x30), zero);
-    *high = _mm256_sub_epi8(or_bits(*high, bits, -pair, 0x30), zero);
+    bits = _mm256_srl_epi16(bits, _mm_cvtsi32_si128((int)(k % 4 / 2 * 2)));
+    *low = _mm256_sub_epi8(or_bits(*low, bits, 4, 0x30), zero);
+    *high = _mm256_sub_epi8(or_bits(*high, bits, 0, 0x30), zero);
   }
 }
 

@@ -70,7 +70,7 @@ AVX512_INLINE __m512i add_fifths(__m512i y, __m512i h, const int first_byte) {
 
 /* Piece k of four blocks, at `block` and o1, o2, o3 bytes further, one a 128-bit lane: its two
  * chunks as unsigned bytes. */
-AVX512_INLINE void load_piece(const llm_type type, const uint8_t *block, const size_t k, size_t o1,
+AVX512_INLINE void load_piece(const llm_type type, const uint8_t *block, size_t k, size_t o1,
                               size_t o2, size_t o3, __m512i *low, __m512i *high) {
   const uint8_t *q = block + quants_at(type) + 16 * k;
   __m512i w = load_four(q, o1, o2, o3);
@@ -90,14 +90,14 @@ AVX512_INLINE void load_piece(const llm_type type, const uint8_t *block, const s
     *high = add_fifths(*high, bits, 2);
   } else if (type == LLM_TYPE_Q5_K) { /* bit b is of block b */
     __m512i bits = load_four(h + k % 2 * 16, o1, o2, o3);
-    const int b = (int)(k / 2 * 2);
-    *low = or_bits(*low, bits, 4 - b, 0x10);
-    *high = or_bits(*high, bits, 3 - b, 0x10);
+    bits = _mm512_srl_epi16(bits, _mm_cvtsi32_si128((int)(k / 2 * 2)));
+    *low = or_bits(*low, bits, 4, 0x10);
+    *high = or_bits(*high, bits, 3, 0x10);
   } else if (type == LLM_TYPE_Q6_K) { /* pairs of bits */
     __m512i bits = load_four(h + k / 4 * 32 + k % 2 * 16, o1, o2, o3);
-    const int pair = (int)(k % 4 / 2 * 2);
-    *low = or_bits(*low, bits, 4 - pair, 0x30);
-    *high = or_bits(*high, bits, -pair, 0x30);
+    bits = _mm512_srl_epi16(bits, _mm_cvtsi32_si128((int)(k % 4 / 2 * 2)));
+    *low = or_bits(*low, bits, 4, 0x30);
+    *high = or_bits(*high, bits, 0, 0x30);
   }
 }
 

@@ -21,7 +21,6 @@ typedef struct panel_block {
 AVX512_INLINE void fill_quants(const llm_type type, const uint8_t *w, size_t row_bytes,
                                panel_block *out) {
   const size_t four = 4 * row_bytes;
-  UNROLL
   for (size_t k = 0; k < n_pieces(type); k++) {
     const size_t at_low = low_chunk(type, k), at_high = high_chunk(type, k);
     __m512i low[4], high[4];

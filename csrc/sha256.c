@@ -82,8 +82,8 @@ blocks_sha_ni(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
 
 static int has_sha_ni(void) {
   unsigned a, b, c, d;
-  return __builtin_cpu_supports("sse4.1") && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
-         (b & 1u << 29);
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 19) && /* SSE4.1 */
+         __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29);
 }
 #else
 #define blocks_sha_ni sha256_blocks_plain

@@ -80,12 +80,20 @@
 #define _mm512_srai_epi32       emulated_srai_epi32
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm512_mask_storeu_ps   emulated_mask_storeu_ps
+#define _mm512_srl_epi16        emulated_srl_epi16
 
 static inline simde__m512i emulated_srai_epi32(simde__m512i v, unsigned n) {
   int32_t dwords[16];
   memcpy(dwords, &v, sizeof dwords);
   for (int i = 0; i < 16; i++) dwords[i] >>= n;
   return simde_mm512_loadu_si512(dwords);
+}
+
+static inline simde__m512i emulated_srl_epi16(simde__m512i v, __m128i n) {
+  uint16_t words[32];
+  memcpy(words, &v, sizeof words);
+  for (int i = 0; i < 32; i++) words[i] = (uint16_t)(words[i] >> _mm_cvtsi128_si32(n));
+  return simde_mm512_loadu_si512(words);
 }
 
 static inline simde__m512 emulated_cvtph_ps(__m256i h) {
