@@ -229,7 +229,10 @@ def restore(run: Run, state: dict, arrays: dict) -> None:
     run.samples = state.get("samples", [])
     run.step, run.n_steps = state["step"], state["n_steps"]
     run.n_validations = state["n_validations"]
-    run.seconds, run.validations = state["seconds"], state["validations"]
+    # Where it was stopped between milestones it looked once more; one that never stopped did not.
+    kept = {0} | milestones(run.n_steps or 0, run.n_validations)
+    run.validations = [point for point in state["validations"] if point[0] in kept]
+    run.seconds = state["seconds"]
 
 
 def restore_weights(run: Run, state: dict, arrays: dict) -> None:

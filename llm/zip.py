@@ -24,7 +24,7 @@ from .context import Context, call_cancellable
 from .engine import Model
 from .errors import FormatError, UnsupportedError
 
-MAGIC, VERSION = b"\x89TFZ\r\n\x1a\n", 1
+MAGIC, VERSION = b"\x89TFZ\r\n\x1a\n", 2
 HEADER = struct.Struct("<8sHHIII16s32s32sQ32s")  # then the CRC-32 of these bytes
 BLOCK = struct.Struct("<B3xIII")  # then the CRC-32 of these bytes and the coded ones
 CRC = struct.Struct("<I")

@@ -235,8 +235,8 @@ def resealed(archive, **changes):
 
 def test_other_versions_models_and_arithmetic(model, tmp_path):
     archive = packed(model, TEXT)
-    later = archive[:8] + b"\2\0" + archive[10:]
-    with pytest.raises(UnsupportedError, match="version 2; this program reads 1"):
+    later = archive[:8] + b"\3\0" + archive[10:]
+    with pytest.raises(UnsupportedError, match="version 3; this program reads 2"):
         unpacked(model, later)
     write_trained(tmp_path / "other.bin", seed=2)
     with llm.Model(tmp_path / "other.bin") as other:
