@@ -51,7 +51,7 @@ def choose(
             return s.tokens
         if s.minutes is not None:
             return 60 * s.minutes * rate / config.flops_per_token if rate else 0
-        return s.tokens_per_param * config.n_params
+        return s.tokens_per_param * config.n_multiplied
 
     if s.n_embd is None and s.steps is None:
         sized = s.with_width(choose_width(s, n_vocab, tokens_for))
@@ -68,11 +68,11 @@ def choose(
 
 
 def choose_width(settings: Settings, n_vocab: int, tokens_for) -> int:
-    """The widest model that sees tokens_per_param tokens for each parameter."""
+    """The widest model that sees tokens_per_param tokens for each weight of its products."""
 
     def is_affordable(n_embd: int) -> bool:
         config = settings.with_width(n_embd).model_config(n_vocab)
-        return tokens_for(config) >= settings.tokens_per_param * config.n_params
+        return tokens_for(config) >= settings.tokens_per_param * config.n_multiplied
 
     widths = [w for w in WIDTHS if not settings.n_head or w % (2 * settings.n_head) == 0]
     if not widths:

@@ -167,7 +167,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--n-ctx", "tokens of a window (256)", type=int)
     add(
         "--tied",
-        "output matrix is the embedding (--tied)",
+        "output matrix is the embedding (--no-tied)",
         action=argparse.BooleanOptionalAction,
     )
 

@@ -144,16 +144,19 @@ class ModelConfig:
         return sum(entry.size for entry in layout(self))
 
     @property
+    def n_multiplied(self) -> int:
+        """Weights of matrix products; an embedding that is not tied is only looked up."""
+        matrices = sum(entry.size for entry in layout(self) if len(entry.shape) == 2)
+        return matrices - (0 if self.tied_output else self.n_vocab * self.n_embd)
+
+    @property
     def flops_per_token(self) -> int:
         """Arithmetic of one trained token at full context, forward and backward.
 
-        Six per weight of a matrix product (the output matrix counted once, tied or not) and, for
-        attention, the causal half of 12 * n_layer * n_head * head_dim * n_ctx.
+        Six per weight of a matrix product and, for attention, the causal half of
+        12 * n_layer * n_head * head_dim * n_ctx.
         """
-        matrices = sum(entry.size for entry in layout(self) if len(entry.shape) == 2)
-        if not self.tied_output:
-            matrices -= self.n_vocab * self.n_embd  # the embedding is looked up, not multiplied
-        return 6 * matrices + 6 * self.n_layer * self.n_head * self.head_dim * self.n_ctx
+        return 6 * (self.n_multiplied + self.n_layer * self.n_head * self.head_dim * self.n_ctx)
 
     def to_gguf(self) -> dict[str, int | float | str]:
         """GGUF keys of the hyperparameters of a model that began here, with the architecture."""

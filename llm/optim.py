@@ -16,8 +16,6 @@ from .config import ModelConfig, TensorSpec, entries_size, layout
 from .distributed import within
 from .ops_numpy import OpsNumpy
 
-ADAMW_SHARE = 0.15  # of Muon's rate goes to what AdamW trains beside it
-
 
 def warmup_cosine(
     step: int, n_steps: int, n_warmup: int, peak: float, final_fraction: float = 0.05
@@ -161,8 +159,8 @@ class AdamW:
 
 
 class Muon(AdamW):
-    """Orthogonalised momentum for the matrices of the blocks; AdamW, at ADAMW_SHARE of the rate,
-    for embedding, output and all vectors.
+    """Orthogonalised momentum for the matrices of the blocks; AdamW, at the same rate, for
+    embedding, output and all vectors.
 
     Of a matrix "m" is the momentum and "v" stays zero. Matrices are not decayed. A rank owns whole
     matrices, one after the other in the buffer.
@@ -181,7 +179,7 @@ class Muon(AdamW):
 
     def step(self, params, grads, lr: float, grad_scale: float = 1.0) -> None:
         self._step += 1
-        self._adamw(params, grads, ADAMW_SHARE * lr, grad_scale)
+        self._adamw(params, grads, lr, grad_scale)
         if len(self._table):
             part, momentum = self._blocks, 0.85 + 0.1 * min(1.0, self._step / 300)
             m = self._m[self._local(part)]

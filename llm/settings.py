@@ -44,7 +44,7 @@ class Settings:
     n_ff: int | None = None
     n_vocab: int = 4096
     n_ctx: int = 256
-    tied: bool = True
+    tied: bool = False
     precision: str | None = None  # of products: "fp32" or "bf16"
     device: str = "cpu"
 

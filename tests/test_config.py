@@ -21,6 +21,7 @@ def test_known_size():
     assert config.flops_per_token == 6 * (config.n_params - 13 * 288) + 6 * 6 * 288 * 256
     untied = dataclasses.replace(config, tied_output=False)
     assert untied.n_params == config.n_params + 4096 * 288
+    assert untied.n_multiplied == config.n_multiplied == config.n_params - 13 * 288
     assert untied.flops_per_token == config.flops_per_token
 
 

@@ -10,7 +10,6 @@ from llm.model import init_params
 from llm.ops_c import OpsC
 from llm.ops_numpy import OpsNumpy
 from llm.optim import (
-    ADAMW_SHARE,
     OPTIMIZERS,
     SCHEDULES,
     AdamW,
@@ -66,7 +65,7 @@ def test_muon_textbook(ops):
     for step in (1, 2, 3):
         grads = random_grads(step)
         muon.step(params, grads, lr=0.02, grad_scale=0.5)
-        beside.step(adamw, grads, lr=ADAMW_SHARE * 0.02, grad_scale=0.5)
+        beside.step(adamw, grads, lr=0.02, grad_scale=0.5)
         momentum = 0.85 + 0.1 * step / 300
         m = momentum * m + 0.5 * grads
         for entry in layout(CONFIG):

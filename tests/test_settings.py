@@ -45,7 +45,7 @@ def test_the_benchmark_shape_follows_from_its_width():
     s = Settings().with_width(288)
     assert (s.n_layer, s.n_head, s.n_kv_head, s.n_ff) == (6, 6, 6, 768)
     config = s.model_config(4096)
-    assert config.n_params == pytest.approx(7.15e6, rel=0.01)
+    assert config.n_multiplied == pytest.approx(7.15e6, rel=0.01)
 
 
 def test_given_sizes_stay():

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("quickly")
 def test_a_run_learns_and_says_how_it_goes(unbroken):
     bits = [float(x) for x in re.findall(r"held-out ([\d.]+) bits/byte", unbroken.said)]
     assert len(bits) == 10
-    assert bits[-1] < bits[0] - 0.3
+    assert bits[-1] < bits[0] - 0.1  # the first are of step 8, which has learned much already
     assert unbroken.said.count("\nsample ") >= 3
     assert re.search(r"try +\./run .*out\.bin", unbroken.said)
 
