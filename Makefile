@@ -184,7 +184,7 @@ bench: run ext build/bandwidth build/peaks $(B)/tests/test_kernels ## measure ./
 	$(VENV) bench/bench_run.py $(ARGS)
 	$(B)/tests/test_kernels bench
 
-bench-train: ext ## measure a training step and its parts: ARGS="--torch" for PyTorch beside it (make test-peers)
+bench-train: ext build/peaks ## measure a training step and its parts: ARGS="--torch" for PyTorch beside it (make test-peers)
 	$(VENV) bench/bench_train.py $(ARGS)
 
 QUALITY := ours --seconds 60 --seeds 1 2 3 && $(VENV) bench/bench_quality.py ours --seconds 120

@@ -5,8 +5,9 @@ arithmetic goes through an `ops` back end; the methods of each are described in 
 of a step are allocated once per size and used again. Per layer a step keeps the residual stream
 before each norm, q, k, v, the attention's output and its log-sum-exp, gate and up; normed inputs
 and the SwiGLU's output are recomputed, and with `recompute` all but each layer's input. With `lora`
-the parameters are frozen, and low-rank adapters beside the blocks' matrices are trained. The head
-works on chunks of tokens, so that the logits of a whole batch never exist.
+the parameters are frozen, and low-rank adapters beside the blocks' matrices are trained. A gradient
+is taken of a few sequences at a time, which share the buffers, and the head works on chunks of
+tokens, so that neither the activations nor the logits of a whole batch ever exist.
 """
 
 from __future__ import annotations
@@ -77,6 +78,14 @@ def training_bytes(
     return 4 * n_params + act_bytes * n_rows * (layers + 5 * c.n_embd + c.n_ff)
 
 
+def piece_sequences(ops, n_sequences: int, n_time: int, recompute: bool) -> int:
+    """Of a batch, how many at a time: a divisor, so that all pieces fit the same buffers; fewer for
+    who recomputes to save memory."""
+    rows = ops.piece_rows // 4 if recompute else ops.piece_rows
+    most = max(1, min(n_sequences, rows // n_time))
+    return next(n for n in range(most, 0, -1) if n_sequences % n == 0)
+
+
 class _Views:
     """Named views of a flat buffer: `.blocks[3].wq`, `.tok_embd`, `.out_norm`, `.output`."""
 
@@ -144,7 +153,7 @@ class _Buffers:
         self.rstd_last = ops.empty(N)
         self.xn = act(N, C)
         self.h = act(N, F)
-        self.chunk = min(N, max(64, ops.chunk_floats // c.n_vocab))
+        self.chunk = min(N, max(ops.chunk_rows, ops.chunk_floats // c.n_vocab))
         self.logits = act(self.chunk, c.n_vocab)
         self.losses = ops.empty(N)
         if keep:
@@ -213,6 +222,7 @@ class Transformer:
         self._cos, self._sin = map(ops.from_host, tables)
         self._halves = ROPE_HALVES[config.architecture]
         self._buffers = {True: None, False: None}
+        self._adds = False  # whether grads holds the gradient of earlier pieces
 
     def begin_adapters(self, seed: int) -> None:
         adapters = np.empty(self.trained.shape, self.ops.dtype)
@@ -258,18 +268,26 @@ class Transformer:
         soon as it is final, the last block's first.
         """
         tokens, targets = self._check_pair(tokens, targets)
-        b = self._get_buffers(tokens.shape, keep=True, starts=starts)
+        starts = self._check_starts(starts, tokens.shape)
         n_used = max(1, int(np.count_nonzero(targets >= 0)))
-        tokens, targets = (self.ops.from_host(ids.reshape(-1)) for ids in (tokens, targets))
-        self._forward(b, tokens)
-        self._head_backward(b, targets, scale / n_used)
-        self._backward(b, tokens, ready)
-        return math.fsum(self.ops.to_host(b.losses)) / n_used
+        n_sequences, n_time = tokens.shape
+        size = piece_sequences(self.ops, n_sequences, n_time, self.recompute)
+        losses = []
+        for first in range(0, n_sequences, size):
+            piece = slice(first, first + size)
+            b = self._get_buffers((size, n_time), True, None if starts is None else starts[piece])
+            ids, wanted = (self.ops.from_host(x[piece].reshape(-1)) for x in (tokens, targets))
+            self._adds = first > 0
+            self._forward(b, ids)
+            self._head_backward(b, wanted, scale / n_used)
+            self._backward(b, ids, ready if first + size == n_sequences else lambda part: None)
+            losses.append(math.fsum(self.ops.to_host(b.losses)))
+        return math.fsum(losses) / n_used
 
     def loss(self, tokens, targets, starts=None) -> tuple[float, int]:
         """(sum of nats, tokens counted), without gradients and with one layer's memory."""
         tokens, targets = self._check_pair(tokens, targets)
-        b = self._get_buffers(tokens.shape, keep=False, starts=starts)
+        b = self._get_buffers(tokens.shape, False, self._check_starts(starts, tokens.shape))
         n_used = int(np.count_nonzero(targets >= 0))
         tokens, targets = (self.ops.from_host(ids.reshape(-1)) for ids in (tokens, targets))
         self._forward(b, tokens)
@@ -281,7 +299,7 @@ class Transformer:
     def logits(self, tokens, starts=None) -> np.ndarray:
         """(B, T, V), a new array."""
         tokens = self._check(tokens)
-        b = self._get_buffers(tokens.shape, keep=False, starts=starts)
+        b = self._get_buffers(tokens.shape, False, self._check_starts(starts, tokens.shape))
         self._forward(b, self.ops.from_host(tokens.reshape(-1)))
         out = np.empty((tokens.size, self.config.n_vocab), self.ops.dtype)
         for rows in b.chunks():
@@ -333,12 +351,12 @@ class Transformer:
         for rows in b.chunks():
             dlogits = self._chunk_logits(b, rows)
             ops.cross_entropy(b.losses[rows], dlogits, targets[rows], scale)
-            before = dw.output if rows.start else None
+            before = dw.output if rows.start or self._adds else None
             if not self.lora:
                 ops.gemm(dw.output, dlogits, b.xn[rows], trans_a=True, add=before)
             ops.gemm(b.xn[rows], dlogits, w.output)  # xn becomes dxn
         ops.zero(b.dx)
-        ops.rmsnorm_backward(b.dx, dw.out_norm, b.xn, b.x_last, w.out_norm, b.rstd_last)
+        self._norm_backward(b.dx, dw.out_norm, b.xn, b.x_last, w.out_norm, b.rstd_last)
 
     def _backward(self, b: _Buffers, tokens, ready):
         ops, w, dw, dx, starts = self.ops, self._w, self._dw, b.dx, b.starts
@@ -352,7 +370,7 @@ class Transformer:
             self._weight_gradient(dx, b.h, p, dp, "w_down")
             self._input_gradient(b.xn, a.gate, p, "w_gate")
             self._input_gradient(b.xn, a.up, p, "w_up", add=b.xn)
-            ops.rmsnorm_backward(dx, dp.ffn_norm, b.xn, a.x_mid, p.ffn_norm, a.rstd_ffn)
+            self._norm_backward(dx, dp.ffn_norm, b.xn, a.x_mid, p.ffn_norm, a.rstd_ffn)
             self._weight_gradient(a.gate, b.xn, p, dp, "w_gate")
             self._weight_gradient(a.up, b.xn, p, dp, "w_up")
 
@@ -367,26 +385,39 @@ class Transformer:
             if self.config.qk_norm:
                 ops.zero(b.dq_raw)
                 ops.zero(b.dk_raw)
-                ops.rmsnorm_backward(b.dq_raw2, dp.q_norm, b.dq2, a.q_raw2, p.q_norm, a.rstd_q)
-                ops.rmsnorm_backward(b.dk_raw2, dp.k_norm, b.dk2, a.k_raw2, p.k_norm, a.rstd_k)
+                self._norm_backward(b.dq_raw2, dp.q_norm, b.dq2, a.q_raw2, p.q_norm, a.rstd_q)
+                self._norm_backward(b.dk_raw2, dp.k_norm, b.dk2, a.k_raw2, p.k_norm, a.rstd_k)
             self._input_gradient(b.xn, b.dq_raw, p, "wq")
             self._input_gradient(b.xn, b.dk_raw, p, "wk", add=b.xn)
             self._input_gradient(b.xn, b.dv, p, "wv", add=b.xn)
-            ops.rmsnorm_backward(dx, dp.attn_norm, b.xn, a.x, p.attn_norm, a.rstd_attn)
+            self._norm_backward(dx, dp.attn_norm, b.xn, a.x, p.attn_norm, a.rstd_attn)
             self._weight_gradient(b.dq_raw, b.xn, p, dp, "wq")
             self._weight_gradient(b.dk_raw, b.xn, p, dp, "wk")
             self._weight_gradient(b.dv, b.xn, p, dp, "wv")
             if self.config.qkv_bias and not self.lora:
-                ops.sum_rows(dp.bq, b.dq)
-                ops.sum_rows(dp.bk, b.dk)
-                ops.sum_rows(dp.bv, b.dv)
+                for db, dy in ((dp.bq, b.dq), (dp.bk, b.dk), (dp.bv, b.dv)):
+                    self._into(db, lambda total, dy=dy: ops.sum_rows(total, dy))
             ready(self._grad_blocks[layer])
         if not self.lora:
-            if not self.config.tied_output:
+            if not self.config.tied_output and not self._adds:
                 ops.zero(dw.tok_embd)
             ops.embed_backward(dw.tok_embd, dx, tokens)
         for part in self._grad_rest:
             ready(part)
+
+    # ---- gradients of vectors ----
+
+    def _into(self, dv, write: Callable) -> None:
+        """write(array) into dv, or beside it and added."""
+        if not self._adds:
+            write(dv)
+            return
+        more = self.ops.empty(*dv.shape)
+        write(more)
+        self.ops.combine(dv, 1.0, dv, 1.0, more)
+
+    def _norm_backward(self, dx, dw, dy, x, w, rstd) -> None:
+        self._into(dw, lambda total: self.ops.rmsnorm_backward(dx, total, dy, x, w, rstd))
 
     # ---- a matrix of a block, and its adapter ----
 
@@ -419,11 +450,13 @@ class Transformer:
     def _weight_gradient(self, dy, x, p, dp, name: str):
         """dW = dy^T x; of an adapter dB = dy^T (scale x A^T) and dA = (scale dy B)^T x."""
         if not self.lora:
-            self.ops.gemm(getattr(dp, name), dy, x, trans_a=True)
+            self._add_product(getattr(dp, name), dy, x)
         elif hasattr(p, name + "_a"):
-            self.ops.gemm(getattr(dp, name + "_b"), dy, self._low(x, p, name), trans_a=True)
-            low_gradient = self._low_gradient(dy, p, name)
-            self.ops.gemm(getattr(dp, name + "_a"), low_gradient, x, trans_a=True)
+            self._add_product(getattr(dp, name + "_b"), dy, self._low(x, p, name))
+            self._add_product(getattr(dp, name + "_a"), self._low_gradient(dy, p, name), x)
+
+    def _add_product(self, dw, dy, x):
+        self.ops.gemm(dw, dy, x, trans_a=True, add=dw if self._adds else None)
 
     # ---- checks and buffers ----
 
@@ -455,8 +488,7 @@ class Transformer:
             raise ValueError("starts must rise along a row, from 0 to a position's own")
         return starts
 
-    def _get_buffers(self, shape, keep: bool, starts=None) -> _Buffers:
-        starts = self._check_starts(starts, shape)
+    def _get_buffers(self, shape, keep: bool, starts) -> _Buffers:
         if self._buffers[keep] is None or self._buffers[keep].shape != shape:
             self._buffers[keep] = None  # free before allocating the next
             self._buffers[keep] = _Buffers(self.config, self.ops, *shape, keep, self.recompute)

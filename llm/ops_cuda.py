@@ -86,6 +86,7 @@ class OpsCuda(OpsC):
     n_threads = 1  # of the host
     embed_columns, embed_classes = BLOCK, 64
     chunk_floats = 1 << 28  # half a gigabyte of logits as bfloat16: large products
+    piece_rows = 1 << 20  # for the same reason whole batches
 
     def __init__(self, precision: str = "bf16", modules=None):
         """modules: (cupy, cuBLAS), or what stands for them; by default libraries()."""

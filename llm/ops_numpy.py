@@ -39,7 +39,9 @@ def round_bf16(x: np.ndarray) -> np.ndarray:
 class HostArrays:
     """Of back ends whose arrays are NumPy's: what goes to the host and back stays where it is."""
 
-    chunk_floats = 1 << 21  # of logits in flight: a chunk that stays in a shared cache
+    chunk_floats = 1 << 21  # of logits in flight: a chunk that stays in a shared cache, but
+    chunk_rows = 512  # at least: each chunk packs the output matrix three times
+    piece_rows = 2048  # of a gradient's batch at a time: enough for products to run at full speed
 
     act_bytes = 4  # of an element of empty_act
 

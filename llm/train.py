@@ -27,7 +27,7 @@ from .errors import CheckpointError, LlmError
 from .evaluate import Validation
 from .lora import Lora
 from .material import Material, gather
-from .model import Transformer, init_params, training_bytes
+from .model import Transformer, init_params, piece_sequences, training_bytes
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, AdamW
@@ -448,6 +448,7 @@ def check_memory(
     n_slots: int = 1,
 ) -> None:
     """Refuses what cannot fit, before the system ends this process, or another one, for it."""
+    n_rows = config.n_ctx * piece_sequences(ops, n_rows // config.n_ctx, config.n_ctx, recompute)
     needed = training_bytes(config, n_rows, recompute, lora, ops.act_bytes, n_slots)
     needed += ops.workspace_bytes(config, n_rows)
     room, whose = ops.memory()

@@ -7,7 +7,7 @@ import pytest
 
 from llm.config import ModelConfig, layout, layout_size
 from llm.lora import Lora
-from llm.model import Transformer, init_params, training_bytes
+from llm.model import Transformer, init_params, piece_sequences, training_bytes
 from llm.ops_c import OpsC
 from llm.ops_numpy import OpsNumpy
 from llm.optim import AdamW, clip_scale
@@ -222,6 +222,33 @@ def test_refuses_wrong_buffer():
 FAST = ModelConfig(n_vocab=70, n_ctx=130, n_embd=40, n_layer=2, n_head=4, n_kv_head=2, n_ff=56)
 
 
+@pytest.mark.parametrize("starts", [None, STARTS])
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_gradient_in_pieces(options, starts, monkeypatch):
+    """Of single sequences summed, as of the whole batch; parts are final once, at the end."""
+    model = make(**options)
+    tokens, targets = batch(6, 9, 33)
+    starts = None if starts is None else np.tile(starts, (3, 1))
+    expected = model.loss_and_grad(tokens, targets, starts, scale=2.0), model.grads.copy()
+    for rows, size in ((1, 1), (18, 2), (50, 3), (54, 6)):
+        monkeypatch.setattr(
+            "llm.ops_numpy.HostArrays.piece_rows", 4 * rows if model.recompute else rows
+        )
+        assert piece_sequences(model.ops, 6, 9, model.recompute) == size
+        parts, seen = [], []
+
+        def ready(part, parts=parts, seen=seen):
+            parts.append(part)
+            seen.append(model.grads[part].copy())
+
+        loss = model.loss_and_grad(tokens, targets, starts, 2.0, ready)
+        assert loss == pytest.approx(expected[0], rel=1e-12)
+        np.testing.assert_allclose(model.grads, expected[1], rtol=0, atol=1e-12)
+        assert sum(part.stop - part.start for part in parts) == model.grads.size
+        for part, values in zip(parts, seen, strict=True):
+            np.testing.assert_array_equal(model.grads[part], values)
+
+
 def fast_model(n_threads, config=FAST):
     return Transformer(config, OpsC(n_threads), init_params(config, 1) * np.float32(3))
 
@@ -234,6 +261,7 @@ def test_c_agrees_with_numpy(monkeypatch):
     slow = Transformer(FAST, OpsNumpy(), fast.params.astype(np.float64))
     expected = slow.loss_and_grad(tokens, targets)
     monkeypatch.setattr("llm.ops_numpy.HostArrays.chunk_floats", 1)
+    monkeypatch.setattr("llm.ops_numpy.HostArrays.chunk_rows", 64)
     assert fast.loss_and_grad(tokens, targets) == pytest.approx(expected, rel=1e-6)
     for name, expected in slow.grad_views.items():
         got = fast.grad_views[name]
