@@ -225,7 +225,7 @@ static void row_kernels(llm_ops *ops, float *x, float *y, float *z, float *rows)
   llm_rmsnorm_args norm = {y, rows, x, w, N, 1e-5f};
   llm_ops_rmsnorm(ops, &norm, N_ROWS);
   float parts[2 * N];
-  llm_rmsnorm_backward_args norm_backward = {z, parts, y, x, w, rows, N_ROWS, N};
+  llm_rmsnorm_backward_args norm_backward = {z, y, parts, x, w, rows, N_ROWS, N};
   llm_ops_rmsnorm_backward(ops, &norm_backward, 2);
   llm_swiglu_backward_args swiglu = {x, y, z, N};
   llm_ops_swiglu_backward(ops, &swiglu, N_ROWS);
