@@ -243,7 +243,7 @@ llm_status llm_ops_attention_backward(llm_ops *ops, const llm_attention_args *ar
 typedef struct llm_muon_args {
   float *p, *m;
   const float *g;
-  const int64_t *matrices; /* (n_matrices, 3): offset, rows, columns */
+  const int64_t *matrices; /* (n_matrices, 4): offset, rows, columns, offset in m */
   int64_t n_matrices, n_iterations;
   float rate, momentum, grad_scale, coefficient_a, coefficient_b, coefficient_c;
 } llm_muon_args;

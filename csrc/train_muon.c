@@ -94,7 +94,7 @@ typedef struct muon_job {
 } muon_job;
 
 static muon_unit unit_of(const muon_job *j, size_t matrix) {
-  const int64_t *m = j->args->matrices + 3 * matrix;
+  const int64_t *m = j->args->matrices + 4 * matrix;
   muon_unit u = {.g = j->ops->product, .rows = (size_t)m[1], .columns = (size_t)m[2]};
   u.n = u.rows * u.columns;
   u.side = min_size(u.rows, u.columns);
@@ -104,12 +104,12 @@ static muon_unit unit_of(const muon_job *j, size_t matrix) {
 static void step_matrix(void *arg, size_t matrix, int thread) {
   const muon_job *j = arg;
   const llm_muon_args *a = j->args;
-  const int64_t at = a->matrices[3 * matrix];
+  const int64_t at = a->matrices[4 * matrix], at_m = a->matrices[4 * matrix + 3];
   muon_unit u = unit_of(j, matrix);
   unit_place(&u, j->ops->scratch + (size_t)thread * j->scratch_floats);
   const int64_t n = (int64_t)u.n, n_chunks = (n + CHUNK - 1) / CHUNK;
-  const llm_muon_momentum_args momentum = {a->m + at, u.x,         u.squares,    a->g + at,
-                                           n,         a->momentum, a->grad_scale};
+  const llm_muon_momentum_args momentum = {a->m + at_m, u.x,         u.squares,    a->g + at,
+                                           n,           a->momentum, a->grad_scale};
   muon_momentum_rows[j->ops->isa](&momentum, 0, n_chunks);
   double sum = 0;
   for (int64_t i = 0; i < n_chunks; i++) sum += (double)u.squares[i];

@@ -186,6 +186,19 @@ class ModelConfig:
         return config
 
 
+def blocks_of(entries: list[TensorSpec], n_layer: int) -> tuple[list[slice], list[slice]]:
+    """Of a flat buffer: the slice of each block, and those before and behind all of them."""
+    starts = [
+        min(e.offset for e in entries if e.name.startswith(f"blk.{layer}."))
+        for layer in range(n_layer)
+    ]
+    size = entries_size(entries)
+    behind = [e.offset for e in entries if e.offset > starts[-1] and "blk." not in e.name]
+    edges = [*starts, min(behind, default=size)]
+    blocks = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return blocks, [slice(0, edges[0]), slice(edges[-1], size)]
+
+
 def _tensors(config: ModelConfig):
     """(our name, GGUF name, shape) in the file's order."""
     C, F = config.n_embd, config.n_ff

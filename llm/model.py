@@ -18,7 +18,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .config import ROPE_HALVES, ModelConfig, TensorSpec, entries_size, layout, layout_size
+from .config import (
+    ROPE_HALVES,
+    ModelConfig,
+    TensorSpec,
+    blocks_of,
+    entries_size,
+    layout,
+    layout_size,
+)
 from .lora import Lora
 
 
@@ -44,18 +52,6 @@ def init_params(config: ModelConfig, seed: int, zero_output: bool = False) -> np
 def _entries(entries: list[TensorSpec], flat: np.ndarray):
     for entry in entries:
         yield entry, flat[entry.offset : entry.offset + entry.size].reshape(entry.shape)
-
-
-def _parts(config: ModelConfig, entries: list[TensorSpec], size: int):
-    """Slices of a flat buffer: each block's, and what lies before and behind them."""
-    starts = [
-        min(e.offset for e in entries if e.name.startswith(f"blk.{layer}."))
-        for layer in range(config.n_layer)
-    ]
-    behind = [e.offset for e in entries if e.offset > starts[-1] and "blk." not in e.name]
-    edges = [*starts, min(behind, default=size)]
-    blocks = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
-    return blocks, [slice(0, edges[0]), slice(edges[-1], size)]
 
 
 def training_bytes(
@@ -211,7 +207,7 @@ class Transformer:
         self.grads = ops.empty(self.trained.size)
         ops.zero(self.grads)
         self._dw = _Views(config, self.entries, self.grads)
-        self._grad_blocks, self._grad_rest = _parts(config, self.entries, self.grads.size)
+        self._grad_blocks, self._grad_rest = blocks_of(self.entries, config.n_layer)
         self.views, self.grad_views = self._w.by_name, self._dw.by_name
         self.trained_views = _Views(config, self.entries, self.trained).by_name
         if lora:

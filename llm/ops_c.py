@@ -264,12 +264,13 @@ class OpsC(HostArrays):
         )  # fmt: skip
 
     def muon(self, p, g, m, matrices, lr, momentum, grad_scale):
-        for name, array in (("g", g), ("m", m)):
-            _expect(name, array, p.size)
-        _expect("matrices", matrices, len(matrices), 3)
-        ends = matrices[:, 0] + matrices[:, 1] * matrices[:, 2]
-        if matrices.min(initial=1) < 0 or ends.max(initial=0) > p.size:
-            raise ValueError(f"matrices end at {ends.max(initial=0)} of {p.size} elements")
+        _expect("g", g, p.size)
+        _expect("matrices", matrices, len(matrices), 4)
+        sizes = matrices[:, 1] * matrices[:, 2]
+        for offsets, size in ((matrices[:, 0], p.size), (matrices[:, 3], m.size)):
+            end = (offsets + sizes).max(initial=0)
+            if matrices.min(initial=1) < 0 or end > size:
+                raise ValueError(f"matrices end at {end} of {size} elements")
         a, b, c = NEWTON_SCHULZ
         self._call(
             lib.llm_ops_muon, "llm_muon_args",

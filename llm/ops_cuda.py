@@ -359,9 +359,10 @@ class OpsCuda(OpsC):
     # ---- Muon ----
 
     def _muon(self, p, g, m, matrices, rate, momentum, grad_scale, **_):
-        for offset, rows, columns in matrices.tolist():
+        for offset, rows, columns, offset_m in matrices.tolist():
             n = rows * columns
-            p_part, g_part, m_part = (flat[offset : offset + n] for flat in (p, g, m))
+            p_part, g_part = (flat[offset : offset + n] for flat in (p, g))
+            m_part = m[offset_m : offset_m + n]
             x, squares = self.empty(rows, columns), self.empty(-(-n // _CHUNK))
             self._rows(
                 "muon_momentum", len(squares),

@@ -269,17 +269,18 @@ class OpsNumpy(HostArrays):
         p -= lr * mhat / (np.sqrt(vhat) + eps) + lr * weight_decay * decay * p
 
     def muon(self, p, g, m, matrices, lr, momentum, grad_scale):
-        """One step for matrices within flat buffers: rows (offset, n_rows, n_columns) of an int64
-        array; nothing else is touched, and no matrix depends on another.
+        """One step for matrices within flat buffers: rows (offset, n_rows, n_columns, offset in m)
+        of an int64 array; nothing else is touched, and no matrix depends on another.
 
         g *= grad_scale (not stored); m = momentum * m + g; x = momentum * m + g (Nesterov: the
         momentum as it will be); p -= lr * sqrt(max(1, n_rows / n_columns)) * orthogonalized x.
         """
-        for offset, rows, columns in matrices:
+        for offset, rows, columns, offset_m in matrices:
             part = slice(offset, offset + rows * columns)
+            m_part = m[offset_m : offset_m + rows * columns]
             g_part = g[part] * self.dtype.type(grad_scale)
-            m[part] = momentum * m[part] + g_part
-            x = momentum * m[part] + g_part
+            m_part[...] = momentum * m_part + g_part
+            x = momentum * m_part + g_part
             x = self._orthogonalize(x.reshape(rows, columns))
             p[part] -= lr * math.sqrt(max(1.0, rows / columns)) * x.reshape(-1)
 

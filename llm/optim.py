@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from .config import ModelConfig, TensorSpec, entries_size, layout
+from .config import ModelConfig, TensorSpec, blocks_of, entries_size, layout
 from .distributed import within
 from .ops_numpy import OpsNumpy
 
@@ -75,9 +75,10 @@ class AdamW:
         entries = layout(config) if entries is None else entries
         self._matrices = [e for e in entries if self._takes_whole(e)]
         self._size = entries_size(entries)
-        families = _families(self._matrices, self._size, n_slots)
-        self.shards = [_merge(_share_of(families, r, n_ranks)) for r in range(n_ranks)]
-        self._pieces = [piece for piece, _ in _share_of(families, rank, n_ranks)]
+        blocks, rest = blocks_of(entries, config.n_layer)
+        shares = _shares([*blocks, *rest], self._matrices, n_slots, n_ranks)
+        self.shards = [_merge(pieces) for pieces in shares]
+        self._pieces = shares[rank]
         self.owned = self.shards[rank]
         size = sum(map(_length, self.owned))
         self._m, self._v = self.ops.empty(size), self.ops.empty(size)
@@ -163,15 +164,14 @@ class Muon(AdamW):
     embedding, output and all vectors.
 
     Of a matrix "m" is the momentum and "v" stays zero. Matrices are not decayed. A rank owns whole
-    matrices, one after the other in the buffer.
+    matrices.
     """
 
     def __init__(self, config: ModelConfig, **options):
         super().__init__(config, **options)
         own = [e for e in self._matrices if within(self.owned, _place(e))]
-        self._blocks = slice(own[0].offset, _place(own[-1]).stop) if own else slice(0, 0)
-        table = [(e.offset - self._blocks.start, *e.shape) for e in own]
-        self._table = np.array(table, np.int64).reshape(-1, 3)
+        table = [(e.offset, *e.shape, self._local(_place(e)).start) for e in own]
+        self._table = np.array(table, np.int64).reshape(-1, 4)
 
     @staticmethod
     def _takes_whole(entry: TensorSpec) -> bool:
@@ -180,10 +180,8 @@ class Muon(AdamW):
     def step(self, params, grads, lr: float, grad_scale: float = 1.0) -> None:
         self._step += 1
         self._adamw(params, grads, lr, grad_scale)
-        if len(self._table):
-            part, momentum = self._blocks, 0.85 + 0.1 * min(1.0, self._step / 300)
-            m = self._m[self._local(part)]
-            self.ops.muon(params[part], grads[part], m, self._table, lr, momentum, grad_scale)
+        momentum = 0.85 + 0.1 * min(1.0, self._step / 300)
+        self.ops.muon(params, grads, self._m, self._table, lr, momentum, grad_scale)
 
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
@@ -209,40 +207,43 @@ def _length(part: slice) -> int:
 ALIGN = 16  # floats: where a vector of the kernels may begin
 
 
-def _families(matrices: list[TensorSpec], size: int, n: int) -> list[list[tuple[slice, int]]]:
-    """(piece, cost) in rising order; the ranks share the cost of each family. Matrices are pieces,
-    with the vectors behind them; what lies before and after is cut into n."""
-    if not matrices:
-        return [_cut(0, size, n)]
-    starts = [e.offset for e in matrices]
-    ends = [*starts[1:], _place(matrices[-1]).stop]
-    pieces = [slice(a, b) for a, b in zip(starts, ends, strict=True)]
-    costs = [min(e.shape) ** 2 * (2 * max(e.shape) + min(e.shape)) for e in matrices]
-    middle = list(zip(pieces, costs, strict=True))
-    return [_cut(0, starts[0], n), middle, _cut(ends[-1], size, n)]
+def _shares(
+    parts: list[slice], matrices: list[TensorSpec], n_slots: int, n_ranks: int
+) -> list[list[slice]]:
+    """The pieces of each rank, in rising order. Each rank has some of each part, so that what
+    travels when the gradient of a part is known goes to all of them: a part is cut into n_slots
+    pieces, or, where it has matrices, at each. A matrix goes to the rank that has least to do."""
+    shares, loads = [[] for _ in range(n_ranks)], [0] * n_ranks
+    for part in reversed(parts):
+        inside = [e for e in matrices if part.start <= e.offset < part.stop]
+        if not inside:
+            for i, piece in enumerate(_cut(part, n_slots)):
+                shares[i * n_ranks // n_slots].append(piece)
+        edges = [part.start, *(e.offset for e in inside[1:]), part.stop]
+        pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        for entry in sorted(inside, key=_cost, reverse=True):
+            rank = loads.index(min(loads))
+            loads[rank] += _cost(entry)
+            shares[rank].append(pieces[inside.index(entry)])
+    return [sorted(filter(_length, pieces), key=lambda s: s.start) for pieces in shares]
 
 
-def _cut(start: int, stop: int, n: int) -> list[tuple[slice, int]]:
-    """n nearly equal pieces, fewer where they would be empty."""
-    units = -(-(stop - start) // ALIGN)
-    edges = [min(stop, start + units * i // n * ALIGN) for i in range(n + 1)]
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
-    return [(part, _length(part)) for part in parts]
+def _cost(matrix: TensorSpec) -> int:
+    """Of Muon's products."""
+    side, other = sorted(matrix.shape)
+    return side**2 * (2 * other + side)
 
 
-def _share_of(families: list[list[tuple[slice, int]]], rank: int, n: int):
-    """The pieces of a rank: those whose middle, by cost, lies in its n-th part of a family."""
-    for family in families:
-        total, before = sum(cost for _, cost in family), 0
-        for piece, cost in family:
-            if (2 * before + cost) * n // (2 * total) == rank:
-                yield piece, cost
-            before += cost
+def _cut(part: slice, n: int) -> list[slice]:
+    """n nearly equal pieces, some of them empty in a small part."""
+    units = -(-_length(part) // ALIGN)
+    edges = [min(part.stop, part.start + units * i // n * ALIGN) for i in range(n + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _merge(pieces) -> list[slice]:
+def _merge(pieces: list[slice]) -> list[slice]:
     merged = []
-    for piece, _ in pieces:
+    for piece in pieces:
         if merged and merged[-1].stop == piece.start:
             merged[-1] = slice(merged[-1].start, piece.stop)
         else:

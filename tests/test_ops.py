@@ -412,7 +412,9 @@ def test_optimizer(ops, n):
     )
 
 
-MATRICES = np.array([(3, 1, 1), (16, 5, 40), (300, 70, 33), (3000, 50, 90), (8000, 1, 9)])
+MATRICES = np.array(  # the momentum in another order, without gaps
+    [(3, 1, 1, 200), (16, 5, 40, 0), (300, 70, 33, 210), (3000, 50, 90, 2520), (8000, 1, 9, 201)]
+)
 
 
 @pytest.mark.parametrize("kernels", [*kernel_sets(), *PRECISIONS[1:]])
@@ -421,7 +423,7 @@ def test_muon(kernels):
     precision = "bf16" if kernels == "bf16" else "fp32"
     kernels = None if kernels == "bf16" else kernels
     one, three = (ops_c.OpsC(n, kernels, precision) for n in (1, 3))
-    p, g, m = single(8010), single(8010), single(8010)
+    p, g, m = single(8010), single(8010), single(7020)
     close = {"lr": 0.02, "momentum": 0.9, "grad_scale": 0.5}
     reference = OpsNumpy(np.float64, precision)
     # Rounded, a singular value far below the others keeps only few digits.
@@ -434,15 +436,16 @@ def test_muon(kernels):
     np.testing.assert_array_equal(p, again[0])
     np.testing.assert_array_equal(m, again[1])
     taken = np.zeros(p.size, bool)
-    for offset, rows, columns in MATRICES:
+    for offset, rows, columns, _ in MATRICES:
         taken[offset : offset + rows * columns] = True
     np.testing.assert_array_equal(p[~taken], before[~taken])
     assert (p != before)[taken].mean() > 0.99
 
 
 def test_muon_refuses_matrices_past_the_end(ops):
-    with pytest.raises(ValueError, match="matrices end at 21 of 20"):
-        ops.muon(single(20), single(20), single(20), np.array([(1, 4, 5)]), 0.1, 0.9, 1.0)
+    for place in ((1, 4, 5, 0), (0, 4, 5, 1)):
+        with pytest.raises(ValueError, match="matrices end at 21 of 20"):
+            ops.muon(single(20), single(20), single(20), np.array([place]), 0.1, 0.9, 1.0)
 
 
 @pytest.mark.parametrize("n", [1, 4096, 10001])
