@@ -179,6 +179,8 @@ def main() -> None:
                 runs.sort(key=lambda run: (run["who"], run["seconds"], run["seed"]))
                 lines = ",\n".join(json.dumps(run) for run in runs)
                 options.out.write_text(f"[\n{lines}\n]\n")
+    if not runs:
+        raise SystemExit(f"{options.out} holds no run yet: bench_quality.py ours")
     table(runs)
     draw(runs, options.out.with_suffix(".png"))
 
