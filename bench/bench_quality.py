@@ -1,14 +1,14 @@
 """Bits per byte of held-out text by the clock: our trainer, and PyTorch beside it.
 
-    .venv/bin/python bench/bench_quality.py [ours|torch|plot] [--seconds 60 120] [--seeds 1 2 3]
+    .venv/bin/python bench/bench_quality.py ours|torch|plot [--seconds 60 120] [--seeds 1 2 3]
 
 Text: the King James Bible (Debian package bible-kjv), or --text FILE. Both contenders have our
 vocabulary of 4,096 tokens, the ids of the first 95 % to learn from, and the first 32,768 tokens of
 the rest to be judged by. The clock counts everything of a step (its data, the gradient, the
 optimizer), neither validation nor what comes before the first step: compilation, or the probe that
-chooses sizes. Ours is a run of `--minutes` with every default: the length fixes one schedule. A
-run replaces the one of the same name in quality.json, so the contenders may be measured one by one;
-the table and quality.png are of all that the file holds.
+chooses sizes. Ours has the default recipe, and all of its time goes to steps: the length fixes one
+schedule. A run replaces the one of the same name in quality.json, so the contenders may be measured
+one by one; the table and quality.png are of all that the file holds.
 """
 
 import argparse
@@ -45,7 +45,8 @@ def king_james() -> Path:
     if not path.exists():
         try:
             command = ["bible", "-f", "gen1:1-rev22:21"]
-            text = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stdout
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+            text = subprocess.run(command, check=True, **quiet).stdout
         except FileNotFoundError:
             hint = "apt-get install bible-kjv, or give --text FILE"
             raise SystemExit(f"no program `bible`: {hint}") from None

@@ -25,7 +25,7 @@ from .atomic import atomic_file
 from .distributed import Group
 from .errors import CheckpointError, LlmError
 
-VERSION = 1
+VERSION = 2  # 1: AdamW's part of Muon had 0.15 of its rate
 ALONE = Group()  # one process
 RANKS = "ranks"  # a file of the run's folder: rank, process and host in each line
 

@@ -78,7 +78,7 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("llm.checkpoint.VERSION", 99)
     save_checkpoint(path, {}, {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="version 99, expected 1"):
+    with pytest.raises(CheckpointError, match="version 99, expected 2"):
         load_checkpoint(path)
 
 
