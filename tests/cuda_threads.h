@@ -4,9 +4,9 @@
  * shuffle is two barriers. Block and grid are small, that rows and elements go round. */
 #include <ucontext.h>
 
-#include <cstdint>
-#include <cstring>
 #include <functional>
+
+#include "numeric.h"
 
 #define __CUDACC__ 1
 #define __device__
@@ -33,17 +33,8 @@ template <class T> T __shfl_xor_sync(unsigned, T value, int step) {
   return other;
 }
 
-static inline uint32_t __float_as_uint(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-static inline float __uint_as_float(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
+#define __float_as_uint f32_bits
+#define __uint_as_float f32_from_bits
 
 static void enter_() {
   body_();
