@@ -12,9 +12,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
+import struct
 import sys
+import termios
 import time
 from collections.abc import Callable
+from fcntl import ioctl
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from .errors import LlmError
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # of MPICH's launchers, of Open MPI's
 SHORT_WAIT = 0.001  # seconds between two looks at a barrier
 PATIENCE = 1.0  # seconds
+LONGEST_WAIT = 10.0  # seconds for a launcher to read what a rank has said
 
 
 class Group:
@@ -146,6 +151,7 @@ class MpiGroup(Group):
     def abort(self, message: str) -> None:
         who = f"rank {self.rank} on {self.host}"
         print(f"llm: {who}: {message}", file=sys.stderr, flush=True)
+        wait_for_reader(sys.stderr)  # a launcher drops what it has not read when a rank ends all
         self._comm.Abort(1)
         os._exit(1)  # it may return before the launcher has heard of it
 
@@ -206,6 +212,15 @@ def end_all(message: str) -> None:
     if group.size > 1:
         time.sleep(PATIENCE if group.rank else 0)
         group.abort(message)
+
+
+def wait_for_reader(stream) -> None:
+    """Until somebody has read what lies in the stream's pipe; returns at once of anything else."""
+    end = time.monotonic() + LONGEST_WAIT
+    while stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode) and time.monotonic() < end:
+        if not struct.unpack("i", ioctl(stream.fileno(), termios.FIONREAD, bytes(4)))[0]:
+            return
+        time.sleep(SHORT_WAIT)
 
 
 def mpiexec() -> str:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,18 @@ import pytest
 from training import arguments
 
 from conftest import ROOT
-from llm import cli, ops_clocked
+from llm import cli, distributed, ops_clocked
 from llm.checkpoint import RANKS
 from llm.compare import compare_files
-from llm.distributed import Group, even_shards, mpiexec, tree_sum, within, world
+from llm.distributed import (
+    Group,
+    even_shards,
+    mpiexec,
+    tree_sum,
+    wait_for_reader,
+    within,
+    world,
+)
 from llm.errors import LlmError
 from llm.report import Report
 from llm.settings import Settings
@@ -284,8 +293,43 @@ def test_a_launcher_of_another_mpi():
     assert b"one of 3 ranks, but mpi4py sees 1: start them with the mpiexec of" in done.stderr
 
 
+ABORT = """
+import os, signal, subprocess
+from llm.distributed import world
+group = world()
+if group.rank == 1:  # the launcher is busy elsewhere when this rank speaks
+    launcher = os.getppid()
+    os.kill(launcher, signal.SIGSTOP)
+    subprocess.Popen(f"exec >&- 2>&-; sleep 0.5; kill -CONT {launcher}", shell=True)
+    group.abort("no room")
+group.barrier()
+"""
+
+
 @needs_mpi
 def test_abort_ends_all_ranks_and_names_one():
-    code = "from llm.distributed import world; g = world(); g.rank == 1 and g.abort('no room')"
-    status, _, errors = ranks(2, "-c", f"{code}; g.barrier()")
-    assert status != 0 and "llm: rank 1 on " in errors and ": no room\n" in errors
+    for _ in range(3):  # a launcher that has not read the line forgets it now and then
+        status, _, errors = ranks(2, "-c", ABORT)
+        assert status != 0 and "llm: rank 1 on " in errors and ": no room\n" in errors
+
+
+def test_what_is_said_is_read_before_the_end():
+    source, target = os.pipe()
+    with os.fdopen(source, "rb", buffering=0) as reader, os.fdopen(target, "w") as stream:
+        print("no room", file=stream, flush=True)
+        late = threading.Timer(0.2, reader.read, [100])
+        late.start()
+        wait_for_reader(stream)
+        late.join()
+        os.set_blocking(source, False)
+        assert reader.read(1) is None
+
+
+@pytest.mark.parametrize("is_pipe", [True, False])
+def test_nobody_waits_for_ever(tmp_path, monkeypatch, is_pipe):
+    monkeypatch.setattr(distributed, "LONGEST_WAIT", 0.2 if is_pipe else 1e9)
+    source, target = os.pipe()
+    with os.fdopen(source), os.fdopen(target, "w") as pipe, open(tmp_path / "log", "w") as file:
+        stream = pipe if is_pipe else file
+        print("no room", file=stream, flush=True)
+        wait_for_reader(stream)
