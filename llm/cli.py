@@ -249,7 +249,8 @@ def run_launch(options: argparse.Namespace) -> int:
     arguments = launch.check(options)
     given = given_by(parser().parse_args(arguments))  # what is misspelled is refused once, here
     folder = Path(given.get("run_dir", Settings.run_dir))
-    return launch.launch(options.ranks, options.max_restarts, arguments, folder, options.hosts)
+    asked = (options.ranks, options.max_restarts, arguments, folder, options.hosts)
+    return launch.launch(*asked, options.patience)
 
 
 # ---- data ----

@@ -1,4 +1,4 @@
-"""`python -m llm launch`: the ranks of a run, watched, and started again when one dies. Layer 11.
+"""`python -m llm launch`: the ranks of a run, watched, and started again when one fails. Layer 11.
 
 MPICH's mpiexec starts the ranks and ends all of them when one dies; what it says then names a
 process and a host, the run's own file of ranks (checkpoint.py) the number. Each rank has a session
@@ -16,17 +16,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
 from typing import TextIO
 
+from . import pulse
 from .checkpoint import RANKS, checkpoints
 from .distributed import mpiexec
 from .errors import LlmError
 from .report import escape
 
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while no checkpoint is made
+PATIENCE = 600.0  # seconds without a sign of life, or in one step
+LEAST_PATIENCE, LONGEST_PATIENCE = 5 * pulse.PERIOD, 1e6
 MAX_RANKS = 1 << 20
+NAMED = 4  # of many silent ranks
 # What mpiexec says of itself when a job ends: read here, and said in one line.
 NOISE = re.compile(
     r"={20,}|=   |YOUR APPLICATION TERMINATED|This typically refers to a problem|Please see the FAQ"
@@ -40,10 +45,12 @@ def launch(
     arguments: Sequence[str],
     folder: Path,
     hosts: str | None = None,
+    patience: float = PATIENCE,
 ) -> int:
     """Runs `python -m llm ARGUMENTS`, a training in `folder`, as n_ranks ranks until it ends well,
     refuses to begin, is stopped, or has failed max_restarts + 1 times; returns the status of the
-    last attempt (128 + the signal that ended a rank)."""
+    last attempt (128 + the signal that ended a rank). patience: seconds until one that hangs has
+    failed; 0: for ever."""
     command = [*starter(n_ranks, hosts), sys.executable, "-m", "llm", *arguments]
     before = stamps(folder)
     pause = PAUSE
@@ -51,7 +58,7 @@ def launch(
         for n_left in range(max_restarts, -1, -1):
             last = stamps(folder)
             resume = ["--resume"] if last - before else []
-            status, cause = attempt(command + resume, n_ranks > 1, folder, stop)
+            status, cause = attempt(command + resume, n_ranks, folder, stop, patience)
             now = stamps(folder)
             if status == 0 or stop.signal:
                 return status and 128 + stop.signal
@@ -85,30 +92,68 @@ def stamps(folder: Path) -> set[tuple]:
     return {(name, stat.st_ino, stat.st_mtime_ns) for name, stat in found}
 
 
-def attempt(command: list[str], is_mpi: bool, folder: Path, stop: Stop) -> tuple[int, str]:
+def attempt(
+    command: list[str], n_ranks: int, folder: Path, stop: Stop, patience: float = 0.0
+) -> tuple[int, str]:
     """Runs the command to its end; its status, and what ended it."""
     (folder / RANKS).unlink(missing_ok=True)
+    pulse.forget(folder)
+    is_mpi = n_ranks > 1
     pipe, noise = subprocess.PIPE if is_mpi else None, []
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        errors="backslashreplace",
-        start_new_session=True,
-    ) as process:
+    with (
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,
+        ) as process,
+        watched(process, folder, n_ranks, patience) as hangs,
+    ):
         stop.forward_to(process)
         if is_mpi:
             errors = Thread(target=pass_on, args=(process.stderr, sys.stderr, noise), daemon=True)
             errors.start()
             pass_on(process.stdout, sys.stdout, noise)
             errors.join()
+        process.wait()
     status = process.returncode
+    if hangs and status:
+        return 128 + signal.SIGKILL, hangs[0]
     if status < 0:  # one process, or mpiexec itself
         what = "mpiexec" if is_mpi else "the run"
         return 128 - status, f"{what} on {socket.gethostname()} was ended by signal {-status}"
     return read_noise("".join(noise), status, folder)
+
+
+@contextmanager
+def watched(process: subprocess.Popen, folder: Path, n_ranks: int, patience: float):
+    """Ends the process where ranks hang, and puts what was seen into the list that it gives. All
+    that mpiexec started ends with it, on hosts that hear of it."""
+    watch, hangs = pulse.Watch(folder, n_ranks, patience), []
+
+    def look() -> None:
+        ranks, what = watch.look()
+        if what and not hangs:
+            hangs.append(f"{name(ranks, n_ranks, folder)}{what}")
+            process.kill()
+
+    with pulse.repeated(watch.period, look) if patience else nullcontext():
+        yield hangs
+
+
+def name(ranks: list[int], n_ranks: int, folder: Path) -> str:
+    """Of ranks that hang, with their hosts as far as they came to tell."""
+    if n_ranks == 1:
+        return f"the run on {socket.gethostname()}: "
+    if not ranks:
+        return "every rank lives, but "
+    places = {rank: f" on {host} (process {number})" for rank, number, host in read_ranks(folder)}
+    named = [f"rank {rank}{places.get(rank, '')}" for rank in ranks[:NAMED]]
+    more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
+    return f"{', '.join(named)}{more}: "
 
 
 def pass_on(source: Iterable[str], target: TextIO, noise: list[str]) -> None:
@@ -181,7 +226,9 @@ class Stop:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.usage = "%(prog)s -n RANKS [--max-restarts R] [--hosts A:8,B:8] -- train OPTIONS"
+    command.usage = (
+        "%(prog)s -n RANKS [--max-restarts R] [--patience S] [--hosts A:8,B:8] -- train OPTIONS"
+    )
     command.epilog = (
         "Each rank holds the weights and its share of the optimizer's state; the parameter file is "
         "that of one process, bit for bit. Hosts see one file system: --run-dir lies there."
@@ -192,7 +239,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="R",
-        help="from the newest whole checkpoint, when a rank dies (3)",
+        help="from the newest whole checkpoint, when a rank dies or hangs (3)",
+    )
+    command.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        metavar="S",
+        help=f"seconds without a sign of a rank, or in one step, till it hangs ({PATIENCE:g}; 0: "
+        "for ever)",
     )
     command.add_argument("--hosts", help="where, as mpiexec -hosts: A:8,B:8 (this one)")
     command.add_argument("run", nargs=argparse.REMAINDER, help="train, with its options")
@@ -204,6 +259,9 @@ def check(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"-n is {options.ranks}, expected 1 to {MAX_RANKS}")
     if options.max_restarts < 0:
         raise ValueError(f"--max-restarts is {options.max_restarts}, expected at least 0")
+    low, high = LEAST_PATIENCE, LONGEST_PATIENCE
+    if not (options.patience == 0 or low <= options.patience <= high):
+        raise ValueError(f"--patience is {options.patience:g}, expected 0 or {low:g} to {high:g}")
     arguments = options.run[1:] if options.run[:1] == ["--"] else options.run
     if arguments[:1] != ["train"]:
         raise ValueError("launch runs a training: put -- train OPTIONS behind its own options")

@@ -60,6 +60,7 @@ class Run:
     optimizer: AdamW
     group: Group = field(default_factory=world)
     step: int = 0
+    step_begun: int | None = None  # the step that is being taken
     n_steps: int | None = None
     n_validations: int = 10  # after the one before the first step
     seconds: float = 0.0  # of training, over all sittings

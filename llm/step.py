@@ -22,6 +22,7 @@ IN_FLIGHT = 2  # parts of the gradient that travel at a time
 def take_step(run: Run) -> str | None:
     """Returns why the step was skipped, if it was."""
     settings, model, start = run.settings, run.model, time.perf_counter()
+    run.step_begun = run.step
     loss, norm = summed_gradient(run)
     fault = guard.fault(loss, norm, run.losses, run.norms, run.skipped, run.since)
     # n_steps is not known yet only during the warm-up, which does not ask for it.
@@ -40,6 +41,7 @@ def take_step(run: Run) -> str | None:
     run.norms.append(norm)
     run.step_seconds.append(time.perf_counter() - start)
     run.step += 1
+    run.step_begun = None
     return fault
 
 

@@ -31,6 +31,7 @@ from .model import Transformer, init_params, piece_sequences, training_bytes
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, AdamW
+from .pulse import pulse
 from .report import Report
 from .run_files import (
     Run,
@@ -76,7 +77,8 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
     report = Report(speaks=group.rank == 0)
     if resume and not folder.is_dir():
         raise CheckpointError(f"{folder}: no such run to resume")
-    with run_folder(folder, group):
+    run = None
+    with run_folder(folder, group), pulse(folder, group.rank, lambda: run and run.step_begun):
         saved = folder / "checkpoint.npz"
         goes_on = resume and bool(checkpoints(folder, group))
         if goes_on:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_distributed import needs_mpi, ranks
+from test_distributed import HAS_MPI, needs_mpi, ranks
 from training import STEPS, arguments, finish, refused
 
 from conftest import ROOT
@@ -26,6 +26,7 @@ from llm.compare import compare_files
 
 KILLS = int(os.environ.get("LLM_KILLS", "3"))
 TWO_HOSTS = ["--hosts", "127.0.0.1:1,127.0.0.2:1"]
+PATIENT = ["--patience", "5"]
 SLOTS = ("--slot-sequences", 4)
 
 # What MPICH 5.0 says.
@@ -43,8 +44,8 @@ Please see the FAQ page for debugging suggestions
 """
 
 
-def start(text, folder, *more, n=1, restarts=0, hosts=()):
-    job = ["launch", "-n", str(n), "--max-restarts", str(restarts), *hosts, "--"]
+def start(text, folder, *more, n=1, restarts=0, options=()):
+    job = ["launch", "-n", str(n), "--max-restarts", str(restarts), *options, "--"]
     command = [sys.executable, "-m", "llm", *job, *arguments(text, folder, *more)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, **pipes)
@@ -128,13 +129,16 @@ def test_ctrl_c_ends_all_in_good_order(text, tmp_path):
         (1, [], r"the run on \S+ was ended by signal 9"),
         pytest.param(2, [], r"rank [01] on \S+ \(process PID\): Killed.*", marks=needs_mpi),
         pytest.param(
-            2, TWO_HOSTS, r"rank 1 on 127.0.0.2 \(process PID\): exit code 9", marks=needs_mpi
+            2,
+            TWO_HOSTS,  # mpiexec says the one or the other, as the hosts' messages come
+            r"rank 1 on 127.0.0.2 \(process PID\): (exit code 9|Killed \(signal 9\))",
+            marks=needs_mpi,
         ),
     ],
 )
 def test_a_dead_rank_is_named(text, tmp_path, monkeypatch, n, hosts, named):
     monkeypatch.setenv("HYDRA_LAUNCHER", "fork")  # instead of ssh: this machine plays both hosts
-    with start(text, tmp_path, "--steps", 100_000, n=n, hosts=hosts) as job:
+    with start(text, tmp_path, "--steps", 100_000, n=n, options=hosts) as job:
         wait_until(lambda: (tmp_path / "run" / "good.npz").exists())
         dead = dict(row[:2] for row in launch.read_ranks(tmp_path / "run")).get(1)
         dead = dead or ranks_of(job.pid)[-1]
@@ -142,7 +146,21 @@ def test_a_dead_rank_is_named(text, tmp_path, monkeypatch, n, hosts, named):
         _, errors = job.communicate(timeout=100)
     line = f"llm: {named}; no restart is left of 0\n".replace("PID", str(dead))
     assert re.fullmatch(line, errors), errors
-    assert job.returncode == (255 if hosts else 137)
+    assert job.returncode == (255 if "exit code" in errors else 137)
+
+
+def test_a_rank_that_hangs_is_named_and_started_again(text, undisturbed, tmp_path):
+    n, named = (2, r"rank 1 on \S+ \(process PID\)") if HAS_MPI else (1, r"the run on \S+")
+    with start(text, tmp_path, *STEPS, *SLOTS, n=n, restarts=1, options=PATIENT) as job:
+        wait_until(lambda: (tmp_path / "run" / "checkpoint.npz").exists())
+        hung = dict(row[:2] for row in launch.read_ranks(tmp_path / "run")).get(1)
+        hung = hung or ranks_of(job.pid)[-1]
+        os.kill(hung, signal.SIGSTOP)
+        said, errors = job.communicate(timeout=100)
+    assert job.returncode == 0, said + errors
+    line = rf"^died       {named}: silent for \d+ s$".replace("PID", str(hung))
+    assert re.search(line, said, re.M), said
+    assert compare_files(undisturbed, tmp_path / "out.bin") == []
 
 
 LIMITED = """
@@ -189,7 +207,7 @@ def attempts(tmp_path, monkeypatch):
     def play(*plays, max_restarts=9, signals=()):
         left = list(plays)
 
-        def attempt(command, is_mpi, folder, stop):
+        def attempt(command, n_ranks, folder, stop, patience):
             ran.append(command[3:])
             status, step = left.pop(0)
             if step is not None:
@@ -274,6 +292,7 @@ def test_no_launcher_is_one_line(text, tmp_path, monkeypatch, capfd):
     [
         (["-n", "0", "--", "train"], "-n is 0, expected 1 to"),
         (["-n", "2", "--max-restarts", "-1", "--", "train"], "--max-restarts is -1"),
+        (["-n", "2", "--patience", "1", "--", "train"], "--patience is 1, expected 0 or 5 to 1e"),
         (["-n", "2"], "put -- train OPTIONS behind"),
         (["-n", "2", "--", "inspect", "x"], "put -- train OPTIONS behind"),
     ],

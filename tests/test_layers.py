@@ -37,6 +37,7 @@ PYTHON_LAYERS = (
     (
         "config",
         "distributed nccl",
+        "pulse",
         "packages",
         "safetensors_file",
         "sentencepiece_file",

@@ -1,0 +1,69 @@
+"""Signs of life: what a launcher concludes from them, and who gives none."""
+
+import threading
+
+from llm.pulse import BEGINNING, Watch, forget, pulse
+
+
+def looks(watch, n):
+    """What the last of n looks finds."""
+    for _ in range(n):
+        found = watch.look()
+    return found
+
+
+def give(folder, signs):
+    for rank, sign in signs.items():
+        (folder / f"pulse-{rank}").write_text(sign)
+
+
+def test_a_rank_that_stops_telling_is_silent(tmp_path):
+    watch = Watch(tmp_path, 2, 5.0)
+    for count in range(1, 20):
+        give(tmp_path, {0: f"{count} None", 1: f"{min(count, 10)} None"})
+        found = watch.look()
+        assert found == (([1], f"silent for {count - 10} s") if count >= 15 else ([], ""))
+
+
+def test_the_beginning_may_take_longer(tmp_path):
+    watch = Watch(tmp_path, 2, 10.0)
+    give(tmp_path, {1: "1 None"})
+    watch.look()
+    give(tmp_path, {1: "2 None"})
+    assert looks(watch, 10) == ([], "")
+    assert looks(watch, 1)[0] == [1]
+    (tmp_path / "pulse-1").unlink()
+    assert looks(Watch(tmp_path, 1, 10.0), int(BEGINNING) - 1) == ([], "")
+    assert looks(Watch(tmp_path, 1, 10.0), int(BEGINNING)) == ([0], "silent for 120 s")
+
+
+def test_a_step_that_does_not_end_is_seen(tmp_path):
+    watch = Watch(tmp_path, 2, 5.0)
+    for count in range(100):  # between the steps there is time
+        give(tmp_path, {0: f"{count} None", 1: f"{count} 8"})
+        assert watch.look() == ([], "")
+    for count in range(100, 200):  # and steps that end may be as many as they like
+        give(tmp_path, {0: f"{count} {count}", 1: f"{count} {count}"})
+        assert watch.look() == ([], "")
+    for count in range(200, 206):
+        give(tmp_path, {0: f"{count} 9", 1: f"{count} 9"})
+        found = watch.look()
+    assert found == ([], "step 9 has not ended in 5 s")
+
+
+def test_a_rank_tells_while_the_block_lasts(tmp_path, monkeypatch):
+    monkeypatch.setattr("llm.pulse.PERIOD", 0.01)
+    told, steps = threading.Event(), iter([None, 7, 7, 7])
+
+    def step():
+        told.set()
+        return next(steps, 8)
+
+    watch = Watch(tmp_path, 1, 5.0)
+    with pulse(tmp_path, 0, step):
+        told.wait(10)
+        assert watch.look() == ([], "")
+    assert not list(tmp_path.iterdir())
+    give(tmp_path, {0: "", 7: ""})
+    forget(tmp_path)
+    assert not list(tmp_path.iterdir())
