@@ -37,7 +37,8 @@ COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session c
   threads kernels_avx*_panels kernels_avx*_quant kernels_avx2_attention))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
 # Plain loops are left to the compiler to make fast: other processors have nothing else.
-$(B)/kernels_scalar.o $(B)/kernels_scalar_quant.o $(B)/quant.o $(B)/sha256.o: SMALL += -O3
+$(B)/kernels_scalar.o $(B)/kernels_scalar_quant.o $(B)/sha256.o: SMALL += -O3
+$(B)/quant.o: SMALL += -ftree-vectorize
 
 .PHONY: help run ext train model test test-c test-peers test-big test-gpu bench bench-gpu bench-train bench-quality bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python

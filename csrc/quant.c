@@ -80,8 +80,9 @@ static void set_k(quant_block *out, uint16_t d, uint16_t dmin, const uint8_t *sc
   k_scale(scales, b, &scale, &minimum);
   set_scale(out, f16_to_f32(d) * (float)scale);
   out->minimum = -(f16_to_f32(dmin) * (float)minimum);
+  const int shift = b % 2 * 4;
   q += b / 2 * QK;
-  for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(b % 2 ? q[j] >> 4 : q[j] & 15);
+  for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(q[j] >> shift & 15);
 }
 
 static void get_q4_k(const block_q4_k *s, size_t b, quant_block *out) {
@@ -95,10 +96,9 @@ static void get_q5_k(const block_q5_k *s, size_t b, quant_block *out) {
 
 static void get_q6_k(const block_q6_k *s, size_t b, quant_block *out) {
   const uint8_t *low = s->low + b / 4 * 64 + b % 2 * QK, *high = s->high + b / 4 * QK;
-  for (int j = 0; j < QK; j++) {
-    int four = b % 4 < 2 ? low[j] & 15 : low[j] >> 4, two = high[j] >> b % 4 * 2 & 3;
-    out->q[j] = (int8_t)((four | two << 4) - 32);
-  }
+  const int shift = b % 4 / 2 * 4, two = b % 4 * 2;
+  for (int j = 0; j < QK; j++)
+    out->q[j] = (int8_t)((low[j] >> shift & 15) + (high[j] >> two & 3) * 16 - 32);
   for (size_t i = 0; i < 2; i++) out->scale[i] = f16_to_f32(s->d) * (float)s->scales[2 * b + i];
 }
 

@@ -3,10 +3,16 @@
 
 #include "llm.h"
 
+static unicode_class classify_far(uint32_t code_point) {
+  for (const unicode_range *r = unicode_far; r < unicode_far + UNICODE_N_FAR; r++)
+    if (code_point >= r->first && code_point <= r->last) return r->class;
+  return UNICODE_OTHER;
+}
+
 unicode_class unicode_classify(uint32_t code_point) {
-  uint32_t block = code_point >> 7;
-  if (block >= unicode_n_indexed) return UNICODE_OTHER;
-  uint8_t two = unicode_blocks[unicode_index[block]][(code_point & 127) >> 1];
+  if (code_point >= UNICODE_TABLED) return classify_far(code_point);
+  uint16_t leaf = unicode_blocks[unicode_index[code_point >> 7]][code_point >> 4 & 7];
+  uint8_t two = unicode_leaves[leaf][code_point >> 1 & 7];
   return (unicode_class)(two >> 4 * (code_point & 1) & 15);
 }
 

@@ -26,9 +26,15 @@ unicode_class unicode_classify(uint32_t code_point);
  * 3-11): what a decoder would replace by one U+FFFD. */
 size_t utf8_decode(const uint8_t *p, size_t n, uint32_t *code_point);
 
-/* The tables: blocks of 128 code points, four bits each, low bits first. */
-extern const uint32_t unicode_n_indexed;
-extern const uint8_t unicode_index[];
-extern const uint8_t unicode_blocks[][64];
+/* The tables: leaves of 16 code points, four bits each, low bits first; blocks of 8 leaves. Each
+ * different leaf and block stands there once. Code points past the tables lie in ranges. */
+enum { UNICODE_TABLED = 0x20000, UNICODE_N_FAR = 10 };
+typedef struct unicode_range {
+  uint32_t first, last;
+  unicode_class class;
+} unicode_range;
+extern const uint8_t unicode_index[], unicode_leaves[][8];
+extern const uint16_t unicode_blocks[][8];
+extern const unicode_range unicode_far[];
 
 #endif
