@@ -20,6 +20,12 @@ typedef struct panel_block {
 
 typedef int16_t wide_block[QK];
 
+/* Signed bytes, whose products with activations are added up in 32 bits; those of the others, which
+ * are unsigned, in 16 as far as they fit. */
+ALWAYS_INLINE int is_wide(const llm_type type) {
+  return type == LLM_TYPE_Q8_0 || type == LLM_TYPE_Q6_K;
+}
+
 ALWAYS_INLINE size_t panel_steps(const llm_type type) { return is_wide(type) ? 16 : 8; }
 
 ALWAYS_INLINE size_t panel_block_bytes(const llm_type type) {
@@ -55,6 +61,8 @@ AVX2_INLINE void store_chunk(const llm_type type, __m256i d[4], size_t chunk, pa
   transpose(d);
   UNROLL
   for (size_t i = 0; i < 4; i++) {
+    if (type == LLM_TYPE_Q6_K)
+      d[i] = _mm256_sub_epi8(d[i], _mm256_set1_epi8((char)zero_point(type)));
     if (is_wide(type))
       widen(d[i], q + i, q + 8 + i);
     else

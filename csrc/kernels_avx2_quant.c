@@ -2,8 +2,8 @@
  *
  * 8 rows at a time, a register's 128-bit halves are two rows, so that a short tree of adds leaves
  * lane = row and block order costs one FMA a block. Integer sums are exact: 4-bit weights stay
- * below 8 * 2 * 15 * 127 = 30,480 in 16 bits, 5-bit ones below 2 * 2 * 31 * 127 = 15,748 before
- * they are widened; signed bytes are added up in 32. */
+ * below 8 * 2 * 15 * 127 = 30,480 in 16 bits, 5-bit ones below 2 * 2 * 31 * 127 = 15,748 and 6-bit
+ * ones below 2 * 63 * 127 = 16,002 before they are widened; signed bytes are added up in 32. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -29,27 +29,35 @@ AVX2_INLINE __m256i multiply_i8(__m256i w, __m256i a) {
 
 /* The products of a chunk, to be added up by add and sum_rows. */
 AVX2_INLINE __m256i multiply(const llm_type type, __m256i w, __m256i a) {
-  return is_wide(type) ? multiply_i8(w, a) : _mm256_maddubs_epi16(w, a);
+  return type == LLM_TYPE_Q8_0 ? multiply_i8(w, a) : _mm256_maddubs_epi16(w, a);
 }
 
 AVX2_INLINE __m256i add(const llm_type type, __m256i x, __m256i y) {
-  return is_wide(type) ? _mm256_add_epi32(x, y) : _mm256_add_epi16(x, y);
+  return type == LLM_TYPE_Q8_0 ? _mm256_add_epi32(x, y) : _mm256_add_epi16(x, y);
 }
 
 /* Lanes of p[i]: products of rows i and i + 4, of up to two chunks. */
 AVX2_INLINE __m256i sum_rows(const llm_type type, __m256i p[4]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  if (has_five_bits(type)) { /* 16 bits do not hold the whole sum */
-    UNROLL
-    for (int i = 0; i < 4; i++) p[i] = _mm256_madd_epi16(p[i], ones);
-  }
-  if (is_wide(type) || has_five_bits(type)) return TREE(_mm256_add_epi32, p);
+  const int widens = has_five_bits(type) || type == LLM_TYPE_Q6_K; /* 16 bits hold a part only */
+  UNROLL
+  for (int i = 0; i < 4; i++) p[i] = widens ? _mm256_madd_epi16(p[i], ones) : p[i];
+  if (widens || type == LLM_TYPE_Q8_0) return TREE(_mm256_add_epi32, p);
   return _mm256_madd_epi16(TREE(_mm256_add_epi16, p), ones);
 }
 
 /* 16 activations. */
 AVX2_INLINE __m256i chunk_of(const act_block *a, size_t chunk) {
   return _mm256_broadcastsi128_si256(load16(a[chunk / 2].q + chunk % 2 * 16));
+}
+
+/* The product of a block added to y; the minimum, of types that have one. */
+AVX2_INLINE __m256 add_block(const llm_type type, __m256i dot, __m256 scale, __m256 minimum,
+                             const act_block *a, __m256 y) {
+  scale = _mm256_mul_ps(scale, _mm256_broadcast_ss(&a->scale));
+  y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, y);
+  return type_has_minimum(type) ? _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(&a->scaled_sum), y)
+                                : y;
 }
 
 /* One block of 8 rows that lie `stride` bytes apart, added to y. */
@@ -66,48 +74,55 @@ AVX2_INLINE __m256 decode_block(const llm_type type, const uint8_t *w, size_t st
     p[i] = add(type, multiply(type, low, a_low), multiply(type, high, a_high));
   }
   __m256i dot = sum_rows(type, p);
-  if (zero_point(type) && !is_wide(type))
+  if (zero_point(type) && type != LLM_TYPE_Q8_0)
     dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(zero_point(type) * a->sum));
-  scale = _mm256_mul_ps(scale, _mm256_broadcast_ss(&a->scale));
-  y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, y);
-  return type_has_minimum(type) ? _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(&a->scaled_sum), y)
-                                : y;
+  return add_block(type, dot, scale, minimum, a, y);
 }
 
-/* The same with a super-block. */
+/* Q6_K: the product of 16 elements. */
+AVX2_INLINE __m256 half_total(__m256i sum, const act_block *a, size_t half) {
+  const int zero = zero_point(LLM_TYPE_Q6_K) * half_sum(a, half);
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, _mm256_set1_epi32(zero)));
+}
+
+/* The same with a super-block. Its pieces are gone through by a loop: unrolled it would take three
+ * times the code. */
 AVX2_INLINE __m256 decode_super(const llm_type type, const uint8_t *w, size_t stride,
                                 const act_block *a, __m256 y) {
-  const int q6 = type == LLM_TYPE_Q6_K;
-  __m256 scale[8], second[8], total[16]; /* Q6_K: of each 16 elements; else of 32 */
-  __m256i low_dot[4], high_dot[4];
+  const size_t q6 = type == LLM_TYPE_Q6_K, apart = q6 ? 1 : 2; /* pieces of a sum */
+  __m256 scale[8], second[8], total[16];                       /* Q6_K's, of 16 elements each */
   super_scales(type, w, stride, scale, second);
-  UNROLL
-  for (size_t k = 0; k < 8; k++) {
-    const size_t at_low = low_chunk(type, k), at_high = high_chunk(type, k);
-    const __m256i a_low = chunk_of(a, at_low), a_high = chunk_of(a, at_high);
+  for (size_t k = 0; k < 8; k += apart) {
+    const size_t at = q6 ? k / 4 * 4 + k % 4 / 2 : k; /* the block of the low halves */
+    const act_block *low_a = a + at, *high_a = low_a + (q6 ? 2 : 1);
+    __m256i low_dot[4], high_dot[4];
     UNROLL
-    for (size_t i = 0; i < 4; i++) {
-      __m256i low, high;
-      load_piece(type, w + i * stride, k, 4 * stride, &low, &high);
-      low = multiply(type, low, a_low), high = multiply(type, high, a_high);
-      low_dot[i] = q6 || k % 2 == 0 ? low : add(type, low_dot[i], low);
-      high_dot[i] = q6 || k % 2 == 0 ? high : add(type, high_dot[i], high);
+    for (size_t j = 0; j < apart; j++) {
+      const __m256i a_low = chunk_of(low_a, q6 ? k % 2 : j);
+      const __m256i a_high = chunk_of(high_a, q6 ? k % 2 : j);
+      UNROLL
+      for (size_t i = 0; i < 4; i++) {
+        __m256i low, high;
+        load_piece(type, w + i * stride, k + j, 4 * stride, &low, &high);
+        low = multiply(type, low, a_low), high = multiply(type, high, a_high);
+        low_dot[i] = j ? add(type, low_dot[i], low) : low;
+        high_dot[i] = j ? add(type, high_dot[i], high) : high;
+      }
     }
-    if (q6 || k % 2) {
-      total[q6 ? at_low : at_low / 2] = _mm256_cvtepi32_ps(sum_rows(type, low_dot));
-      total[q6 ? at_high : at_high / 2] = _mm256_cvtepi32_ps(sum_rows(type, high_dot));
+    const __m256i low_sum = sum_rows(type, low_dot), high_sum = sum_rows(type, high_dot);
+    if (q6) {
+      total[2 * at + k % 2] = half_total(low_sum, low_a, k % 2);
+      total[2 * at + 4 + k % 2] = half_total(high_sum, high_a, k % 2);
+    } else {
+      y = add_block(type, low_sum, scale[k], second[k], low_a, y);
+      y = add_block(type, high_sum, scale[k + 1], second[k + 1], high_a, y);
     }
   }
-  UNROLL
+  if (!q6) return y;
   for (size_t i = 0; i < 8; i++) {
-    const __m256 by = _mm256_broadcast_ss(&a[i].scale);
-    if (q6) {
-      __m256 sum = _mm256_mul_ps(total[2 * i], scale[i]);
-      y = _mm256_fmadd_ps(_mm256_fmadd_ps(total[2 * i + 1], second[i], sum), by, y);
-    } else {
-      y = _mm256_fmadd_ps(total[i], _mm256_mul_ps(scale[i], by), y);
-      y = _mm256_fmadd_ps(second[i], _mm256_broadcast_ss(&a[i].scaled_sum), y);
-    }
+    __m256 sum = _mm256_mul_ps(total[2 * i], scale[i]);
+    sum = _mm256_fmadd_ps(total[2 * i + 1], second[i], sum);
+    y = _mm256_fmadd_ps(sum, _mm256_broadcast_ss(&a[i].scale), y);
   }
   return y;
 }

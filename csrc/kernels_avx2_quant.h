@@ -24,12 +24,6 @@ AVX2_INLINE void store_group(float *y, const row_group *g, __m256 sums) {
   _mm256_maskstore_ps(y + g->first, _mm256_andnot_si256(from, to), sums);
 }
 
-/* Signed bytes, whose products with activations are added up in 32 bits; the others are unsigned,
- * and products of some of them fit 16. */
-ALWAYS_INLINE int is_wide(const llm_type type) {
-  return type == LLM_TYPE_Q8_0 || type == LLM_TYPE_Q6_K;
-}
-
 ALWAYS_INLINE int has_five_bits(const llm_type type) {
   return type == LLM_TYPE_Q5_0 || type == LLM_TYPE_Q5_1 || type == LLM_TYPE_Q5_K;
 }
@@ -56,7 +50,7 @@ AVX2_INLINE __m256i add_fifths(__m256i y, __m256i h, const int first_byte) {
 }
 
 /* Piece k of a block in two rows that lie four_rows bytes apart, each a 128-bit lane: its two
- * chunks as bytes. */
+ * chunks as bytes, Q8_0's signed, the others' greater than the weights by zero_point. */
 AVX2_INLINE void load_piece(const llm_type type, const uint8_t *block, size_t k, size_t four_rows,
                             __m256i *low, __m256i *high) {
   const uint8_t *q = block + quants_at(type) + 16 * k;
@@ -81,10 +75,9 @@ AVX2_INLINE void load_piece(const llm_type type, const uint8_t *block, size_t k,
     *high = or_bits(*high, bits, 3, 0x10);
   } else if (type == LLM_TYPE_Q6_K) { /* pairs of bits */
     __m256i bits = load_pair(h + k / 4 * 32 + k % 2 * 16, four_rows);
-    const __m256i zero = _mm256_set1_epi8((char)zero_point(type));
     bits = _mm256_srl_epi16(bits, _mm_cvtsi32_si128((int)(k % 4 / 2 * 2)));
-    *low = _mm256_sub_epi8(or_bits(*low, bits, 4, 0x30), zero);
-    *high = _mm256_sub_epi8(or_bits(*high, bits, 0, 0x30), zero);
+    *low = or_bits(*low, bits, 4, 0x30);
+    *high = or_bits(*high, bits, 0, 0x30);
   }
 }
 
