@@ -5,7 +5,8 @@
 A step is train.py's own (forward, backward, exchange, norm, optimizer) on random tokens, the same
 batch on both sides: a slot for each rank, or one slot for one rank. Each side warms up, then every
 round asks each for a few steps, one side after the other. Ranks that wait for their turn sleep. The
-share of the exchange counts waiting for the slower rank, too. CPU seconds are those of all ranks.
+share of the exchange counts waiting for the slower rank, too. CPU seconds are those of all ranks. A
+third side are ranks whose backward pass waits until a block's gradient has travelled.
 """
 
 import argparse
@@ -62,6 +63,9 @@ def serve(options) -> None:
 
     run = run_of(options, options.threads)
     group = run.group
+    if options.in_turn:
+        begin = group.begin_reduce
+        group.begin_reduce = lambda *what: begin(*what)() or (lambda: None)
     state = [x.nbytes for name, x in run.optimizer.state.items() if name != "step"]
     while True:
         line = sys.stdin.readline() if group.rank == 0 else ""
@@ -84,11 +88,12 @@ def serve(options) -> None:
 
 
 class Side:
-    def __init__(self, n_ranks: int, n_threads: int, options):
-        self.name = f"{n_ranks} ranks x {n_threads} threads"
+    def __init__(self, n_ranks: int, n_threads: int, options, in_turn: bool = False):
+        self.name = f"{n_ranks} ranks x {n_threads} threads" + ", in turn" * in_turn
         launcher = [mpiexec(), "-n", str(n_ranks)] if n_ranks > 1 else []
         more = ["--size", options.size, "--optimizer", options.optimizer, "--batch", options.batch]
         more += ["--precision", options.precision, "--threads", n_threads, "--serve"]
+        more += ["--in-turn"] * in_turn
         self._process = subprocess.Popen(
             [*launcher, sys.executable, __file__, *map(str, more)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -104,7 +109,7 @@ class Side:
         self._process.communicate()
         seconds, cpu, share, state = map(statistics.median, zip(*self.rounds, strict=True))
         print(
-            f"{self.name:24} {n_tokens / seconds:8.0f} tokens/s, {seconds * 1e3:.1f} ms a step, "
+            f"{self.name:30} {n_tokens / seconds:8.0f} tokens/s, {seconds * 1e3:.1f} ms a step, "
             f"{cpu * 1e3:.1f} ms of CPU, {share:.1%} in the exchange, "
             f"{state / 1e6:.1f} MB of optimizer state in the largest rank"
         )
@@ -121,11 +126,13 @@ def main() -> None:
     parser.add_argument("--precision", default="", help="fp32, bf16 (the best)")
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--in-turn", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options)
         return
-    sides = [Side(1, options.ranks, options), Side(options.ranks, 1, options)]
+    ranks = options.ranks
+    sides = [Side(1, ranks, options), Side(ranks, 1, options), Side(ranks, 1, options, True)]
     for side in sides:
         side.round()
         side.rounds.clear()
@@ -135,10 +142,10 @@ def main() -> None:
     sizes, batch = SIZES[options.size]
     print(f"{options.size}, {options.optimizer}, load {os.getloadavg()[0]:.1f}")
     n_tokens = (options.batch or batch) * sizes["n_ctx"]
-    threads, ranks = (side.report(n_tokens) for side in sides)
-    pairs = [a[0] / b[0] for a, b in zip(*(side.rounds for side in sides), strict=True)]
-    print(f"ranks reach {threads / ranks:.3f} of the threads' speed "
-          f"(by rounds {min(pairs):.3f} to {max(pairs):.3f})")  # fmt: skip
+    threads, ranks, in_turn = (side.report(n_tokens) for side in sides)
+    pairs = [a[0] / b[0] for a, b in zip(*(side.rounds for side in sides[:2]), strict=True)]
+    print(f"ranks reach {threads / ranks:.3f} of the threads' speed (by rounds {min(pairs):.3f} "
+          f"to {max(pairs):.3f}), {threads / in_turn:.3f} in turn")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 A checkpoint is one .npz file: a JSON text under "state" and the arrays beside it. The zip format's
 CRC finds a damaged one. Of several ranks each writes its share of the flat arrays, in parallel, as
 part-STEP-TOKEN-RANK.npz; then rank 0 writes the checkpoint, which names the parts with their CRCs,
-so that it is there only when all of it is. A part stays as long as a checkpoint names it. The lock
-keeps two runs out of one folder; the system drops it when the process ends in any way.
+so that it is there only when all of it is. A part stays as long as a checkpoint names it. Flat
+arrays are read by slices: ranks that go on read a checkpoint together, once for the CRCs and once
+for use, and hold no more of it at a time than a run of elements that they own. The lock keeps two
+runs out of one folder; the system drops it when the process ends in any way.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import secrets
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -30,7 +33,10 @@ ALONE = Group()  # one process
 RANKS = "ranks"  # a file of the run's folder: rank, process and host in each line
 
 # What reading a damaged file raises; a flipped flag may claim encryption or another compression.
-DAMAGE = (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, RuntimeError)
+DAMAGE = (
+    *(ValueError, KeyError, EOFError, AttributeError, RuntimeError),
+    *(struct.error, zipfile.BadZipFile),
+)
 
 
 # ---- saving ----
@@ -49,7 +55,7 @@ def save_checkpoint(
     after rank 0 for their part alone. A failure on one of them is raised on all."""
     flat = flat or {}
     if group.size == 1:
-        _write(path, state, {**flat, **arrays})
+        _write(path, {**state, "flat": list(flat)}, {**flat, **arrays})
         sweep(path.parent)
         return
     names = f"part-{state['step']:09d}-{secrets.token_hex(4)}"
@@ -123,9 +129,11 @@ def sweep(folder: Path) -> None:
 
 
 class Sharded:
-    """A flat float32 array whose pieces lie in several files: a slice of it reads those that it
-    needs, and keeps what the last one held, for the next slice. Raises CheckpointError where the
-    pieces do not follow each other without gaps."""
+    """A flat array whose pieces lie in files, one or several: a slice of it reads what it
+    needs and no more. Raises CheckpointError where the pieces do not follow each other without
+    gaps."""
+
+    dtype = np.dtype(np.float32)
 
     def __init__(self, path: Path, parts: list[dict], name: str):
         self._parts = [(path.with_name(part["file"]), part["places"]) for part in parts]
@@ -135,28 +143,44 @@ class Sharded:
                 raise CheckpointError(f"{path}: its parts do not fit each other at {end}")
             end = stop
         self.shape = (end,)
-        self._last = (None, np.empty(0, np.float32))
+        self._offsets = {}  # in each of the files, as far as it was asked for
 
     def __getitem__(self, where: slice) -> np.ndarray:
         first, last, _ = where.indices(self.shape[0])
         out = np.empty(max(0, last - first), np.float32)
         for path, places in self._parts:
-            if not any(start < last and first < stop for start, stop in places):
-                continue
-            values, offset = self._values(path), 0
+            before = 0
             for start, stop in places:
                 low, high = max(start, first), min(stop, last)
                 if low < high:
-                    piece = values[offset + low - start : offset + high - start]
+                    piece = self._read(path, before + low - start, high - low)
                     out[low - first : high - first] = piece
-                offset += stop - start
+                before += stop - start
         return out
 
-    def _values(self, path: Path) -> np.ndarray:
-        if self._last[0] != path:
-            with np.load(path, allow_pickle=False) as file:
-                self._last = path, file[self._name]
-        return self._last[1]
+    def _read(self, path: Path, start: int, n: int) -> np.ndarray:
+        if path not in self._offsets:
+            self._offsets[path] = _flat_array(path, self._name)[0]
+        piece = np.fromfile(path, np.float32, n, offset=self._offsets[path] + 4 * start)
+        if len(piece) < n:
+            raise CheckpointError(f"{path}: it was cut while it was read")
+        return piece
+
+
+def _flat_array(path: Path, name: str) -> tuple[int, int]:
+    """Where in the file the elements of an array begin, and how many there are."""
+    with zipfile.ZipFile(path) as file, open(path, "rb") as raw:
+        entry = file.getinfo(f"{name}.npy")
+        file.open(entry).close()  # compares its two headers
+        raw.seek(entry.header_offset + 26)  # of zip's local header: two lengths, at its end
+        raw.seek(sum(struct.unpack("<HH", raw.read(4))), os.SEEK_CUR)
+        start = raw.tell()
+        np.lib.format.read_magic(raw)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(raw)
+        n = (entry.file_size - (raw.tell() - start)) // 4
+        if entry.compress_type != zipfile.ZIP_STORED or (shape, dtype) != ((n,), np.float32):
+            raise ValueError(f"{name} is an array {shape} of {dtype}, expected ({n},) of float32")
+        return raw.tell(), n
 
 
 def load_checkpoint(path: Path, group: Group = ALONE) -> tuple[dict, dict]:
@@ -193,10 +217,12 @@ def checkpoints(folder: Path, group: Group = ALONE) -> list[Path]:
 
 def _load(path: Path, group: Group) -> tuple[dict, dict]:
     state, arrays = _read(path)
-    if "parts" not in state:
-        return state, arrays
+    names, parts = state.pop("flat", []), state.pop("parts", None)
     try:
-        parts = state.pop("parts")
+        if parts is None:
+            if group.rank == 0:
+                _check_crcs(path)
+            return state, arrays | {name: _whole(path, name) for name in names}
         for part in parts[group.rank :: group.size]:
             _check_part(path, part)
         names = [name.removesuffix(".npy") for name, _, _ in parts[0]["contents"]]
@@ -205,29 +231,42 @@ def _load(path: Path, group: Group) -> tuple[dict, dict]:
         raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
 
 
+def _whole(path: Path, name: str) -> Sharded:
+    return Sharded(path, [{"file": path.name, "places": [[0, _flat_array(path, name)[1]]]}], name)
+
+
+def _check_crcs(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise zipfile.BadZipFile(f"in {damaged}")
+
+
 def _check_part(path: Path, part: dict) -> None:
     name = Path(part["file"]).name
     try:
-        with zipfile.ZipFile(path.with_name(name)) as file:
-            damaged = file.testzip()
+        _check_crcs(path.with_name(name))
         found = _contents(path.with_name(name))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: its part {name} is missing") from None
     except DAMAGE as error:
         raise CheckpointError(f"{path}: its part {name} is damaged ({error})") from error
-    if damaged:
-        raise CheckpointError(f"{path}: its part {name} is damaged (in {damaged})")
     if found != part["contents"]:
         raise CheckpointError(f"{path}: its part {name} is of another checkpoint")
+    expected = sum(stop - start for start, stop in part["places"])
+    for array, _, _ in found:
+        n = _flat_array(path.with_name(name), array.removesuffix(".npy"))[1]
+        if n != expected:
+            raise CheckpointError(f"{path}: its part {name} has {n} of {array}, not {expected}")
 
 
 def _read(path: Path, *wanted: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """The state and the arrays that lie in the file itself: all, or those wanted."""
+    """The state and the arrays that lie in the file itself: those wanted, or all but the flat."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in wanted or file.files}
-        state = json.loads(arrays.pop("state").tobytes())
-        version = state.pop("version")
+            state = json.loads(file["state"].tobytes())
+            version, names = state.pop("version"), set(file.files) - {"state"}
+            names = wanted or names.difference(state.get("flat", []))
+            arrays = {name: file[name] for name in names}
     except OSError as error:
         if error.filename:
             raise

@@ -113,7 +113,8 @@ class AdamW:
                     f"optimizer state {name} has shape {state[name].shape}, "
                     f"expected ({self._size},)"
                 )
-            self.ops.write(own, self._of_owned(state[name]))
+            for part in self.owned:
+                self.ops.write(own[self._local(part)], state[name][part])
         self._step = int(state["step"])
 
     def square_sums(self, grads) -> list[float]:

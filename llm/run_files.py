@@ -223,6 +223,7 @@ def check_state(state: dict) -> None:
 def restore(run: Run, state: dict, arrays: dict) -> None:
     """The run as it was when the checkpoint was saved. TypeError for what save() never writes."""
     check_state(state)
+    check_arrays(state, arrays, run.model.trained.size)
     restore_weights(run, state, arrays)
     run.skipped, run.rollbacks = state.get("skipped", []), state.get("rollbacks", [])
     for name in CURVES:  # once a checkpoint had the losses alone
@@ -236,8 +237,20 @@ def restore(run: Run, state: dict, arrays: dict) -> None:
     run.seconds = state["seconds"]
 
 
+def check_arrays(state: dict, arrays: dict, n_trained: int) -> None:
+    lengths = dict.fromkeys(("params", "m", "v"), n_trained)
+    for name, n in {**lengths, **dict.fromkeys(CURVES, state["step"])}.items():
+        if name in arrays and (arrays[name].shape, arrays[name].dtype) != ((n,), np.float32):
+            shape, kind = arrays[name].shape, arrays[name].dtype
+            raise TypeError(f"{name} is an array {shape} of {kind}, expected ({n},) of float32")
+
+
 def restore_weights(run: Run, state: dict, arrays: dict) -> None:
-    run.model.ops.write(run.model.trained, arrays["params"][:])
+    """Each rank reads what it owns; the weights travel from there."""
+    trained = run.model.trained
+    for part in run.optimizer.owned:
+        run.model.ops.write(trained[part], arrays["params"][part])
+    run.group.all_gather(trained, run.optimizer.shards)
     n_updates = state.get("n_updates", state["step"])
     run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": n_updates})
 

@@ -50,10 +50,14 @@ def learn_bpe(documents: list[bytes], n_vocab: int) -> tuple[list[bytes], np.nda
     if done != lib.LLM_OK:
         raise_error(err)
     merges = merges[: n_merges[0]].copy()
+    return _merged(merges), merges
+
+
+def _merged(merges: np.ndarray) -> list[bytes]:
     tokens = [bytes([b]) for b in range(256)]
     for left, right in merges.tolist():
         tokens.append(tokens[left] + tokens[right])
-    return tokens, merges
+    return tokens
 
 
 def _vocabulary(tokens: list[bytes], merges: np.ndarray) -> Vocabulary:
@@ -88,7 +92,15 @@ def vocabulary_to_arrays(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
 
 
 def vocabulary_from_arrays(arrays: dict[str, np.ndarray]) -> Vocabulary:
-    return _vocabulary(tokens_from_arrays(arrays), arrays["merges"])
+    """Of a vocabulary that was learned; TypeError where the arrays do not fit each other."""
+    merges, tokens = np.asarray(arrays["merges"], np.int32), tokens_from_arrays(arrays)
+    try:
+        fits = tokens == [*_merged(merges), SEPARATOR]
+    except (ValueError, TypeError, IndexError):
+        fits = False
+    if not fits:
+        raise TypeError("token_text, token_lengths and merges do not fit each other")
+    return _vocabulary(tokens, merges)
 
 
 def tokens_from_arrays(arrays) -> list[bytes]:

@@ -45,10 +45,11 @@ def test_a_cut_checkpoint_is_refused(tmp_path, n_bytes):
         load_checkpoint(path)
 
 
-def test_a_flipped_bit_is_found(tmp_path):
+@pytest.mark.parametrize("kind", ["arrays", "flat"])
+def test_a_flipped_bit_is_found(tmp_path, kind):
     path = tmp_path / "checkpoint.npz"
     params = np.full(1000, 1.5, np.float32)
-    save_checkpoint(path, {"step": 1}, {"params": params})
+    save_checkpoint(path, {"step": 1}, **{"arrays": {}, kind: {"params": params}})
     raw = bytearray(path.read_bytes())
     raw[raw.index(params.tobytes()) + 500] ^= 1
     path.write_bytes(raw)
@@ -58,8 +59,8 @@ def test_a_flipped_bit_is_found(tmp_path):
 
 def test_flipped_bits_of_the_directory_lose_nothing_silently(tmp_path):
     path = tmp_path / "checkpoint.npz"
-    arrays = {"params": np.arange(9, dtype=np.float32), "ids": np.arange(5, dtype=np.int32)}
-    save_checkpoint(path, {"step": 1}, arrays)
+    arrays = {"ids": np.arange(5, dtype=np.int32), "params": np.arange(9, dtype=np.float32)}
+    save_checkpoint(path, {"step": 1}, {"ids": arrays["ids"]}, {"params": arrays["params"]})
     raw = path.read_bytes()
     for i in range(raw.index(b"PK\1\2"), len(raw)):
         for bit in range(8):
@@ -70,7 +71,7 @@ def test_flipped_bits_of_the_directory_lose_nothing_silently(tmp_path):
                 continue
             assert state == {"step": 1}
             for name in again:  # one that is missing is refused by whoever wants it
-                assert np.array_equal(again[name], arrays[name])
+                assert np.array_equal(again[name][:], arrays[name])
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
@@ -320,6 +321,42 @@ def test_without_a_whole_one_the_newest_is_named(tmp_path):
     (tmp_path / parts_of(tmp_path)[0]).unlink()
     with pytest.raises(CheckpointError, match="checkpoint.npz: its part part-.*-0.npz is missing"):
         load_newest(path, print)
+
+
+def test_ranks_read_their_own_and_no_more(tmp_path, monkeypatch):
+    """Of a checkpoint of any number of ranks; the numbers of bytes are those of three arrays."""
+    path, n_read, real = tmp_path / "checkpoint.npz", [], np.fromfile
+
+    def fromfile(file, dtype, count, offset):
+        n_read.append(4 * count)
+        return real(file, dtype, count, offset=offset)
+
+    def read(group):
+        _, arrays = load_checkpoint(path, group)
+        places = places_of(group.rank, group.size)
+        for name, whole in flat_arrays(1).items():
+            for place in places:
+                assert (arrays[name][place] == whole[place]).all()
+
+    monkeypatch.setattr("llm.checkpoint.np.fromfile", fromfile)
+    for before in (1, 2, 4):
+        save_on(before, path, 1)
+        for after in (1, 2, 4):
+            n_read.clear()
+            assert on_ranks(after, read) == [None] * after
+            assert sum(n_read) == 3 * 4 * N
+
+
+def test_a_part_of_another_length_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+
+    def save(group):
+        place = slice(group.rank * 10, group.rank * 10 + 10)
+        save_checkpoint(path, {"step": 1}, {}, {"m": np.zeros(9, "f4")}, [place], group)
+
+    on_ranks(2, save)
+    with pytest.raises(CheckpointError, match=r"part-.*npz has 9 of m.npy, not 10"):
+        load_checkpoint(path)
 
 
 def test_pieces_that_leave_a_gap_are_refused(tmp_path):
