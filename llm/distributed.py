@@ -40,6 +40,7 @@ class Group:
     def __init__(self):
         self.rank, self.size = 0, 1
         self.host = socket.gethostname()
+        self.n_here = 1  # ranks on this host
         self.seconds = 0.0  # spent here so far
 
     def begin_reduce(self, array, shards: list[list[slice]], part: slice) -> Callable[[], None]:
@@ -87,6 +88,7 @@ class MpiGroup(Group):
         super().__init__()
         self._mpi, self._comm = mpi, comm
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.n_here = comm.allgather(self.host).count(self.host)
 
     def begin_reduce(self, array, shards, part):
         pieces, others = [within(shard, part) for shard in shards], self._others()

@@ -54,26 +54,6 @@ def _entries(entries: list[TensorSpec], flat: np.ndarray):
         yield entry, flat[entry.offset : entry.offset + entry.size].reshape(entry.shape)
 
 
-def training_bytes(
-    config: ModelConfig,
-    n_rows: int,
-    recompute: bool = False,
-    lora: Lora | None = None,
-    act_bytes: int = 4,
-    n_slots: int = 1,
-) -> int:
-    """Memory that training takes at least: parameters, what is trained of them with gradients,
-    those of slots that wait for their neighbours, and the optimizer's two moments, and the
-    activations of n_rows tokens."""
-    c, q, kv = config, config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-    inner = c.n_embd + (2 + c.qk_norm) * (q + kv) - kv * c.qk_norm + 2 * c.n_ff
-    layers = c.n_layer * c.n_embd + (1 if recompute else c.n_layer) * inner
-    n_trained = entries_size(lora.layout(c)) if lora else layout_size(c)
-    n_params = layout_size(c) + (4 * n_trained if lora else 3 * n_trained)
-    n_params += n_trained * (n_slots.bit_length() - 1)
-    return 4 * n_params + act_bytes * n_rows * (layers + 5 * c.n_embd + c.n_ff)
-
-
 def piece_sequences(ops, n_sequences: int, n_time: int, recompute: bool) -> int:
     """Of a batch, how many at a time: a divisor, so that all pieces fit the same buffers; fewer for
     who recomputes to save memory."""

@@ -84,6 +84,7 @@ class OpsCuda(OpsC):
 
     name = "cuda"
     n_threads = 1  # of the host
+    shares_memory = False  # a rank has a GPU of its own
     embed_columns, embed_classes = BLOCK, 64
     chunk_floats = 1 << 28  # half a gigabyte of logits as bfloat16: large products
     piece_rows = 1 << 20  # for the same reason whole batches

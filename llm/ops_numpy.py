@@ -57,6 +57,8 @@ class HostArrays:
         """A NumPy array, to be read only."""
         return array
 
+    shares_memory = True  # with other ranks of the machine
+
     def memory(self) -> tuple[int, str]:
         """Bytes that arrays can take, and how to say so."""
         n_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

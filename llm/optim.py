@@ -73,7 +73,7 @@ class AdamW:
         self.ops = ops or OpsNumpy(np.float32)
         self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
         entries = layout(config) if entries is None else entries
-        self._matrices = [e for e in entries if self._takes_whole(e)]
+        self._matrices = [e for e in entries if self.takes_whole(e)]
         self._size = entries_size(entries)
         blocks, rest = blocks_of(entries, config.n_layer)
         shares = _shares([*blocks, *rest], self._matrices, n_slots, n_ranks)
@@ -97,7 +97,7 @@ class AdamW:
         ]
 
     @staticmethod
-    def _takes_whole(entry: TensorSpec) -> bool:
+    def takes_whole(entry: TensorSpec) -> bool:
         """Whether the step of a tensor needs all of it."""
         return False
 
@@ -175,7 +175,7 @@ class Muon(AdamW):
         self._table = np.array(table, np.int64).reshape(-1, 4)
 
     @staticmethod
-    def _takes_whole(entry: TensorSpec) -> bool:
+    def takes_whole(entry: TensorSpec) -> bool:
         return len(entry.shape) == 2 and "blk." in entry.name
 
     def step(self, params, grads, lr: float, grad_scale: float = 1.0) -> None:

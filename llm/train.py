@@ -19,15 +19,14 @@ import numpy as np
 from . import __version__, guard
 from .budget import BATCH, Costs, choose, split
 from .checkpoint import checkpoints, load_checkpoint, load_newest, locked, run_folder
-from .config import ModelConfig
 from .data import Examples
 from .distributed import Group, check_alike, cores, world
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
-from .lora import Lora
 from .material import Material, gather
-from .model import Transformer, init_params, piece_sequences, training_bytes
+from .memory import check_memory
+from .model import Transformer, init_params
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, AdamW
@@ -365,8 +364,7 @@ def prepare(settings: Settings, material: Material) -> Run:
 
     def model_of(settings: Settings) -> Transformer:
         config = settings.model_config(n_vocab)
-        n_rows, n_slots = sequences(settings) * settings.n_ctx, settings.n_slots // group.size
-        check_memory(ops, config, n_rows, settings.recompute, n_slots=max(1, n_slots))
+        check_memory(ops, group, config, settings, sequences(settings))
         params = init_params(config, settings.seed)
         return Transformer(config, ops, params, settings.recompute)
 
@@ -439,28 +437,6 @@ def back_end(settings: Settings) -> tuple:
     choose_gpu(group, cupy)
     ops = OpsCuda(settings.precision or "bf16")
     return ops, NcclGroup(group, ops, cupy)
-
-
-def check_memory(
-    ops,
-    config: ModelConfig,
-    n_rows: int,
-    recompute: bool = False,
-    lora: Lora | None = None,
-    n_slots: int = 1,
-) -> None:
-    """Refuses what cannot fit, before the system ends this process, or another one, for it."""
-    n_rows = config.n_ctx * piece_sequences(ops, n_rows // config.n_ctx, config.n_ctx, recompute)
-    needed = training_bytes(config, n_rows, recompute, lora, ops.act_bytes, n_slots)
-    needed += ops.workspace_bytes(config, n_rows)
-    room, whose = ops.memory()
-    if needed > room:
-        raise ValueError(
-            f"{config.n_params:,} parameters and {n_rows:,} tokens at a time take "
-            f"{needed / 1e9:.1f} GB of memory, {whose}: lower --batch, --n-ctx or the sizes, "
-            "or give --recompute or --slot-sequences"
-        )
-    ops.reserve(needed)
 
 
 # ---- stopping in good order ----

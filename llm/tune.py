@@ -21,6 +21,7 @@ from .errors import CheckpointError
 from .evaluate import Validation
 from .lora import Lora
 from .material import from_corpus, from_shards, min_held_bytes
+from .memory import check_memory
 from .model import Transformer
 from .parameter_file import Entry
 from .report import Report
@@ -29,7 +30,6 @@ from .settings import BUDGETS, Settings
 from .shards import ShardSet
 from .train import (
     back_end,
-    check_memory,
     check_prompt,
     check_ranks,
     check_same,
@@ -130,8 +130,7 @@ def prepare_tuned(
     config = base.config(settings.n_ctx)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
     ops, group = back_end(settings)
-    n_rows, n_own = slots[1] * settings.n_ctx, max(1, slots[0] // group.size)
-    check_memory(ops, config, n_rows, settings.recompute, lora, n_own)
+    check_memory(ops, group, config, settings, slots[1], lora)
     check_prompt(settings, base.tokenizer)
     read = read_conversations if settings.chat else read_text
     material, examples, validation, question = read(settings, base, slots, report)

@@ -58,6 +58,7 @@ EXCHANGE = """
 import numpy as np
 from llm.distributed import even_shards, tree_sum, world
 g, n = world(), 1001
+assert g.n_here == 4
 parts = [np.random.default_rng(r).standard_normal(n).astype(np.float32) for r in range(g.size)]
 expected = np.empty_like(parts[0])
 tree_sum([p.copy() for p in parts], expected)

@@ -55,7 +55,7 @@ PYTHON_LAYERS = (
         "vocabularies",
     ),
     ("model", "optim", "budget", "guard"),
-    ("parameter_file compare", "checkpoint", "evaluate", "memorisation"),
+    ("parameter_file compare", "checkpoint", "evaluate", "memorisation", "memory"),
     ("quantize calibrate", "chat_data"),
     ("vocabulary", "base_file", "convert convert_* export export_*"),
     (

@@ -7,7 +7,7 @@ import pytest
 
 from llm.config import ModelConfig, layout, layout_size
 from llm.lora import Lora
-from llm.model import Transformer, init_params, piece_sequences, training_bytes
+from llm.model import Transformer, init_params, piece_sequences
 from llm.ops_c import OpsC
 from llm.ops_numpy import OpsNumpy
 from llm.optim import AdamW, clip_scale
@@ -301,13 +301,6 @@ def test_a_few_steps_learn():
 
 
 # ---- PyTorch ----
-
-
-def test_memory_counts_the_gradients_of_slots_that_wait():
-    """Of eight slots, before the last: the sums of four and of two, and one."""
-    config = ModelConfig(**CONFIG)
-    one, eight = (training_bytes(config, 8, n_slots=n) for n in (1, 8))
-    assert eight - one == 3 * 4 * layout_size(config)
 
 
 def torch_loss(torch, config, w, tokens, targets):

@@ -1,0 +1,80 @@
+"""What a training takes of memory, counted before it begins. Layer 4."""
+
+from __future__ import annotations
+
+from .config import ModelConfig, TensorSpec, entries_size, layout, layout_size
+from .distributed import Group
+from .lora import Lora
+from .model import piece_sequences
+from .optim import OPTIMIZERS
+from .settings import Settings
+
+
+def check_memory(
+    ops,
+    group: Group,
+    config: ModelConfig,
+    settings: Settings,
+    n_sequences: int,
+    lora: Lora | None = None,
+) -> None:
+    """Refuses what cannot fit, before the system ends this process, or another one, for it.
+    n_sequences: of a slot."""
+    n_slots, recompute = max(1, settings.n_slots // group.size), settings.recompute
+    entries = lora.layout(config) if lora else layout(config)
+    scratch = scratch_bytes(settings.optimizer, entries, ops.n_threads, group.size)
+
+    def rows_of(n_sequences: int, recompute: bool) -> int:
+        return config.n_ctx * piece_sequences(ops, n_sequences, config.n_ctx, recompute)
+
+    def bytes_of(n_sequences: int, n_slots: int, recompute: bool) -> int:
+        n_rows = rows_of(n_sequences, recompute)
+        how = (recompute, lora, ops.act_bytes, n_slots, group.size)
+        return training_bytes(config, n_rows, *how) + ops.workspace_bytes(config, n_rows) + scratch
+
+    needed = bytes_of(n_sequences, n_slots, recompute)
+    room, whose = ops.memory()
+    n_ranks = group.n_here if ops.shares_memory else 1
+    if needed * n_ranks > room:
+        others = {
+            "--recompute": (n_sequences, n_slots, True),
+            "a larger --slot-sequences": (2 * n_sequences, max(1, n_slots // 2), recompute),
+            "a smaller --slot-sequences": (max(1, n_sequences // 2), 2 * n_slots, recompute),
+        }
+        helps = [name for name, other in others.items() if bytes_of(*other) < needed]
+        each = f" in each of {n_ranks} ranks" if n_ranks > 1 else ""
+        raise ValueError(
+            f"{config.n_params:,} parameters and {rows_of(n_sequences, recompute):,} tokens at a "
+            f"time take {needed / 1e9:.1f} GB of memory{each}, {whose}: lower --batch, --n-ctx or "
+            f"the sizes{', or give ' * bool(helps)}{' or '.join(helps)}"
+        )
+    ops.reserve(needed)
+
+
+def training_bytes(
+    config: ModelConfig,
+    n_rows: int,
+    recompute: bool = False,
+    lora: Lora | None = None,
+    act_bytes: int = 4,
+    n_slots: int = 1,
+    n_ranks: int = 1,
+) -> int:
+    """Memory that a rank takes at least: parameters, what is trained of them with gradients, those
+    of its n_slots slots that wait for their neighbours, its share of the optimizer's two moments,
+    and the activations of n_rows tokens."""
+    c, q, kv = config, config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+    inner = c.n_embd + (2 + c.qk_norm) * (q + kv) - kv * c.qk_norm + 2 * c.n_ff
+    layers = c.n_layer * c.n_embd + (1 if recompute else c.n_layer) * inner
+    n_trained = entries_size(lora.layout(c)) if lora else layout_size(c)
+    n_params = layout_size(c) + (2 * n_trained if lora else n_trained)
+    n_params += n_trained * (n_slots.bit_length() - 1) + 2 * n_trained // n_ranks
+    return 4 * n_params + act_bytes * n_rows * (layers + 5 * c.n_embd + c.n_ff)
+
+
+def scratch_bytes(optimizer: str, entries: list[TensorSpec], n_threads: int, n_ranks: int) -> int:
+    """What a step takes beside state and gradient: of Muon for each matrix that is in work its
+    direction, the next one and two squares (csrc/train_muon.c)."""
+    matrices = [e for e in entries if OPTIMIZERS[optimizer].takes_whole(e)]
+    most = max((2 * (e.size + min(e.shape) ** 2) for e in matrices), default=0)
+    return 4 * most * min(n_threads, -(-len(matrices) // n_ranks))
