@@ -7,8 +7,8 @@ vocabulary of 4,096 tokens, the ids of the first 95 % to learn from, and the fir
 the rest to be judged by. The clock counts everything of a step (its data, the gradient, the
 optimizer), neither validation nor what comes before the first step: compilation, or the probe that
 chooses sizes. Ours has the default recipe, and all of its time goes to steps: the length fixes one
-schedule. A run replaces the one of the same name in quality.json, so the contenders may be measured
-one by one; the table and quality.png are of all that the file holds.
+schedule. In quality.json a run takes the place of one of the same contender, text, threads, length
+and seed, so all may be measured one by one; table and quality.png are of one text and --threads.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from llm.atomic import atomic_file  # noqa: E402
 from llm.evaluate import Validation  # noqa: E402
 from llm.material import gather  # noqa: E402
 from llm.settings import Settings  # noqa: E402
@@ -36,7 +38,9 @@ from llm.vocabulary import token_bytes  # noqa: E402
 HELD_TOKENS = 32_768
 POINTS = 24  # validations of a run: 10, 15, 22.5, 30 and 45 of 60 seconds are among them
 MARGIN = 0.01  # of the seconds, for steps that get slower
-# PyTorch, compiled, bf16, AdamW, on two cores of Zen 5: seconds and bits per byte.
+KEYS = ("who", "text", "threads", "seconds", "seed")  # of a run
+KING_JAMES = "b5c4940bcfeee072c0935b5200d0f9d88a00a0199cb0961d16133458fcdfae5d"  # SHA-256 of it
+# PyTorch, compiled, bf16, AdamW, on two cores of Zen 5, King James: seconds and bits per byte.
 MARKS = ((20, 2.24), (30, 2.15), (45, 2.07), (60, 2.01), (90, 1.95), (120, 1.93))
 
 
@@ -51,7 +55,8 @@ def king_james() -> Path:
             hint = "apt-get install bible-kjv, or give --text FILE"
             raise SystemExit(f"no program `bible`: {hint}") from None
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(re.sub(rb"(?m)^[A-Za-z0-9]*:[0-9]* ", b"", text))
+        with atomic_file(path) as file:
+            file.write(re.sub(rb"(?m)^[A-Za-z0-9]*:[0-9]* ", b"", text))
     return path
 
 
@@ -108,19 +113,27 @@ def cell(run: dict, seconds: float, mark: float) -> str:
     return "".join(f"  {b:.3f}{'*' if b <= mark else ' '}" for b in bits) or "       -"
 
 
+def length(run: dict) -> str:
+    return f"{'PyTorch compile bf16' if run['who'] == 'torch' else 'ours'}, {run['seconds']:g} s"
+
+
 def table(runs: list[dict]) -> None:
     for run in runs:
         clock, bits = run["points"][-1]
         print(
-            f"{run['who']:6} {run['seconds']:g} s, seed {run['seed']}: {bits:.3f} bits per byte "
+            f"{length(run)}, seed {run['seed']}: {bits:.3f} bits per byte "
             f"after {clock:.1f} s and {run['tokens']:,} tokens"
         )
-    print("mark of PyTorch; here, and ours of 60 s at half of that time; * at or under the mark")
+    if runs[0]["text"] != KING_JAMES:
+        return
+    peers = [run for run in runs if run["who"] == "torch"]
+    ours = [run for run in runs if run["who"] == "ours" and run["seconds"] == 60]
+    columns = ", ".join(["mark of PyTorch", *(f"here {length(run)}" for run in peers)])
+    print(f"{columns}; ours of 60 s at half of that time; * at or under the mark")
     for seconds, mark in MARKS:
-        peers = [cell(run, seconds, mark) for run in runs if run["who"] == "torch"]
-        ours = [run for run in runs if run["who"] == "ours" and run["seconds"] == 60]
+        theirs = "".join(cell(run, seconds, mark) for run in peers)
         cells = "".join(cell(run, seconds / 2, mark) for run in ours)
-        print(f"{seconds:4} s  {mark:.2f}{''.join(peers)}  | {seconds / 2:4g} s{cells}")
+        print(f"{seconds:4} s  {mark:.2f}{theirs}  | {seconds / 2:4g} s{cells}")
 
 
 def draw(runs: list[dict], picture: Path) -> None:
@@ -132,26 +145,25 @@ def draw(runs: list[dict], picture: Path) -> None:
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
-        named = set()
+        lengths = sorted({run["seconds"] for run in runs})
+        labels = {length(run): length(run) for run in runs}
         for run in runs:
-            length = f"{run['seconds']:g} s"
-            name = f"PyTorch compile bf16, {length}" if run["who"] == "torch" else f"ours, {length}"
-            style = {"color": RED if run["who"] == "torch" else BLUE, "linewidth": 1.3}
-            if run["who"] == "ours" and run["seconds"] > 60:
-                style["linestyle"] = "--"
-            label = None if name in named else name
-            named.add(name)
-            axes.plot(*zip(*run["points"], strict=True), label=label, **style)
-        seconds, marks = zip(*MARKS, strict=True)
-        axes.plot(seconds, marks, "x", color=GREY, label="PyTorch on Zen 5: the marks")
-        half = [s / 2 for s in seconds]
-        axes.plot(half, marks, "v", color=GREY, label="the marks at half their time: the goal")
+            style = ("-", "--", ":", "-.")[lengths.index(run["seconds"]) % 4]
+            color, label = RED if run["who"] == "torch" else BLUE, labels.pop(length(run), None)
+            line = {"color": color, "linestyle": style, "linewidth": 1.3, "label": label}
+            axes.plot(*zip(*run["points"], strict=True), **line)
+        if runs[0]["text"] == KING_JAMES:
+            seconds, marks = zip(*MARKS, strict=True)
+            axes.plot(seconds, marks, "x", color=GREY, label="PyTorch on Zen 5: the marks")
+            half = [s / 2 for s in seconds]
+            axes.plot(half, marks, "v", color=GREY, label="the marks at half their time: the goal")
         low = min(bits for run in runs for _, bits in run["points"])
         axes.set_ylim(low - 0.05, 2.8)
         axes.set_xlim(0)
-        axes.set_xlabel("seconds of training, two cores")
+        axes.set_xlabel(f"seconds of training, {runs[0]['threads']} threads")
         axes.set_ylabel("held-out bits per byte")
-        axes.set_title("King James Bible: bits per byte by the clock")
+        name = "King James Bible" if runs[0]["text"] == KING_JAMES else runs[0]["text"][:8]
+        axes.set_title(f"{name}: bits per byte by the clock")
         axes.legend()
         figure.savefig(picture, dpi=150)
 
@@ -166,24 +178,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "quality.json")
     options = parser.parse_args()
     runs = json.loads(options.out.read_text()) if options.out.exists() else []
-    if options.who != "plot":
+    text = KING_JAMES
+    if options.who != "plot" or options.text:
         path = options.text or king_james()
         settings = Settings(text=(str(path),), holdout="last", threads=options.threads)
         material = gather(settings)
+        text = material.sha256
+    for seconds, seed in product(options.seconds, options.seeds) if options.who != "plot" else ():
         contender = {"ours": our_run, "torch": torch_run}[options.who]
-        for seconds in options.seconds:
-            for seed in options.seeds:
-                done = contender(replace(settings, minutes=seconds / 60, seed=seed), material)
-                who = {"who": options.who, "seconds": seconds, "seed": seed}
-                runs = [run for run in runs if not who.items() <= run.items()]
-                runs.append({**who, "threads": options.threads, "text": material.sha256, **done})
-                runs.sort(key=lambda run: (run["who"], run["seconds"], run["seed"]))
-                lines = ",\n".join(json.dumps(run) for run in runs)
-                options.out.write_text(f"[\n{lines}\n]\n")
-    if not runs:
-        raise SystemExit(f"{options.out} holds no run yet: bench_quality.py ours")
-    table(runs)
-    draw(runs, options.out.with_suffix(".png"))
+        done = contender(replace(settings, minutes=seconds / 60, seed=seed), material)
+        key = dict(zip(KEYS, (options.who, text, options.threads, seconds, seed), strict=True))
+        runs = [run for run in runs if not key.items() <= run.items()]
+        runs = sorted([*runs, {**key, **done}], key=lambda run: [run[name] for name in KEYS])
+        lines = ",\n".join(json.dumps(run) for run in runs)
+        with atomic_file(options.out) as file:
+            file.write(f"[\n{lines}\n]\n".encode())
+    shown = [run for run in runs if (run["text"], run["threads"]) == (text, options.threads)]
+    if not shown:
+        raise SystemExit(
+            f"{options.out} holds no run of this text with {options.threads} threads yet: "
+            "bench_quality.py ours"
+        )
+    table(shown)
+    draw(shown, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ SIZES = {"124 M": 124e6, "1.5 G": 1.5e9, "7 G": 7e9, "13 G": 13e9, "70 G": 70e9}
 RANKS = (8, 64, 1024)
 WAYS = {  # how the gradient's and the weights' buffer travel, bytes of an element
     "each block to one owner, fp32": ("owner", 4),
-    "today: each to all owners, fp32": ("owners", 4),
-    "summed in nodes first, fp32": ("nodes", 4),
+    "each to all owners, fp32": ("owners", 4),
+    "today: summed in nodes first, fp32": ("nodes", 4),
     "summed in nodes first, bf16": ("nodes", 2),
 }
 MFU = 0.5  # of one card alone: more than anyone reaches, so that messages weigh more, not less

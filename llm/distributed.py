@@ -4,7 +4,8 @@ One process is the ordinary case: a Group of size 1, whose methods do nothing, a
 mpi4py. Under mpiexec world() is the group of all ranks, over mpi4py (extra [mpi]). Sums over ranks
 are taken in a fixed binary tree, ((0 + 1) + (2 + 3)) ..., so that float32 gives the same bits
 whoever computes them: each owner receives the parts of all ranks and adds them itself, which moves
-as many bytes as recursive halving and may run beside a backward pass.
+as many bytes as recursive halving and may run beside a backward pass. Neighbours that share a host
+are a subtree and add first: then one sum of theirs travels to other hosts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 import sys
 import termios
 import time
+from collections import deque
 from collections.abc import Callable
 from fcntl import ioctl
 from functools import cache
@@ -88,11 +90,28 @@ class MpiGroup(Group):
         super().__init__()
         self._mpi, self._comm = mpi, comm
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self.n_here = comm.allgather(self.host).count(self.host)
+        hosts = comm.allgather(self.host)
+        self.n_here = hosts.count(self.host)
+        self._levels, self._begun = levels(hosts, self.rank), iter(())
 
     def begin_reduce(self, array, shards, part):
-        pieces, others = [within(shard, part) for shard in shards], self._others()
-        parts = [self._buffers(array[piece]) for piece in pieces[self.rank]]
+        if len(self._levels) > 1:  # the part before goes on to other nodes
+            next(self._begun, None)
+        work = self._begun = self._sums(array, [within(shard, part) for shard in shards])
+        next(work)
+        return lambda: deque(work, maxlen=0)
+
+    def _sums(self, array, pieces: list[list[slice]]):
+        """Begins the sums of a level, and at the next call ends them and begins those of the next:
+        a rank's node sums what the ranks of its place in all nodes own."""
+        for peers, step in self._levels:
+            end = self._begin_sum(array, owned(pieces, peers, step))
+            yield
+            end()
+
+    def _begin_sum(self, array, pieces: dict[int, list[slice]]) -> Callable[[], None]:
+        others, own = self._others(list(pieces)), pieces[self.rank]
+        parts = [self._buffers(array[piece], pieces) for piece in own]
         sends = [(array[piece], other) for other in others for piece in pieces[other]]
         receives = [(buffers[other], other) for buffers in parts for other in others]
         end = self._exchange(sends, receives)
@@ -100,21 +119,22 @@ class MpiGroup(Group):
         def finish() -> None:
             end()
             start = time.perf_counter()
-            for piece, buffers in zip(pieces[self.rank], parts, strict=True):
-                tree_sum(buffers, array[piece], self._add)
+            for piece, buffers in zip(own, parts, strict=True):
+                tree_sum(list(buffers.values()), array[piece], self._add)
             self.seconds += time.perf_counter() - start
 
         return finish
 
     def all_gather(self, array, shards):
-        others = self._others()
-        sends = [(array[piece], other) for other in others for piece in shards[self.rank]]
-        receives = [(array[piece], other) for other in others for piece in shards[other]]
-        self._exchange(sends, receives)()
+        for peers, step in reversed(self._levels):
+            pieces, others = owned(shards, peers, step), self._others(peers)
+            sends = [(array[piece], other) for other in others for piece in pieces[self.rank]]
+            receives = [(array[piece], other) for other in others for piece in pieces[other]]
+            self._exchange(sends, receives)()
 
-    def _buffers(self, own) -> list:
-        """What the ranks' parts of an own piece come into; this rank's is there already."""
-        return [own if rank == self.rank else self._empty(own) for rank in range(self.size)]
+    def _buffers(self, own, peers) -> dict:
+        """What the peers' parts of an own piece come into; this rank's is there already."""
+        return {peer: own if peer == self.rank else self._empty(own) for peer in peers}
 
     def _exchange(self, sends: list[tuple], receives: list[tuple]) -> Callable[[], None]:
         """Starts to send and to receive (array, rank); what it returns waits for the end."""
@@ -157,9 +177,10 @@ class MpiGroup(Group):
         self._comm.Abort(1)
         os._exit(1)  # it may return before the launcher has heard of it
 
-    def _others(self) -> list[int]:
-        """From the next rank on, so that not all send to the same one at once."""
-        return [(self.rank + i) % self.size for i in range(1, self.size)]
+    def _others(self, peers: list[int]) -> list[int]:
+        """From the next one on, so that not all send to the same one at once."""
+        own = peers.index(self.rank)
+        return [*peers[own + 1 :], *peers[:own]]
 
 
 @cache
@@ -232,6 +253,23 @@ def mpiexec() -> str:
     if found is None:
         raise LlmError("there is no mpiexec: pip install 'two-file-llm[mpi]'")
     return found
+
+
+def levels(hosts: list[str], rank: int) -> list[tuple[list[int], int]]:
+    """(the ranks that this one sums with, their distance to the next who sum the same) inside its
+    node, then between nodes: neighbours who share a host, as many as on every other, are a subtree
+    of the sum. One level where there is one node, or no order in the hosts."""
+    node = size = len(hosts)
+    while any(len(set(hosts[i : i + node])) > 1 for i in range(0, size, node)):
+        node //= 2
+    first = rank - rank % node
+    inside, between = range(first, first + node), range(rank % node, size, node)
+    return [(list(r), step) for r, step in ((inside, node), (between, size)) if len(r) > 1]
+
+
+def owned(pieces: list[list[slice]], peers: list[int], step: int) -> dict[int, list[slice]]:
+    """For each peer what it and the ranks at multiples of the step from it own."""
+    return {peer: [p for own in pieces[peer % step :: step] for p in own] for peer in peers}
 
 
 def tree_sum(parts: list, out, add=np.add) -> None:

@@ -158,16 +158,14 @@ def exchange(n_bytes: float, n_ranks: int, network: Network, route: str) -> tupl
     """Seconds of links and messages of each rank, for a buffer of n_bytes that is reduced to its
     owners or gathered from them. route: "owner", one rank owns all of what travels at a time;
     "owners", each rank owns as much; "nodes", too, but a node's ranks sum first, and each sends
-    only its share of that sum to other nodes."""
+    only its share of that sum to other nodes. A message for each piece that a rank owns."""
     node = min(n_ranks, network.node)
     if route == "nodes":
         near, far = n_bytes * (node - 1) / node, n_bytes * (n_ranks - node) / n_ranks / node
-        n_messages = node - 1 + n_ranks // node - 1
     else:
         n_owners = 1 if route == "owner" else n_ranks
         near, far = n_bytes * (node - 1) / n_owners, n_bytes * (n_ranks - node) / n_owners
-        n_messages = n_ranks - 1
-    return (near / network.inside + far / network.outside) / NETWORK_KEPT, n_messages
+    return (near / network.inside + far / network.outside) / NETWORK_KEPT, n_ranks - 1
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ from llm.compare import compare_files
 from llm.distributed import (
     Group,
     even_shards,
+    levels,
     mpiexec,
+    owned,
     tree_sum,
     wait_for_reader,
     within,
@@ -55,17 +57,21 @@ def ranks(n, *arguments, **options):
 # ---- the group ----
 
 EXCHANGE = """
+import os, socket, sys
+hosts = sys.argv[1]
+socket.gethostname = lambda: hosts[int(os.environ["PMI_RANK"])]
 import numpy as np
 from llm.distributed import even_shards, tree_sum, world
 g, n = world(), 1001
-assert g.n_here == 4
+assert g.n_here == hosts.count(g.host)
 parts = [np.random.default_rng(r).standard_normal(n).astype(np.float32) for r in range(g.size)]
 expected = np.empty_like(parts[0])
 tree_sum([p.copy() for p in parts], expected)
 mine = parts[g.rank].copy()
 g.all_reduce(mine)
 assert (mine == expected).all()
-shards = [[slice(0, 3)], [slice(500, n)], [], [slice(3, 200), slice(200, 500)]]
+shards = [[] for _ in hosts]
+shards[:4] = [slice(0, 3)], [slice(500, n)], [], [slice(3, 200), slice(200, 500)]
 mine, ends = parts[g.rank].copy(), []
 for part in (slice(400, n), slice(0, 1), slice(1, 400)):
     ends.append(g.begin_reduce(mine, shards, part))
@@ -75,17 +81,33 @@ for piece in shards[g.rank]:
     assert (mine[piece] == expected[piece]).all()
 g.all_gather(mine, shards)
 assert (mine == expected).all()
-assert g.share(g.rank) == [0, 1, 2, 3] and g.broadcast(g.rank) == 0
-assert g.gather(g.rank) == ([0, 1, 2, 3] if g.rank == 0 else None)
+every = list(range(len(hosts)))
+assert g.share(g.rank) == every and g.broadcast(g.rank) == 0
+assert g.gather(g.rank) == (every if g.rank == 0 else None)
 g.barrier()
 print("fine")
 """
 
 
 @needs_mpi
-def test_arrays_and_values_travel():
-    status, said, errors = ranks(4, "-c", EXCHANGE)
-    assert (status, said.count("fine")) == (0, 4), said + errors  # lines may lie in one another
+@pytest.mark.parametrize("hosts", ["aaaa", "aabb", "aabbccdd"])
+def test_arrays_and_values_travel(hosts):
+    """The sums are those of the tree, whichever ranks share a host."""
+    n = len(hosts)
+    status, said, errors = ranks(n, "-c", EXCHANGE, hosts)
+    assert (status, said.count("fine")) == (0, n), said + errors  # lines may lie in one another
+
+
+def test_the_ranks_of_a_node_sum_first():
+    assert levels(list("aaaa"), 1) == [([0, 1, 2, 3], 4)]
+    assert levels(list("aabbccdd"), 3) == [([2, 3], 2), ([1, 3, 5, 7], 8)]
+    assert levels(list("aaabbbbb"), 4) == levels(list("abababab"), 4) == [([*range(8)], 8)]
+    pieces = [[slice(rank, rank + 1)] for rank in range(4)]
+    assert owned(pieces, [2, 3], 2) == {
+        2: [pieces[0][0], pieces[2][0]],
+        3: [pieces[1][0], pieces[3][0]],
+    }
+    assert owned(pieces, [1, 3], 4) == {1: pieces[1], 3: pieces[3]}
 
 
 def test_one_process_is_a_group_without_mpi():
