@@ -153,18 +153,17 @@ class Sharded:
             for start, stop in places:
                 low, high = max(start, first), min(stop, last)
                 if low < high:
-                    piece = self._read(path, before + low - start, high - low)
-                    out[low - first : high - first] = piece
+                    self._read(path, before + low - start, out[low - first : high - first])
                 before += stop - start
         return out
 
-    def _read(self, path: Path, start: int, n: int) -> np.ndarray:
+    def _read(self, path: Path, start: int, out: np.ndarray) -> None:
         if path not in self._offsets:
             self._offsets[path] = _flat_array(path, self._name)[0]
-        piece = np.fromfile(path, np.float32, n, offset=self._offsets[path] + 4 * start)
-        if len(piece) < n:
-            raise CheckpointError(f"{path}: it was cut while it was read")
-        return piece
+        with open(path, "rb") as file:
+            file.seek(self._offsets[path] + 4 * start)
+            if file.readinto(out) < out.nbytes:
+                raise CheckpointError(f"{path}: it was cut while it was read")
 
 
 def _flat_array(path: Path, name: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import pytest
 from llm import atomic
 from llm.checkpoint import (
     RANKS,
+    Sharded,
     keep_last,
     link_file,
     load_checkpoint,
@@ -325,11 +326,11 @@ def test_without_a_whole_one_the_newest_is_named(tmp_path):
 
 def test_ranks_read_their_own_and_no_more(tmp_path, monkeypatch):
     """Of a checkpoint of any number of ranks; the numbers of bytes are those of three arrays."""
-    path, n_read, real = tmp_path / "checkpoint.npz", [], np.fromfile
+    path, n_read, read_file = tmp_path / "checkpoint.npz", [], Sharded._read
 
-    def fromfile(file, dtype, count, offset):
-        n_read.append(4 * count)
-        return real(file, dtype, count, offset=offset)
+    def counted(self, file, start, out):
+        n_read.append(out.nbytes)
+        read_file(self, file, start, out)
 
     def read(group):
         _, arrays = load_checkpoint(path, group)
@@ -338,7 +339,7 @@ def test_ranks_read_their_own_and_no_more(tmp_path, monkeypatch):
             for place in places:
                 assert (arrays[name][place] == whole[place]).all()
 
-    monkeypatch.setattr("llm.checkpoint.np.fromfile", fromfile)
+    monkeypatch.setattr(Sharded, "_read", counted)
     for before in (1, 2, 4):
         save_on(before, path, 1)
         for after in (1, 2, 4):

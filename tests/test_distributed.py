@@ -137,9 +137,11 @@ def test_shards_tile_the_array():
 # ---- runs ----
 
 # Runs of JSON, each (arguments, rank that is told to stop, after which step), and a folder for the
-# sizes of each rank's state; no pictures, no peak.
+# sizes of each rank's state; no pictures, no peak. Four ranks believe that they are on two hosts.
 RUNS = """
-import json, os, signal, sys
+import json, os, signal, socket, sys
+host = "ab"[int(os.environ["PMI_RANK"]) // 2]
+socket.gethostname = lambda: host
 from llm import cli, ops_clocked, train
 from llm.report import Report
 Report._write_pages = lambda *_: None
