@@ -219,6 +219,15 @@ llm_status llm_tokenizer_encode_documents(const llm_tokenizer *t, const char *te
 
 /* ---- decoding ---- */
 
+/* The part of a token that fits. Most tokens are short: they are copied as if they were all of
+ * TEXT_SLACK bytes where that many fit, which needs no call. */
+static void put_bytes(char *dst, size_t room, const uint8_t *bytes, size_t n_bytes) {
+  if (n_bytes <= TEXT_SLACK && room >= TEXT_SLACK)
+    memcpy(dst, bytes, TEXT_SLACK);
+  else
+    memcpy(dst, bytes, n_bytes < room ? n_bytes : room);
+}
+
 /* 1: the token's first byte is the space that encoding put there. */
 static int has_prefix(const llm_tokenizer *t, int32_t id, size_t n_bytes) {
   return n_bytes && t->types[id] != LLM_TOKEN_BYTE && t->text[t->offsets[id]] == ' ';
@@ -247,10 +256,7 @@ static llm_status decode_ids(const llm_tokenizer *t, const int32_t *ids, size_t 
     if (is_hidden || n_bytes) prefix = is_hidden && drops_prefix;
     if (!render_special && (is_hidden || t->types[id] == LLM_TOKEN_UNUSED)) continue;
     n_bytes -= skip;
-    if (n < capacity) {
-      size_t fit = n_bytes < capacity - n ? n_bytes : capacity - n;
-      memcpy(dst + n, t->text + t->offsets[id] + skip, fit);
-    }
+    if (n < capacity) put_bytes(dst + n, capacity - n, t->text + t->offsets[id] + skip, n_bytes);
     n += n_bytes;
   }
   *n_needed = n;

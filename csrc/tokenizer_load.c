@@ -11,7 +11,7 @@ llm_status loader_init(loader *l, int64_t n_vocab, uint64_t text_bytes) {
   llm_tokenizer *t = l->t;
   t->n_vocab = n_vocab;
   size_t n = (size_t)n_vocab;
-  t->text = malloc((size_t)text_bytes + 1); /* never of no bytes */
+  t->text = malloc((size_t)text_bytes + TEXT_SLACK);
   t->offsets = calloc(n + 1, sizeof *t->offsets);
   t->types = malloc(n);
   l->names = malloc(n * sizeof *l->names);

@@ -20,7 +20,10 @@ typedef struct special_set {
   uint8_t begins[256]; /* 1: some item begins with this byte */
 } special_set;
 
-enum { MAX_EOG = 32 };
+enum {
+  MAX_EOG = 32,
+  TEXT_SLACK = 16 /* bytes that may be read past the last token */
+};
 
 struct llm_tokenizer {
   int64_t n_vocab;

@@ -7,6 +7,7 @@ tensor view, holds the model too: the file is unmapped when the last of these le
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -61,13 +62,22 @@ def file_name(path: str | os.PathLike) -> bytes:
     return name
 
 
+NOT_IDS = "token ids must be a flat sequence of integers"
+TOO_WIDE = "a token id does not fit 32 bits"
+
+
 def id_array(ids) -> np.ndarray:
     """Token ids as a C-ordered int32 vector; ids that int32 cannot hold are a ValueError."""
-    wide = np.asarray(ids)
+    try:  # of a list NumPy would make an array of 64 bits, and read it twice
+        wide = np.asarray(array("i", ids) if isinstance(ids, list) else ids)
+    except TypeError:
+        raise ValueError(NOT_IDS) from None
+    except OverflowError:
+        raise ValueError(TOO_WIDE) from None
     if wide.ndim != 1 or (wide.size and wide.dtype.kind not in "iu"):
-        raise ValueError("token ids must be a flat sequence of integers")
+        raise ValueError(NOT_IDS)
     if wide.size and (wide.max() > 2**31 - 1 or wide.min() < -(2**31)):
-        raise ValueError("a token id does not fit 32 bits")
+        raise ValueError(TOO_WIDE)
     return np.ascontiguousarray(wide, dtype=np.int32)
 
 

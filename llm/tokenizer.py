@@ -21,6 +21,7 @@ from llm.binding import (
 
 NORMAL, UNKNOWN, CONTROL = lib.LLM_TOKEN_NORMAL, lib.LLM_TOKEN_UNKNOWN, lib.LLM_TOKEN_CONTROL
 USER_DEFINED, UNUSED, BYTE = lib.LLM_TOKEN_USER_DEFINED, lib.LLM_TOKEN_UNUSED, lib.LLM_TOKEN_BYTE
+new_text = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class Tokenizer:
@@ -42,7 +43,7 @@ class Tokenizer:
         """tokens: the raw bytes of each id; merges: (n, 2) ids, best first, or None where ids are
         ranks, as in tiktoken's files; types: llm_token_type of each id, all normal when None."""
         offsets = np.zeros(len(tokens) + 1, np.uint64)
-        np.cumsum([len(t) for t in tokens], out=offsets[1:])
+        np.cumsum(np.fromiter(map(len, tokens), np.uint64, len(tokens)), out=offsets[1:])
         pairs = np.ascontiguousarray([] if merges is None else merges, np.int32).reshape(-1, 2)
         kinds = None if types is None else np.ascontiguousarray(types, np.int32)
         if kinds is not None and kinds.shape != (len(tokens),):
@@ -164,7 +165,7 @@ class Tokenizer:
         array, source = id_array(ids), self._use()
         needed, capacity = ffi.new("size_t *"), 16 * array.size + 64
         while True:
-            out = ffi.new("char[]", capacity)
+            out = new_text("char[]", capacity)
             err = ffi.new("llm_error *")
             status = decode(
                 source,

@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from .packages import CACHE, PACKAGES, fetch
 from .tokenizer import CONTROL, NORMAL, UNUSED, Tokenizer
 
@@ -63,11 +65,14 @@ def open_vocabulary(name: str | os.PathLike, say: Callable[[str], None] | None =
 def tokenizer_of_ranks(pre: str, ranks: dict[bytes, int], special: dict[bytes, int]) -> Tokenizer:
     """The tokenizer of tiktoken's `mergeable_ranks` and `special_tokens`."""
     n_vocab = 1 + max(max(ranks.values()), *special.values(), 0)
-    tokens = [f"<|unused_{id}|>".encode() for id in range(n_vocab)]
-    types = [UNUSED] * n_vocab
+    tokens: list[bytes] = [b""] * n_vocab
+    types = np.full(n_vocab, UNUSED, np.int32)
     for kind, table in ((NORMAL, ranks), (CONTROL, special)):
+        types[list(table.values())] = kind
         for token, id in table.items():
-            tokens[id], types[id] = token, kind
+            tokens[id] = token
+    for id in np.flatnonzero(types == UNUSED).tolist():
+        tokens[id] = f"<|unused_{id}|>".encode()
     return Tokenizer.from_bpe(pre, tokens, None, types)
 
 

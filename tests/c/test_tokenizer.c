@@ -313,6 +313,29 @@ static void test_special_search(void) {
 
 /* ---- buffers and wrong arguments ---- */
 
+/* Tokens longer than TEXT_SLACK, as long and shorter, into buffers of every size. */
+static void test_decode_room(void) {
+  static const char text[] = "0123456789abcdef"
+                             "0123456789abcdefg"
+                             "xyz"
+                             "w";
+  static const uint64_t offsets[] = {0, 16, 33, 36, 37};
+  static const int32_t ids[] = {3, 2, 1, 0, 2, 3, 1};
+  static const char want[] = "wxyz0123456789abcdefg0123456789abcdefxyzw0123456789abcdefg";
+  llm_bpe_spec spec = {"gpt-2", 4, (const uint8_t *)text, offsets, NULL, 0, NULL};
+  llm_tokenizer *t = NULL;
+  CHECK(llm_tokenizer_new_bpe(&t, &spec, NULL) == LLM_OK);
+  for (size_t capacity = 0; capacity < sizeof want + 20; capacity++) {
+    char got[sizeof want + 21];
+    size_t n = 0, fit = capacity < sizeof want - 1 ? capacity : sizeof want - 1;
+    memset(got, '#', sizeof got);
+    llm_status status = llm_tokenizer_decode(t, ids, 7, 0, got, capacity, &n, NULL);
+    CHECK((status == LLM_OK) == (capacity >= sizeof want - 1) && n == sizeof want - 1);
+    CHECK_MSG(memcmp(got, want, fit) == 0 && got[capacity] == '#', "%zu bytes", capacity);
+  }
+  llm_tokenizer_free(t);
+}
+
 static void test_buffers(void) {
   vocabulary v;
   vocabulary_init(&v);
@@ -344,6 +367,7 @@ static void test_buffers(void) {
 }
 
 int main(void) {
+  test_decode_room();
   test_merging();
   test_ranks();
   test_cache();
