@@ -57,6 +57,27 @@ static size_t run_end(const uint8_t *text, size_t n, size_t pos, int set, size_t
   return pos;
 }
 
+/* The end of the run of ASCII letters that begins at pos, or a place before it less than eight
+ * bytes from the end of the text: eight bytes at a time, for most words end within them. */
+static size_t letters_end(const uint8_t *text, size_t n, size_t pos) {
+  const uint64_t each = 0x0101010101010101u, high = 0x80 * each;
+  for (uint64_t bytes; n - pos >= sizeof bytes; pos += sizeof bytes) {
+    memcpy(&bytes, text + pos, sizeof bytes);
+    uint64_t small = (bytes | 0x20 * each) & ~high; /* the high bit of a sum: from a on, past z */
+    uint64_t letters = (small + (0x80 - 'a') * each) & ~(small + (0x7f - 'z') * each) & ~bytes;
+    uint64_t others = ~letters & high;
+    if (others) return pos + (size_t)__builtin_ctzll(others) / 8; /* little-endian */
+  }
+  return pos;
+}
+
+/* The end of  ?\p{L}+ at pos; pos: the first letter is not ASCII or near the end, or it does not
+ * match. Most pieces are such words. */
+static size_t word_end(const uint8_t *text, size_t n, size_t pos) {
+  size_t begin = pos + (text[pos] == ' '), end = letters_end(text, n, begin), last;
+  return end > begin ? run_end(text, n, end, LETTERS, &last) : pos;
+}
+
 /* ---- GPT-2 ---- */
 
 /* Length of 's 't 're 've 'm 'll 'd at pos, 0: none. */
@@ -78,13 +99,15 @@ static int set_of(int class) {
 /* 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  * With numbers_apart, a number counts as the end of the text. */
 static size_t gpt2_next(const uint8_t *text, size_t n, size_t pos, int numbers_apart) {
-  size_t length = contraction(text, n, pos), last = pos;
+  size_t end = word_end(text, n, pos), length, last = pos;
+  if (end > pos) return end;
+  length = contraction(text, n, pos);
   if (length) return pos + length;
 
   int set = set_of(class_at(text, n, pos, &length));
   if (set != SPACES) return run_end(text, n, pos, set, &last);
 
-  size_t end = run_end(text, n, pos, SPACES, &last);
+  end = run_end(text, n, pos, SPACES, &last);
   if (end == n) return end;
   set = set_of(class_at(text, n, end, &length));
   if (numbers_apart && set == NUMBERS) return end;
@@ -153,7 +176,9 @@ static size_t others_next(const uint8_t *text, size_t n, size_t pos, int flags) 
 
 /* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,most}| and the others */
 static size_t cl100k_next(const uint8_t *text, size_t n, size_t pos, int most, int flags) {
-  size_t length = contraction_any_case(text, n, pos), last;
+  size_t end = word_end(text, n, pos), length, last;
+  if (end > pos) return end;
+  length = contraction_any_case(text, n, pos);
   if (length) return pos + length;
   int class = class_at(text, n, pos, &length);
   if (in(LETTERS, class)) return run_end(text, n, pos, LETTERS, &last);

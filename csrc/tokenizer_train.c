@@ -21,6 +21,7 @@ enum {
 
 typedef struct word {
   uint64_t offset, count; /* where in the text; how often */
+  uint64_t head;          /* its first 8 bytes, most often all: the text is not looked at again */
   uint32_t n_bytes, hash;
 } word;
 
@@ -97,8 +98,10 @@ static uint32_t *word_slot(const learner *l, const word *key) {
   size_t mask = l->n_word_slots - 1, i = key->hash & mask;
   for (; l->word_slots[i]; i = (i + 1) & mask) {
     const word *other = &l->words[l->word_slots[i] - 1];
-    if (other->hash == key->hash && other->n_bytes == key->n_bytes &&
-        memcmp(l->text + other->offset, l->text + key->offset, key->n_bytes) == 0)
+    if (other->head != key->head || other->n_bytes != key->n_bytes || other->hash != key->hash)
+      continue;
+    if (key->n_bytes <= 8 ||
+        memcmp(l->text + other->offset + 8, l->text + key->offset + 8, key->n_bytes - 8) == 0)
       break;
   }
   return &l->word_slots[i];
@@ -128,7 +131,9 @@ static void add_word(learner *l, uint64_t offset, size_t n_bytes) {
     if (!double_slots(l, &l->word_slots, &l->n_word_slots)) return;
     for (size_t i = 0; i < l->n_words; i++) *word_slot(l, &l->words[i]) = (uint32_t)i + 1;
   }
-  word key = {offset, 0, (uint32_t)n_bytes, (uint32_t)hash_bytes(l->text + offset, n_bytes)};
+  const uint8_t *bytes = l->text + offset;
+  word key = {offset, 0, key_head(bytes, n_bytes), (uint32_t)n_bytes,
+              (uint32_t)hash_bytes(bytes, n_bytes)};
   uint32_t *slot = word_slot(l, &key);
   if (!*slot) {
     if (!make_room(l, (void **)&l->words, &l->words_capacity, l->n_words, sizeof key)) return;

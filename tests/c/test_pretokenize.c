@@ -60,6 +60,29 @@ static void test_both(void) {
   }
 }
 
+/* A word of every length ends at every byte that is no letter, near the end of the text or not. */
+static void test_ends_of_words(void) {
+  static const char *const names[] = {"gpt-2", "cl100k"};
+  for (int k = 0; k < 2 * 21 * 256 * 2; k++) {
+    size_t n_word = (size_t)(k / 2 % 21), n_tail = k % 2 ? 12 : 0;
+    uint8_t text[64], byte = (uint8_t)(k / 42 % 256);
+    size_t begin = (size_t)(k / 42 / 256); /* a space before the word, or none */
+    text[0] = ' ';
+    for (size_t i = 0; i < n_word; i++) text[begin + i] = "azAZmQ"[i % 6];
+    text[begin + n_word] = byte;
+    memset(text + begin + n_word + 1, '.', n_tail);
+    int is_letter = (byte | 0x20) >= 'a' && (byte | 0x20) <= 'z' && byte < 0x80;
+    size_t want = begin + n_word + (size_t)is_letter;
+    if (want == begin) continue; /* no word */
+    for (int i = 0; i < 2; i++) {
+      size_t end =
+          pretokenizer_find(names[i], strlen(names[i]))->next(text, begin + n_word + 1 + n_tail, 0);
+      CHECK_MSG(end == want, "%s: %zu letters and %02x: %zu, expected %zu", names[i], n_word, byte,
+                end, want);
+    }
+  }
+}
+
 static void test_numbers(void) {
   expect("gpt-2", "a|123| 45|b| \xd9\xa1\xd9\xa2|x|\xc2\xbd");
   expect("smollm", "a|1|2|3| |4|5|b| |\xd9\xa1|\xd9\xa2|x|\xc2\xbd");
@@ -186,6 +209,7 @@ static void test_names(void) {
 
 int main(void) {
   test_both();
+  test_ends_of_words();
   test_numbers();
   test_later_ones();
   test_noise();
