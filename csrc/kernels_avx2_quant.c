@@ -2,8 +2,8 @@
  *
  * 8 rows at a time, a register's 128-bit halves are two rows, so that a short tree of adds leaves
  * lane = row and block order costs one FMA a block. Integer sums are exact: 4-bit weights stay
- * below 8 * 2 * 15 * 127 = 30,480 in 16 bits, 5-bit ones below 2 * 2 * 31 * 127 = 15,748 and 6-bit
- * ones below 2 * 63 * 127 = 16,002 before they are widened; signed bytes are added up in 32. */
+ * below 8 * 2 * 15 * 127 = 30,480 in 16 bits, 5-bit ones below 4 * 2 * 31 * 127 = 31,496 and 6-bit
+ * ones below 2 * 2 * 63 * 127 = 32,004 before they are widened; signed bytes are added up in 32. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -17,15 +17,9 @@ AVX2_INLINE __m256i multiply_i8(__m256i w, __m256i a) {
   return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-/* Four registers of four dwords a half to one: element i of each half is the sum of register i's
- * half. 16-bit elements stay in pairs. */
-#define TREE(add, p)                                                                               \
-  add(_mm256_unpacklo_epi64(                                                                       \
-          add(_mm256_unpacklo_epi32(p[0], p[1]), _mm256_unpackhi_epi32(p[0], p[1])),               \
-          add(_mm256_unpacklo_epi32(p[2], p[3]), _mm256_unpackhi_epi32(p[2], p[3]))),              \
-      _mm256_unpackhi_epi64(                                                                       \
-          add(_mm256_unpacklo_epi32(p[0], p[1]), _mm256_unpackhi_epi32(p[0], p[1])),               \
-          add(_mm256_unpacklo_epi32(p[2], p[3]), _mm256_unpackhi_epi32(p[2], p[3]))))
+/* Halves of x and y, four dwords each, to two dwords of x's half and two of y's. */
+#define FOLD(add, width, x, y)                                                                     \
+  add(_mm256_unpacklo_##width(x, y), _mm256_unpackhi_##width(x, y))
 
 /* The products of a chunk, to be added up by add and sum_rows. */
 AVX2_INLINE __m256i multiply(const llm_type type, __m256i w, __m256i a) {
@@ -36,14 +30,18 @@ AVX2_INLINE __m256i add(const llm_type type, __m256i x, __m256i y) {
   return type == LLM_TYPE_Q8_0 ? _mm256_add_epi32(x, y) : _mm256_add_epi16(x, y);
 }
 
-/* Lanes of p[i]: products of rows i and i + 4, of up to two chunks. */
-AVX2_INLINE __m256i sum_rows(const llm_type type, __m256i p[4]) {
+/* Lanes of p[i]: products of rows i and i + 4, of up to two chunks. Lane i is the sum of row i. */
+AVX2_INLINE __m256i sum_rows(const llm_type type, const __m256i p[4]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  const int widens = has_five_bits(type) || type == LLM_TYPE_Q6_K; /* 16 bits hold a part only */
-  UNROLL
-  for (int i = 0; i < 4; i++) p[i] = widens ? _mm256_madd_epi16(p[i], ones) : p[i];
-  if (widens || type == LLM_TYPE_Q8_0) return TREE(_mm256_add_epi32, p);
-  return _mm256_madd_epi16(TREE(_mm256_add_epi16, p), ones);
+  if (type == LLM_TYPE_Q8_0) {
+    const __m256i a = FOLD(_mm256_add_epi32, epi32, p[0], p[1]);
+    return FOLD(_mm256_add_epi32, epi64, a, FOLD(_mm256_add_epi32, epi32, p[2], p[3]));
+  }
+  const __m256i a = FOLD(_mm256_add_epi16, epi32, p[0], p[1]);
+  const __m256i b = FOLD(_mm256_add_epi16, epi32, p[2], p[3]);
+  if (has_five_bits(type) || type == LLM_TYPE_Q6_K) /* 16 bits do not hold the whole sum */
+    return FOLD(_mm256_add_epi32, epi64, _mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones));
+  return _mm256_madd_epi16(FOLD(_mm256_add_epi16, epi64, a, b), ones);
 }
 
 /* 16 activations. */
