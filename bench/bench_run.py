@@ -30,7 +30,7 @@ PEER = ROOT / "bench" / "peer_llama.py"
 PEER_PYTHONS = (ROOT / "build" / "bench-venv" / "bin" / "python", Path(sys.executable))
 SMALL_TYPES = ("Q8_0", "Q4_0", "F16")
 LARGE_TYPES = ("Q8_0", "Q4_0", "F16", "BF16", "Q4_K", "Q6_K")
-PEAKS = {"F32": "fma", "F16": "fma", "BF16": "bf16"}  # the others: vnni
+PEAKS = {"F32": "fma", "F16": "fma", "BF16": "bf16"}  # the others: int8; fma where it is absent
 N_CTX = 1024
 N_FIRST = 5  # starts of ./run in a round
 LONG = 4096 - 32  # tokens before those that are decoded; the large shape, which is slow, has none
@@ -163,9 +163,12 @@ def measure(options, path: Path) -> dict:
         starts = [first_token(options, path) for _ in range(N_FIRST)]
         note(first_ms=statistics.median(ms for ms, _ in starts))
         note(resident_over_file=starts[0][1] - n_bytes)
-        read, peak = bandwidth(options, n_bytes), peaks(options).get(PEAKS.get(kind, "vnni"))
+        read, limits = bandwidth(options, n_bytes), peaks(options)
+        peak = limits.get(PEAKS.get(kind, "int8"), limits.get("fma"))
         note(bytes_per_second=1e9 * read)
         note(decode_share=decode["decode_tok_s"] * n_bytes / 1e9 / read)
+        if peer:
+            note(peer_decode_share=theirs["decode_tok_s"] * n_bytes / 1e9 / read)
         if peak:
             note(prefill_share=2 * n_weights * prefill["prefill_tok_s"] / peak)
     return {
@@ -230,14 +233,14 @@ def table_row(result: dict) -> str:
     for what in ("prefill", "decode"):
         cells += [spread(f, what), spread(f, f"peer_{what}"), ratio(f, what)]
         cells.append(spread(f, f"{what}_share", 2))
-    cells += [spread(f, "first_ms", 1)]
+    cells += [spread(f, "peer_decode_share", 2), spread(f, "first_ms", 1)]
     cells.append(f"{statistics.median(f['resident_over_file']) / 1e6:+.1f}")
     return "| " + " | ".join(cells) + " |"
 
 
 HEADINGS = ["file", "MB", "prefill, tok/s", "llama.cpp", "ratio", "of the peak"]
 HEADINGS += ["decode, tok/s", "llama.cpp", "ratio", "of the bandwidth"]
-HEADINGS += ["first token, ms", "resident over the file, MB"]
+HEADINGS += ["llama.cpp of it", "first token, ms", "resident over the file, MB"]
 
 
 SCALING = ["file", "decode: {n} threads over 1", "{m} over {n}"]

@@ -1,5 +1,5 @@
-/* peaks.c: the arithmetic limits of prefill: products of bytes (VNNI), of fp32 (FMA) and of bf16,
- * on registers alone, in 512 bits where there are any.
+/* peaks.c: the arithmetic limits of prefill: products of bytes (VNNI, or AVX2's three instructions
+ * for it), of fp32 (FMA) and of bf16, on registers alone, in 512 bits where there are any.
  *
  *   peaks THREADS    prints one "name GOP/s" a line, a multiplication and an addition as two, of
  *                    what this processor has; the best of several passes
@@ -41,11 +41,13 @@ enum { N_STEPS = 1 << 20, N_SUMS = 12, N_PASSES = 20, MAX_THREADS = 256 };
 
 #define FMA_256(sum, x)  _mm256_fmadd_ps(x, x, sum)
 #define FMA_512(sum, x)  _mm512_fmadd_ps(x, x, sum)
+#define INT8_256(sum, x) _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(sum, x), x))
 #define VNNI_512(sum, x) _mm512_dpbusd_epi32(sum, x, x)
 #define BF16_512(sum, x) _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)x)
 
 DEFINE_LOOP(fma_256, "avx2,fma", __m256, _mm256_setzero_ps, FMA_256)
 DEFINE_LOOP(fma_512, "avx512f", __m512, _mm512_setzero_ps, FMA_512)
+DEFINE_LOOP(int8_256, "avx2", __m256i, _mm256_setzero_si256, INT8_256)
 DEFINE_LOOP(vnni_512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512, VNNI_512)
 DEFINE_LOOP(bf16_512, "avx512f,avx512bf16", __m512, _mm512_setzero_ps, BF16_512)
 #endif
@@ -88,7 +90,8 @@ int main(int argc, char **argv) {
   peak peaks[] = {
       {"fma", !wide && __builtin_cpu_supports("fma"), 16, fma_256},
       {"fma", wide, 32, fma_512},
-      {"vnni", wide && __builtin_cpu_supports("avx512vnni"), 128, vnni_512},
+      {"int8", !wide && __builtin_cpu_supports("avx2"), 64, int8_256},
+      {"int8", wide && __builtin_cpu_supports("avx512vnni"), 128, vnni_512},
       {"bf16", wide && __builtin_cpu_supports("avx512bf16"), 64, bf16_512},
   };
   for (size_t i = 0; i < sizeof peaks / sizeof *peaks; i++)
