@@ -1,23 +1,35 @@
 /* kernels_avx2.c: matrix products with float weights by AVX2, FMA and F16C, and the table. Layer 2.
- * Tiles of rows x tokens (or keys x queries), two registers of 8 lanes an output; many tokens share
+ * Tiles of rows x tokens (or keys x queries), two registers of 8 lanes an output. Many tokens share
  * blocks of rows that stay in L2. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include "kernels_avx2.h"
+#include "kernels_avx2_quant.h"
 
 enum { MAX_TILE = 6 };
 
+/* Elements k0 to k1 of all dot products. kept: what the lanes of a tile's outputs hold between two
+ * parts, lanes 0 to 7 first. */
+typedef struct dot_part {
+  size_t k0, k1;
+  __m256 (*kept)[MAX_TILE];
+} dot_part;
+
 /* Rows r, r + apart, ... times vectors v, v + 1, ... */
 AVX2_INLINE void float_tile(const llm_type type, const int n_row, const int n_vec,
-                            const float_product *p, size_t r, size_t apart, size_t v) {
+                            const float_product *p, size_t r, size_t apart, size_t v,
+                            const dot_part part) {
   const char *w = p->w + r * p->row_bytes;
   const size_t stride = apart * p->row_bytes;
   const float *x = p->x + v * p->n_in;
   __m256 sum[2][MAX_TILE]; /* lanes 0 to 7 and 8 to 15 */
   UNROLL
-  for (int i = 0; i < n_row * n_vec; i++) sum[0][i] = sum[1][i] = _mm256_setzero_ps();
-  for (size_t k = 0; k < p->n_in; k += LANES) {
+  for (size_t half = 0; half < 2; half++) {
+    UNROLL
+    for (int i = 0; i < n_row * n_vec; i++)
+      sum[half][i] = part.k0 ? part.kept[half][i] : _mm256_setzero_ps();
+  }
+  for (size_t k = part.k0; k < part.k1; k += LANES) {
     UNROLL
     for (size_t half = 0; half < 2; half++) {
       __m256 wk[4];
@@ -32,6 +44,14 @@ AVX2_INLINE void float_tile(const llm_type type, const int n_row, const int n_ve
           sum[half][i * n_vec + j] = _mm256_fmadd_ps(wk[i], xk, sum[half][i * n_vec + j]);
       }
     }
+  }
+  if (part.k1 < p->n_in) {
+    UNROLL
+    for (size_t half = 0; half < 2; half++) {
+      UNROLL
+      for (int i = 0; i < n_row * n_vec; i++) part.kept[half][i] = sum[half][i];
+    }
+    return;
   }
   float *y = p->y + v * p->ldy + r;
   UNROLL
@@ -71,44 +91,63 @@ AVX2_INLINE void float_odd(const llm_type type, const float_product *p) {
       p->y[v * p->ldy + r] = float_dot(type, p->w + r * p->row_bytes, p->x + v * p->n_in, p->n_in);
 }
 
-AVX2_INLINE void float_one(const llm_type type, const float_product *p) {
+AVX2_INLINE void float_one(const llm_type type, const float_product *p, size_t v) {
   const size_t apart = p->n_row / 4;
-  for (size_t r = 0; r < apart; r++) float_tile(type, 4, 1, p, r, apart, 0);
-  for (size_t r = 4 * apart; r < p->n_row; r++) float_tile(type, 1, 1, p, r, 1, 0);
-}
-
-AVX2_INLINE void float_rows(const llm_type type, const int n_vec, const float_product *p, size_t v,
-                            size_t r0, size_t r1) {
-  size_t r = r0;
-  for (; r + 2 <= r1; r += 2) float_tile(type, 2, n_vec, p, r, 1, v);
-  if (r < r1) float_tile(type, 1, n_vec, p, r, 1, v);
-}
-
-enum { FLOAT_BLOCK_BYTES = 128 << 10 }; /* of weights that stay in L2 while all vectors pass */
-
-AVX2_INLINE void float_many(const llm_type type, const float_product *p) {
-  const size_t step = FLOAT_BLOCK_BYTES / p->row_bytes / 2 * 2 + 2;
-  for (size_t r0 = 0; r0 < p->n_row; r0 += step) {
-    size_t r1 = min_size(r0 + step, p->n_row), v = 0;
-    for (; v + 3 <= p->n_vec; v += 3) float_rows(type, 3, p, v, r0, r1);
-    if (p->n_vec - v == 2) float_rows(type, 2, p, v, r0, r1);
-    if (p->n_vec - v == 1) float_rows(type, 1, p, v, r0, r1);
-  }
+  const dot_part all = {0, p->n_in, NULL};
+  for (size_t r = 0; r < apart; r++) float_tile(type, 4, 1, p, r, apart, v, all);
+  for (size_t r = 4 * apart; r < p->n_row; r++) float_tile(type, 1, 1, p, r, 1, v, all);
 }
 
 #define DEFINE_FLOAT_PRODUCT(name, type)                                                           \
   AVX2 void float_product_##name##_avx2(const float_product *p) {                                  \
     if (p->n_in % LANES)                                                                           \
       float_odd(type, p);                                                                          \
-    else if (p->n_vec == 1)                                                                        \
-      float_one(type, p);                                                                          \
     else                                                                                           \
-      float_many(type, p);                                                                         \
+      for (size_t v = 0; v < p->n_vec; v++) float_one(type, p, v);                                 \
   }
 
 DEFINE_FLOAT_PRODUCT(f32, LLM_TYPE_F32)
 DEFINE_FLOAT_PRODUCT(f16, LLM_TYPE_F16)
 DEFINE_FLOAT_PRODUCT(bf16, LLM_TYPE_BF16)
+
+/* ---- many tokens ---- */
+
+/* A block of rows stays in L2 while all tokens pass; of each part of it, the tokens of a tile stay
+ * in L1 while its rows pass. */
+enum { BLOCK_BYTES = 256 << 10, BLOCK_ROWS = 64, PART = 1024 };
+
+/* As float32, whatever the type. */
+static size_t block_rows(size_t n_in) {
+  size_t n = BLOCK_BYTES / (n_in * sizeof(float)) / 2 * 2;
+  return n < 2 ? 2 : min_size(n, BLOCK_ROWS);
+}
+
+/* n_vec vectors from v on times all rows, of which the last odd one meets itself. */
+AVX2_INLINE void pass_rows(const llm_type type, const int n_vec, const float_product *p, size_t v) {
+  __m256 kept[BLOCK_ROWS / 2][2][MAX_TILE];
+  for (size_t k = 0; k < p->n_in; k += PART) {
+    for (size_t r = 0; r < p->n_row; r += 2) {
+      const dot_part part = {k, min_size(k + PART, p->n_in), kept[r / 2]};
+      float_tile(type, 2, n_vec, p, r, r + 1 < p->n_row, v, part);
+    }
+  }
+}
+
+/* Two vectors at least: 4 are 2 + 2, so that one is never left. */
+AVX2_INLINE void float_block(const llm_type type, const float_product *p) {
+  for (size_t v = 0, left; (left = p->n_vec - v) > 0; v += left == 2 || left == 4 ? 2 : 3) {
+    if (left == 2 || left == 4)
+      pass_rows(type, 2, p, v);
+    else
+      pass_rows(type, 3, p, v);
+  }
+}
+
+#define DEFINE_FLOAT_BLOCK(name, type)                                                             \
+  AVX2 SHARED_CODE void float_block_##name(const float_product *p) { float_block(type, p); }
+DEFINE_FLOAT_BLOCK(f32, LLM_TYPE_F32)
+DEFINE_FLOAT_BLOCK(f16, LLM_TYPE_F16)
+DEFINE_FLOAT_BLOCK(bf16, LLM_TYPE_BF16)
 
 static float_product product_of(const matmul_args *m, size_t r0, size_t r1, size_t element_bytes) {
   size_t row_bytes = m->act->n_in * element_bytes;
@@ -124,21 +163,60 @@ static float_product product_of(const matmul_args *m, size_t r0, size_t r1, size
   };
 }
 
-#define DEFINE_FLOAT_MATMUL(type, element_bytes)                                                   \
-  static void matmul_##type##_avx2(const matmul_args *m, size_t r0, size_t r1, void *scratch) {    \
-    (void)scratch;                                                                                 \
-    float_product p = product_of(m, r0, r1, element_bytes);                                        \
-    float_product_##type##_avx2(&p);                                                               \
+/* One instruction expands F16, two BF16: from some tokens on those are written down once. */
+enum { EXPAND_FROM = 8 };
+
+AVX2 static void block_bf16(float_product *p, float *scratch) {
+  if (p->n_vec < EXPAND_FROM) {
+    float_block_bf16(p);
+    return;
+  }
+  for (size_t i = 0; i < p->n_row * p->n_in; i += 8)
+    _mm256_storeu_ps(scratch + i, load8(LLM_TYPE_BF16, p->w, i));
+  p->w = (const char *)scratch, p->row_bytes = p->n_in * sizeof *scratch;
+  float_block_f32(p);
+}
+
+AVX2_INLINE void float_matmul(const llm_type type, const matmul_args *m, size_t r0, size_t r1,
+                              void *scratch) {
+  const size_t step = block_rows(m->act->n_in);
+  for (size_t r = r0; r < r1; r += step) {
+    float_product p = product_of(m, r, min_size(r + step, r1), type == LLM_TYPE_F32 ? 4 : 2);
+    if (type == LLM_TYPE_F32)
+      float_block_f32(&p);
+    else if (type == LLM_TYPE_F16)
+      float_block_f16(&p);
+    else
+      block_bf16(&p, scratch);
+  }
+}
+
+#define DEFINE_FLOAT_MATMUL(name, type)                                                            \
+  AVX2 static void matmul_##name##_avx2(const matmul_args *m, size_t r0, size_t r1,                \
+                                        void *scratch) {                                           \
+    if (m->act->n_tok > 1 && m->act->n_in % LANES == 0) {                                          \
+      float_matmul(type, m, r0, r1, scratch);                                                      \
+    } else {                                                                                       \
+      float_product p = product_of(m, r0, r1, type == LLM_TYPE_F32 ? 4 : 2);                       \
+      float_product_##name##_avx2(&p);                                                             \
+    }                                                                                              \
   }
 
-DEFINE_FLOAT_MATMUL(f32, 4)
-DEFINE_FLOAT_MATMUL(f16, 2)
-DEFINE_FLOAT_MATMUL(bf16, 2)
+DEFINE_FLOAT_MATMUL(f32, LLM_TYPE_F32)
+DEFINE_FLOAT_MATMUL(f16, LLM_TYPE_F16)
+DEFINE_FLOAT_MATMUL(bf16, LLM_TYPE_BF16)
+
+static size_t scratch_bytes_avx2(size_t n_in) {
+  const size_t quants = prefill_scratch_avx2(n_in);
+  const size_t floats = n_in % LANES ? 0 : block_rows(n_in) * n_in * sizeof(float);
+  return quants > floats ? quants : floats;
+}
 
 void kernels_set_avx2(kernels *k) {
   k->matmul[LLM_TYPE_F32] = matmul_f32_avx2;
   k->matmul[LLM_TYPE_F16] = matmul_f16_avx2;
   k->matmul[LLM_TYPE_BF16] = matmul_bf16_avx2;
+  k->scratch_bytes = scratch_bytes_avx2;
   kernels_set_avx2_quant(k);
   kernels_set_avx2_rows(k);
   kernels_set_avx2_attention(k);

@@ -170,7 +170,6 @@ FOR_QUANTIZED_TYPES(DEFINE_QUANTIZED_MATMUL)
 
 void kernels_set_avx2_quant(kernels *k) {
   below = *k;
-  k->scratch_bytes = prefill_scratch_avx2;
 #define SET_QUANTIZED(name, type) k->matmul[type] = matmul_##name##_avx2;
   FOR_QUANTIZED_TYPES(SET_QUANTIZED)
 }

@@ -70,15 +70,14 @@ static inline void bench_one(thread_pool *pool, const kernels *k, llm_type type,
   size_t row_bytes = type_row_bytes(type, n_in);
   size_t n_out = n_tok == 1 ? BENCH_BYTES / row_bytes : 1536;
   bench_job *job = calloc(1, sizeof *job);
-  char *w = malloc(n_out * row_bytes);
+  char *w = aligned_new(n_out * row_bytes);
   size_t unit = 256 * row_bytes, n_bytes = n_out * row_bytes; /* random once, then repeated */
   fill_weights(type, ORDINARY, w, 256 * n_in);
   for (size_t i = unit; i < n_bytes; i++) w[i] = w[i - unit];
   act_rows acts = acts_new(ORDINARY, n_tok, n_in);
-  float *y = malloc(n_tok * n_out * sizeof *y);
-  size_t scratch_bytes = (k->scratch_bytes(n_in) + 64) / 64 * 64;
+  float *y = aligned_new(n_tok * n_out * sizeof *y);
   for (int t = 0; t < thread_pool_size(pool); t++)
-    job->scratch[t] = aligned_alloc(64, scratch_bytes);
+    job->scratch[t] = aligned_new(k->scratch_bytes(n_in));
   job->k = k, job->type = type, job->n_bytes = n_bytes;
   job->args = (matmul_args){w, n_out, &acts, y, n_out};
   double seconds = bench_time(pool, bench_matmul, job);
@@ -130,7 +129,7 @@ static inline void bench_attention(void *arg, int thread, int n_threads) {
 
 static inline void bench_attention_of(thread_pool *pool, const kernels *k, llm_type type) {
   bench_job *job = calloc(1, sizeof *job);
-  char *w = malloc(BENCH_BYTES);
+  char *w = aligned_new(BENCH_BYTES);
   size_t unit = 256 * type_row_bytes(type, 64);
   fill_weights(type, ORDINARY, w, 256 * 64);
   for (size_t i = unit; i < BENCH_BYTES; i++) w[i] = w[i - unit];

@@ -123,13 +123,18 @@ static inline void acts_free(act_rows *a) {
   free(a->q);
 }
 
+/* At a multiple of 64, as an arena's parts lie; a file's tensors at one of 32 at least. */
+static inline void *aligned_new(size_t n_bytes) {
+  return aligned_alloc(64, (n_bytes + 63) / 64 * 64);
+}
+
 static inline act_rows acts_new(case_mode mode, size_t n_tok, size_t n_in) {
   size_t n = n_tok * n_in;
-  float *x = malloc(n * sizeof *x);
+  float *x = aligned_new(n * sizeof *x);
   for (size_t i = 0; i < n; i++) x[i] = mode_float(mode);
   act_rows a = {.n_tok = n_tok, .n_in = n_in, .x = x};
   if (n_in % QK) return a;
-  a.q = malloc(n / QK * sizeof *a.q);
+  a.q = aligned_new(n / QK * sizeof *a.q);
   kernels_find("scalar")->quantize_row(x, n, a.q);
   return a;
 }
