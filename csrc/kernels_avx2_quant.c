@@ -18,8 +18,7 @@ AVX2_INLINE __m256i multiply_i8(__m256i w, __m256i a) {
 }
 
 /* Halves of x and y, four dwords each, to two dwords of x's half and two of y's. */
-#define FOLD(add, width, x, y)                                                                     \
-  add(_mm256_unpacklo_##width(x, y), _mm256_unpackhi_##width(x, y))
+#define FOLD(add, width, x, y) add(_mm256_unpacklo_##width(x, y), _mm256_unpackhi_##width(x, y))
 
 /* The products of a chunk, to be added up by add and sum_rows. */
 AVX2_INLINE __m256i multiply(const llm_type type, __m256i w, __m256i a) {
