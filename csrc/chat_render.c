@@ -12,7 +12,7 @@
 #include "unicode.h"
 
 /* Control tokens that literals name; one that the vocabulary lacks stays text. */
-static const char *const control_texts[] = {
+static const char control_texts[][20] = {
     "<|im_start|>",      "<|im_end|>",       "<|start_header_id|>",
     "<|end_header_id|>", "<|eot_id|>",       "<start_of_turn>",
     "<end_of_turn>",     "[INST]",           "[/INST]",
@@ -250,7 +250,7 @@ static void put_conversation(renderer *r, const llm_message *messages, size_t n_
     case LLM_ROLE_ASSISTANT: put_answer(r, m, i >= n_asked, i + 1 == n_messages); break;
     }
   }
-  if (add_generation_prompt) put_literal(r, f->answer);
+  if (add_generation_prompt && f->opens_answer) put_literal(r, f->open[LLM_ROLE_ASSISTANT]);
 }
 
 /* ---- the calls ---- */

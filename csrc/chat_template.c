@@ -36,7 +36,7 @@ const char *const chat_role_names[CHAT_N_ROLES] = {"system", "user", "assistant"
 #define CHATML_FIELDS                                                                              \
   .family = LLM_TEMPLATE_CHATML, .begin = CHAT_BOS,                                                \
   .open = {CHATML_OPEN("system"), CHATML_OPEN("user"), CHATML_OPEN("assistant")},                  \
-  .close = {"<|im_end|>\n", "<|im_end|>\n", "<|im_end|>\n"}, .answer = CHATML_OPEN("assistant")
+  .close = {"<|im_end|>\n", "<|im_end|>\n", "<|im_end|>\n"}, .opens_answer = 1
 
 static const chat_format chatml = {CHATML_FIELDS}, qwen3 = {CHATML_FIELDS, .thinks = 1};
 
@@ -48,7 +48,6 @@ static const chat_format llama2 = {
     .open = {"<<SYS>>\n", CHAT_BOS "[INST] ", " "},
     .close = {"\n<</SYS>>", " [/INST]", " " CHAT_EOS},
     .system_end = "\n\n",
-    .answer = "",
     .alternates = 1,
     .trims = {0, 1, 1},
     .trims_jointly = 1,
@@ -58,8 +57,7 @@ static const chat_format llama2 = {
 #define LLAMA3_FIELDS                                                                              \
   .family = LLM_TEMPLATE_LLAMA3, .begin = CHAT_BOS,                                                \
   .open = {LLAMA3_OPEN("system"), LLAMA3_OPEN("user"), LLAMA3_OPEN("assistant")},                  \
-  .close = {"<|eot_id|>", "<|eot_id|>", "<|eot_id|>"}, .answer = LLAMA3_OPEN("assistant"),         \
-  .trims = {1, 1, 1}
+  .close = {"<|eot_id|>", "<|eot_id|>", "<|eot_id|>"}, .opens_answer = 1, .trims = {1, 1, 1}
 
 static const chat_format llama3 = {LLAMA3_FIELDS};
 
@@ -73,8 +71,7 @@ static const chat_format llama31 = {
 };
 
 #define MISTRAL_FIELDS                                                                             \
-  .family = LLM_TEMPLATE_MISTRAL, .begin = CHAT_BOS, .system_end = "\n\n", .answer = "",           \
-  .alternates = 1
+  .family = LLM_TEMPLATE_MISTRAL, .begin = CHAT_BOS, .system_end = "\n\n", .alternates = 1
 
 static const chat_format mistral_old = {
     MISTRAL_FIELDS,
@@ -112,14 +109,13 @@ static const chat_format mistral_v7 = {
     .begin = CHAT_BOS,
     .open = {"[SYSTEM_PROMPT] ", "[INST] ", " "},
     .close = {"[/SYSTEM_PROMPT]", "[/INST]", CHAT_EOS},
-    .answer = "",
 };
 
 #define GEMMA_FIELDS                                                                               \
   .family = LLM_TEMPLATE_GEMMA, .begin = CHAT_BOS,                                                 \
   .open = {"", "<start_of_turn>user\n", "<start_of_turn>model\n"},                                 \
-  .close = {"", "<end_of_turn>\n", "<end_of_turn>\n"}, .system_end = "\n\n",                       \
-  .answer = "<start_of_turn>model\n", .alternates = 1, .trims = {0, 1, 1}
+  .close = {"", "<end_of_turn>\n", "<end_of_turn>\n"}, .system_end = "\n\n", .opens_answer = 1,    \
+  .alternates = 1, .trims = {0, 1, 1}
 
 static const chat_format gemma = {GEMMA_FIELDS, .system = CHAT_SYSTEM_REFUSED};
 static const chat_format gemma3 = {GEMMA_FIELDS, .system = CHAT_SYSTEM_FIRST_USER};
@@ -129,7 +125,7 @@ static const chat_format zephyr = {
     .begin = CHAT_BOS,
     .open = {"<|system|>\n", "<|user|>\n", "<|assistant|>\n"},
     .close = {CHAT_EOS "\n", CHAT_EOS "\n", CHAT_EOS "\n"},
-    .answer = "<|assistant|>\n",
+    .opens_answer = 1,
 };
 
 /* What a caller gets by a family's name. */
@@ -138,108 +134,109 @@ static const chat_format *const families[N_FAMILIES] = {&chatml,     &chatml, &l
 
 /* ---- variants and their marks ---- */
 
-enum { MAX_MARKS = 4 };
+#define NEXT "\1" /* between marks */
 
 /* Every mark stands in the text and no counter-mark does. In a mark \n stands for a line end and
  * for Jinja's escape of one, and ' for either quote. */
 typedef struct variant {
   const chat_format *format;
-  const char *marks[MAX_MARKS], *counter[MAX_MARKS];
+  const char *marks, *counter; /* NULL: none */
 } variant;
 
-#define CHATML_ANSWER "'<|im_start|>assistant\n'"
-#define CHATML_COUNTER                                                                             \
-  { "<think>", "| trim", "|trim", ".strip(" }
+#define CHATML_ANSWER  "'<|im_start|>assistant\n'"
+#define CHATML_COUNTER "<think>" NEXT "| trim" NEXT "|trim" NEXT ".strip("
 
 static const variant variants[] = {
     /* Qwen 3 */
     {&qwen3,
-     {CHATML_ANSWER, "loop.last or (not loop.last and reasoning_content)",
-      "'\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n')",
-      "enable_thinking is defined and enable_thinking is false"},
-     {0}},
+     CHATML_ANSWER NEXT
+     "loop.last or (not loop.last and reasoning_content)" NEXT
+     "'\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n')" NEXT
+     "enable_thinking is defined and enable_thinking is false",
+     NULL},
     /* SmolLM 2, Qwen 2, most fine-tunes */
     {&chatml,
-     {CHATML_ANSWER,
-      "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'"},
+     CHATML_ANSWER NEXT
+     "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'",
      CHATML_COUNTER},
     /* Qwen 2.5 */
     {&chatml,
-     {CHATML_ANSWER, "'<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n'",
-      "(message.role == 'assistant' and not message.tool_calls)"},
+     CHATML_ANSWER NEXT
+     "'<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n'" NEXT
+     "(message.role == 'assistant' and not message.tool_calls)",
      CHATML_COUNTER},
     /* Qwen 3 2507, without thoughts */
     {&chatml,
-     {CHATML_ANSWER, "'<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n'",
-      "'<|im_start|>' + message.role + '\n' + content }}"},
+     CHATML_ANSWER NEXT "'<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n'" NEXT
+                        "'<|im_start|>' + message.role + '\n' + content }}",
      CHATML_COUNTER},
     /* chat, without the default system message that some copies carry */
     {&llama2,
-     {"bos_token + '[INST] ' + content.strip() + ' [/INST]'",
-      "'<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content']",
-      "content.strip() + ' ' + eos_token", "roles must alternate"},
-     {"true == true"}},
+     "bos_token + '[INST] ' + content.strip() + ' [/INST]'" NEXT
+     "'<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content']" NEXT
+     "content.strip() + ' ' + eos_token" NEXT "roles must alternate",
+     "true == true"},
     {&llama3,
-     {"'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | "
-      "trim "
-      "+ '<|eot_id|>'"},
-     {"Knowledge Date", "Today Date"}},
+     "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | "
+     "trim "
+     "+ '<|eot_id|>'",
+     "Knowledge Date" NEXT "Today Date"},
     /* 3.1 to 3.3 */
     {&llama31,
-     {"'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | "
-      "trim "
-      "+ '<|eot_id|>'",
-      "'" KNOWLEDGE_DATE "'", "'Today Date: ' + date_string + '\n\n'",
-      "set system_message = messages[0]['content']|trim"},
-     {0}},
+     "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | "
+     "trim "
+     "+ '<|eot_id|>'" NEXT "'" KNOWLEDGE_DATE "'" NEXT "'Today Date: ' + date_string + '\n\n'" NEXT
+     "set system_message = messages[0]['content']|trim",
+     NULL},
     /* 7B v0.1 */
     {&mistral_oldest,
-     {"'[INST] ' + message['content'] + ' [/INST]'", "message['content'] + eos_token + ' '",
-      "Only user and assistant roles are supported!"},
-     {"system_message", "<<SYS>>"}},
+     "'[INST] ' + message['content'] + ' [/INST]'" NEXT "message['content'] + eos_token + ' '" NEXT
+     "Only user and assistant roles are supported!",
+     "system_message" NEXT "<<SYS>>"},
     /* 7B v0.2, 8x7B, as first published */
     {&mistral_old,
-     {"'[INST] ' + message['content'] + ' [/INST]'", "message['content'] + eos_token",
-      "Only user and assistant roles are supported!"},
-     {"system_message", "<<SYS>>", "eos_token + "}},
+     "'[INST] ' + message['content'] + ' [/INST]'" NEXT "message['content'] + eos_token" NEXT
+     "Only user and assistant roles are supported!",
+     "system_message" NEXT "<<SYS>>" NEXT "eos_token + "},
     /* the same models later */
     {&mistral_v1,
-     {"' [INST] ' + system_message + '\n\n' + message['content'] + ' [/INST]'",
-      "' ' + message['content'] + eos_token", "loop.first and system_message is defined"},
-     {0}},
+     "' [INST] ' + system_message + '\n\n' + message['content'] + ' [/INST]'" NEXT
+     "' ' + message['content'] + eos_token" NEXT "loop.first and system_message is defined",
+     NULL},
     /* 7B v0.3, Large 2407 */
     {&mistral_v3,
-     {"'[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]'",
-      "' ' + message['content']|trim + eos_token", "loop.last and system_message is defined"},
-     {0}},
+     "'[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]'" NEXT
+     "' ' + message['content']|trim + eos_token" NEXT "loop.last and system_message is defined",
+     NULL},
     /* Nemo */
     {&mistral_v3_tekken,
-     {"'[INST]' + system_message + '\n\n' + message['content'] + '[/INST]'",
-      "{{- message['content'] + eos_token", "loop.last and system_message is defined"},
-     {0}},
+     "'[INST]' + system_message + '\n\n' + message['content'] + '[/INST]'" NEXT
+     "{{- message['content'] + eos_token" NEXT "loop.last and system_message is defined",
+     NULL},
     /* Large 2411 */
     {&mistral_v7,
-     {"'[SYSTEM_PROMPT] ' + message['content'] + '[/SYSTEM_PROMPT]'",
-      "'[INST] ' + message['content'] + '[/INST]'", "' ' + message['content'] + eos_token"},
-     {"system_message"}},
+     "'[SYSTEM_PROMPT] ' + message['content'] + '[/SYSTEM_PROMPT]'" NEXT
+     "'[INST] ' + message['content'] + '[/INST]'" NEXT "' ' + message['content'] + eos_token",
+     "system_message"},
     /* 1 and 2 */
     {&gemma,
-     {"'<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n'",
-      "'<start_of_turn>model\n'", "System role not supported"},
-     {0}},
+     "'<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n'" NEXT
+     "'<start_of_turn>model\n'" NEXT "System role not supported",
+     NULL},
     {&gemma3,
-     {"'<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '')",
-      "messages[0]['content'] + '\n\n'", "{{ message['content'] | trim }}", "'<end_of_turn>\n'"},
-     {0}},
+     "'<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '')" NEXT
+     "messages[0]['content'] + '\n\n'" NEXT "{{ message['content'] | trim }}" NEXT
+     "'<end_of_turn>\n'",
+     NULL},
     /* and TinyLlama: the line end stands outside the expression */
     {&zephyr,
-     {"'<|user|>\n' + message['content'] + eos_token }}\n",
-      "'<|system|>\n' + message['content'] + eos_token }}\n", "'<|assistant|>' }}\n"},
-     {"| trim", ".strip("}},
+     "'<|user|>\n' + message['content'] + eos_token }}\n" NEXT
+     "'<|system|>\n' + message['content'] + eos_token }}\n" NEXT "'<|assistant|>' }}\n",
+     "| trim" NEXT ".strip("},
     {&zephyr,
-     {"'<|user|>\n' + message['content'] + eos_token + '\n'",
-      "'<|system|>\n' + message['content'] + eos_token + '\n'", "'<|assistant|>\n' }}"},
-     {"| trim", ".strip("}},
+     "'<|user|>\n' + message['content'] + eos_token + '\n'" NEXT
+     "'<|system|>\n' + message['content'] + eos_token + '\n'" NEXT "'<|assistant|>\n' }}",
+     "| trim" NEXT ".strip("},
 };
 
 /* ---- searching the text ---- */
@@ -247,7 +244,7 @@ static const variant variants[] = {
 /* How many bytes of s[0..n) the mark takes; 0: it does not stand there. */
 static size_t mark_at(const char *s, size_t n, const char *mark) {
   size_t at = 0;
-  for (; *mark; mark++, at++) {
+  for (; *mark && *mark != *NEXT; mark++, at++) {
     if (*mark == '\n' && at + 1 < n && s[at] == '\\' && s[at + 1] == 'n')
       at++;
     else if (at >= n || (s[at] != *mark && !(*mark == '\'' && s[at] == '"')))
@@ -279,15 +276,22 @@ static gguf_string between(gguf_string s, const char *before, const char *behind
   return (gguf_string){NULL, 0};
 }
 
-static int is_variant(gguf_string s, const variant *v) {
-  for (int i = 0; i < MAX_MARKS; i++)
-    if ((v->marks[i] && !has(s, v->marks[i])) || (v->counter[i] && has(s, v->counter[i]))) return 0;
+/* Whether all of the marks stand there, or none does. */
+static int all_are(gguf_string s, const char *marks, int there) {
+  for (const char *m = marks; m; m = strchr(m, *NEXT)) {
+    m += *m == *NEXT;
+    if (has(s, m) != there) return 0;
+  }
   return 1;
+}
+
+static int is_variant(gguf_string s, const variant *v) {
+  return all_are(s, v->marks, 1) && all_are(s, v->counter, 0);
 }
 
 /* What the variant's text says beside its marks; 0: it does not say it. */
 static int take_over(gguf_string s, chat_format *f) {
-  if (!has(s, "bos_token")) f->begin = "";
+  if (!has(s, "bos_token")) f->begin[0] = 0;
   if (f->family == LLM_TEMPLATE_CHATML) {
     f->default_system = between(s, "<|im_start|>system\n", "<|im_end|>");
     f->has_default_system = f->default_system.data != NULL;
@@ -311,7 +315,7 @@ chat_format chat_format_of(const llm_model *model, llm_template which) {
   chat_format f;
   if (recognise(model, &f) && (which == LLM_TEMPLATE_AUTO || which == f.family)) return f;
   f = *families[which];
-  if (f.family == LLM_TEMPLATE_CHATML || f.family == LLM_TEMPLATE_ZEPHYR) f.begin = "";
+  if (f.family == LLM_TEMPLATE_CHATML || f.family == LLM_TEMPLATE_ZEPHYR) f.begin[0] = 0;
   return f;
 }
 

@@ -22,20 +22,22 @@ extern const char *const chat_role_names[CHAT_N_ROLES];
 #define CHAT_EOS  "\2"
 #define CHAT_DATE "\3" /* chat_format.date */
 
+/* Short texts stand in it: pointers would have to be moved with the program when it starts. */
 typedef struct chat_format {
   llm_template family;
-  chat_system system;
-  const char *begin;                                    /* before the first message */
-  const char *open[CHAT_N_ROLES], *close[CHAT_N_ROLES]; /* around a text, by role; a system's inside
-                                                           a user's turn after what opens that */
+  uint8_t system;               /* chat_system */
+  uint8_t opens_answer;         /* 1: open[LLM_ROLE_ASSISTANT] asks for an answer */
+  uint8_t has_default_system;   /* 1: default_system, where the first message is not the system's */
+  uint8_t alternates;           /* 1: user and assistant take turns, the user first */
+  uint8_t thinks;               /* 1: Qwen 3's treatment of <think> */
+  uint8_t trims[CHAT_N_ROLES];  /* 1: white space around a text is dropped */
+  uint8_t trims_jointly;        /* 1: a system's text and the user's behind it are trimmed as one */
+  char begin[2];                /* before the first message */
+  char system_end[3];           /* between a system's text in a user's turn and the user's text */
+  char close[CHAT_N_ROLES][18]; /* behind a text, by role */
+  const char *open[CHAT_N_ROLES]; /* before it; a system's inside a user's turn after what opens
+                                     that */
   const char *first_system; /* opens the first message where it is the system's; NULL: as others */
-  const char *system_end;   /* between a system's text in a user's turn and the user's text */
-  const char *answer;       /* asks for an answer */
-  int32_t has_default_system;  /* 1: default_system, where the first message is not the system's */
-  int32_t alternates;          /* 1: user and assistant take turns, the user first */
-  int32_t thinks;              /* 1: Qwen 3's treatment of <think> */
-  int32_t trims[CHAT_N_ROLES]; /* 1: white space around a text is dropped */
-  int32_t trims_jointly;       /* 1: a system's text and the user's behind it are trimmed as one */
   gguf_string default_system, date; /* in the template's text */
 } chat_format;
 

@@ -158,7 +158,7 @@ static const uint8_t value_bytes[GGUF_N_TYPES] = {
 };
 
 const char *gguf_value_name(int type) {
-  static const char *const names[GGUF_N_TYPES] = {
+  static const char names[GGUF_N_TYPES][8] = {
       [GGUF_UINT8] = "uint8", [GGUF_INT8] = "int8",       [GGUF_UINT16] = "uint16",
       [GGUF_INT16] = "int16", [GGUF_UINT32] = "uint32",   [GGUF_INT32] = "int32",
       [GGUF_BOOL] = "bool",   [GGUF_FLOAT32] = "float32", [GGUF_UINT64] = "uint64",
@@ -238,7 +238,7 @@ static llm_status meta_read(reader *r, llm_meta *m) {
 
 /* ggml's types that llm_type_describe does not list, for messages only. */
 static const char *ggml_type_name(uint32_t type) {
-  static const char *const names[] = {
+  static const char names[][9] = {
       [4] = "Q4_2",      [5] = "Q4_3",      [9] = "Q8_1",      [10] = "Q2_K",    [11] = "Q3_K",
       [15] = "Q8_K",     [16] = "IQ2_XXS",  [17] = "IQ2_XS",   [18] = "IQ3_XXS", [19] = "IQ1_S",
       [20] = "IQ4_NL",   [21] = "IQ3_S",    [22] = "IQ2_S",    [23] = "IQ4_XS",  [24] = "I8",
@@ -246,7 +246,7 @@ static const char *ggml_type_name(uint32_t type) {
       [31] = "Q4_0_4_4", [32] = "Q4_0_4_8", [33] = "Q4_0_8_8", [34] = "TQ1_0",   [35] = "TQ2_0",
       [39] = "MXFP4",    [40] = "NVFP4",
   };
-  return type < sizeof names / sizeof *names ? names[type] : NULL;
+  return type < sizeof names / sizeof *names && *names[type] ? names[type] : NULL;
 }
 
 static llm_status type_check(const reader *r, uint32_t type, llm_type_info *info) {

@@ -282,7 +282,7 @@ AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg
 }
 
 /* The values behind the last whole register, one at a time; a row of Q8_0 has none. */
-AVX2_INLINE void values_tail(const llm_type type, const int n_q, const chunk *c, const shares *s,
+AVX2 static void values_tail(llm_type type, int n_q, const chunk *c, const shares *s,
                              size_t first) {
   const attention_args *a = c->a;
   for (int j = 0; j < n_q; j++)

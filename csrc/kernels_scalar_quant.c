@@ -4,8 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "quant.h"
+#include "kernels_simd.h"
 
 static float dot_i8(const int8_t *w, const int8_t *a, int n) {
   int sum = 0;
@@ -13,47 +12,54 @@ static float dot_i8(const int8_t *w, const int8_t *a, int n) {
   return (float)sum;
 }
 
-/* y + a block of a row times the same block of a token. */
-static float add_block(llm_type type, const quant_block *w, const act_block *a, float y) {
-  if (type == LLM_TYPE_Q6_K) {
+/* y + a block of a row times the same block of a token; `like`: a type of the same kind. */
+ALWAYS_INLINE float add_block(const llm_type like, const quant_block *w, const act_block *a,
+                              float y) {
+  if (like == LLM_TYPE_Q6_K) {
     float low = dot_i8(w->q, a->q, QK / 2) * w->scale[0];
     return fmaf(fmaf(dot_i8(w->q + QK / 2, a->q + QK / 2, QK / 2), w->scale[1], low), a->scale, y);
   }
   y = fmaf(dot_i8(w->q, a->q, QK), w->scale[0] * a->scale, y);
-  return type_has_minimum(type) ? fmaf(w->minimum, a->scaled_sum, y) : y;
+  return type_has_minimum(like) ? fmaf(w->minimum, a->scaled_sum, y) : y;
 }
 
 /* Each block is unpacked once; the sums of all tokens grow in m->y. */
-static void matmul(llm_type type, const matmul_args *m, size_t r0, size_t r1) {
+ALWAYS_INLINE void matmul(const llm_type like, llm_type type, const matmul_args *m, size_t r0,
+                          size_t r1) {
   size_t n_tok = m->act->n_tok, row_bytes = type_row_bytes(type, m->act->n_in);
   size_t n_blocks = m->act->n_in / QK;
   for (size_t r = r0; r < r1; r++) {
     for (size_t t = 0; t < n_tok; t++) m->y[t * m->ldy + r] = 0;
     for (size_t b = 0; b < n_blocks; b++) {
-      quant_block w;
+      _Alignas(64) quant_block w; /* its quants in one cache line */
       quant_block_get(type, (const char *)m->w + r * row_bytes, b, &w);
       for (size_t t = 0; t < n_tok; t++) {
         float *y = &m->y[t * m->ldy + r];
-        *y = add_block(type, &w, &m->act->q[t * n_blocks + b], *y);
+        *y = add_block(like, &w, &m->act->q[t * n_blocks + b], *y);
       }
     }
   }
 }
 
+SHARED_CODE void matmul_plain(llm_type type, const matmul_args *m, size_t r0, size_t r1) {
+  matmul(LLM_TYPE_Q8_0, type, m, r0, r1);
+}
+
+SHARED_CODE void matmul_minima(llm_type type, const matmul_args *m, size_t r0, size_t r1) {
+  matmul(LLM_TYPE_Q4_1, type, m, r0, r1);
+}
+
 #define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \
   static void matmul_##name##_scalar(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
     (void)scratch;                                                                                 \
-    matmul(type, m, r0, r1);                                                                       \
+    if (type == LLM_TYPE_Q6_K)                                                                     \
+      matmul(type, type, m, r0, r1);                                                               \
+    else if (type_has_minimum(type))                                                               \
+      matmul_minima(type, m, r0, r1);                                                              \
+    else                                                                                           \
+      matmul_plain(type, m, r0, r1);                                                               \
   }
-
-DEFINE_QUANTIZED_MATMUL(q8_0, LLM_TYPE_Q8_0)
-DEFINE_QUANTIZED_MATMUL(q4_0, LLM_TYPE_Q4_0)
-DEFINE_QUANTIZED_MATMUL(q4_1, LLM_TYPE_Q4_1)
-DEFINE_QUANTIZED_MATMUL(q5_0, LLM_TYPE_Q5_0)
-DEFINE_QUANTIZED_MATMUL(q5_1, LLM_TYPE_Q5_1)
-DEFINE_QUANTIZED_MATMUL(q4_k, LLM_TYPE_Q4_K)
-DEFINE_QUANTIZED_MATMUL(q5_k, LLM_TYPE_Q5_K)
-DEFINE_QUANTIZED_MATMUL(q6_k, LLM_TYPE_Q6_K)
+FOR_QUANTIZED_TYPES(DEFINE_QUANTIZED_MATMUL)
 
 static void quantize_block(const float *x, act_block *a) {
   float amax = 0;
@@ -78,13 +84,7 @@ static void quantize_row_scalar(const float *x, size_t n, act_block *q) {
 }
 
 void kernels_set_scalar_quant(kernels *k) {
-  k->matmul[LLM_TYPE_Q8_0] = matmul_q8_0_scalar;
-  k->matmul[LLM_TYPE_Q4_0] = matmul_q4_0_scalar;
-  k->matmul[LLM_TYPE_Q4_1] = matmul_q4_1_scalar;
-  k->matmul[LLM_TYPE_Q5_0] = matmul_q5_0_scalar;
-  k->matmul[LLM_TYPE_Q5_1] = matmul_q5_1_scalar;
-  k->matmul[LLM_TYPE_Q4_K] = matmul_q4_k_scalar;
-  k->matmul[LLM_TYPE_Q5_K] = matmul_q5_k_scalar;
-  k->matmul[LLM_TYPE_Q6_K] = matmul_q6_k_scalar;
+#define SET_QUANTIZED(name, type) k->matmul[type] = matmul_##name##_scalar;
+  FOR_QUANTIZED_TYPES(SET_QUANTIZED)
   k->quantize_row = quantize_row_scalar;
 }

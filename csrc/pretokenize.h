@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 typedef struct pretokenizer {
-  const char *name;
+  char name[20];
   /* The end of the piece that begins at pos < n; pos itself must be where a piece ends. Any bytes
    * are allowed: what is not UTF-8 counts as a character that is no letter, number or space. */
   size_t (*next)(const uint8_t *text, size_t n, size_t pos);

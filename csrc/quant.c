@@ -80,9 +80,11 @@ static void set_k(quant_block *out, uint16_t d, uint16_t dmin, const uint8_t *sc
   k_scale(scales, b, &scale, &minimum);
   set_scale(out, f16_to_f32(d) * (float)scale);
   out->minimum = -(f16_to_f32(dmin) * (float)minimum);
-  const int shift = b % 2 * 4;
   q += b / 2 * QK;
-  for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(q[j] >> shift & 15);
+  if (b % 2)
+    for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(q[j] >> 4);
+  else
+    for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(q[j] & 15);
 }
 
 static void get_q4_k(const block_q4_k *s, size_t b, quant_block *out) {

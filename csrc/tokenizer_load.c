@@ -50,8 +50,8 @@ llm_status loader_set_name(loader *l, int64_t id, name key) {
  * user-defined or normal tokens exist; here they are control tokens whatever the file says, so that
  * the text of a user cannot become one (llama.cpp does the same with those that end a turn). */
 static const struct {
-  const char *text;
-  int ends_generation;
+  char text[20];
+  uint8_t ends_generation;
 } markers[] = {
     {"<|im_start|>", 0},      {"<|im_end|>", 1},
     {"<|endoftext|>", 1},     {"<|begin_of_text|>", 0},
