@@ -33,10 +33,8 @@ ALONE = Group()  # one process
 RANKS = "ranks"  # a file of the run's folder: rank, process and host in each line
 
 # What reading a damaged file raises; a flipped flag may claim encryption or another compression.
-DAMAGE = (
-    *(ValueError, KeyError, EOFError, AttributeError, RuntimeError),
-    *(struct.error, zipfile.BadZipFile),
-)
+BROKEN_ZIP = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError)
+DAMAGE = (*BROKEN_ZIP, ValueError, KeyError, AttributeError)
 
 
 # ---- saving ----

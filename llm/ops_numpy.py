@@ -43,6 +43,7 @@ class HostArrays:
     chunk_rows = 512  # at least: each chunk packs the output matrix three times
     piece_rows = 2048  # of a gradient's batch at a time: enough for products to run at full speed
 
+    shares_memory = True  # with other ranks of the machine
     act_bytes = 4  # of an element of empty_act
 
     def empty_act(self, *shape: int):
@@ -56,8 +57,6 @@ class HostArrays:
     def to_host(self, array) -> np.ndarray:
         """A NumPy array, to be read only."""
         return array
-
-    shares_memory = True  # with other ranks of the machine
 
     def memory(self) -> tuple[int, str]:
         """Bytes that arrays can take, and how to say so."""

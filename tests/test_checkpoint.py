@@ -348,27 +348,20 @@ def test_ranks_read_their_own_and_no_more(tmp_path, monkeypatch):
             assert sum(n_read) == 3 * 4 * N
 
 
-def test_a_part_of_another_length_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("apart", "n", "message"),
+    [(10, 9, r"part-.*npz has 9 of m.npy, not 10"), (11, 10, "do not fit each other at 10")],
+    ids=["length", "gap"],
+)
+def test_parts_that_do_not_fit_are_refused(tmp_path, apart, n, message):
     path = tmp_path / "checkpoint.npz"
 
     def save(group):
-        place = slice(group.rank * 10, group.rank * 10 + 10)
-        save_checkpoint(path, {"step": 1}, {}, {"m": np.zeros(9, "f4")}, [place], group)
+        place = slice(group.rank * apart, group.rank * apart + 10)
+        save_checkpoint(path, {"step": 1}, {}, {"m": np.zeros(n, "f4")}, [place], group)
 
     on_ranks(2, save)
-    with pytest.raises(CheckpointError, match=r"part-.*npz has 9 of m.npy, not 10"):
-        load_checkpoint(path)
-
-
-def test_pieces_that_leave_a_gap_are_refused(tmp_path):
-    path = tmp_path / "checkpoint.npz"
-
-    def save(group):
-        place = slice(group.rank * 11, group.rank * 11 + 10)
-        save_checkpoint(path, {"step": 1}, {}, {"m": np.zeros(10, "f4")}, [place], group)
-
-    on_ranks(2, save)
-    with pytest.raises(CheckpointError, match="do not fit each other at 10"):
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(path)
 
 
