@@ -6,7 +6,8 @@
 enum {
   CPU_AVX2 = 1 << 0,   /* AVX2, FMA and F16C, and the system saves the registers */
   CPU_AVX512 = 1 << 1, /* F, BW, VL, DQ, VBMI, VNNI and the above */
-  CPU_AVX512_BF16 = 1 << 2
+  CPU_AVX512_BF16 = 1 << 2,
+  CPU_AMX = 1 << 3 /* tiles of bytes and of bfloat16, both of the above, and the system lets us */
 };
 
 unsigned cpu_features(void);
