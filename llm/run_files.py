@@ -40,6 +40,7 @@ from .parameter_file import (
 from .report import PAGES, Report
 from .settings import Settings
 from .settings_file import to_toml
+from .shards import shard_files
 from .tokenizer import Tokenizer
 from .vocabulary import vocabulary_to_arrays
 
@@ -127,8 +128,11 @@ def milestones(n_steps: int, count: int) -> set[int]:
 
 def check_apart(out: Path, settings: Settings) -> None:
     """Refuses to write over what the run reads: --resume needs it, and it may be the only copy."""
+    reads = [*settings.text, *settings.chat, *filter(None, [settings.init])]
+    if settings.data is not None:
+        reads += shard_files(Path(settings.data))
     for written in (out, *(out.with_name(name) for name in PAGES)):
-        for read in filter(None, (*settings.text, *settings.chat, settings.init)):
+        for read in reads:
             if not (written.exists() and os.path.exists(read)):
                 continue
             inside = (

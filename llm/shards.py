@@ -211,6 +211,13 @@ def read_manifest(path: Path) -> dict:
     return content
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """What reads of a shard set depend on."""
+    content = read_manifest(folder / MANIFEST)
+    shards = [shard["file"] for shard in content["train"] + content["held_out"]]
+    return [folder / name for name in (MANIFEST, TOKENIZER, *shards)]
+
+
 def need_file(path: Path) -> None:
     """A pipe would never end."""
     if not path.is_file():

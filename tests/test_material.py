@@ -99,3 +99,20 @@ def test_other_shards_are_refused_by_name(tmp_path, monkeypatch, no_pictures):
     shard.write_bytes(elsewhere.read_bytes())
     with pytest.raises(FormatError, match=r"in/out/train-000000\.bin: "):
         train(begun, resume=True)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.gguf", "train-000000.bin"])
+def test_shards_are_not_written_over(tmp_path, name):
+    shards = shards_of(tmp_path / "in", 500)
+    before = (shards / name).read_bytes()
+    wish = wishes(tmp_path / "run", shards, out=str(shards / name))
+    with pytest.raises(ValueError, match=f"{name} is what this run reads: choose another --out"):
+        train(wish, resume=False)
+    assert (shards / name).read_bytes() == before
+
+
+def test_a_file_beside_the_shards_may_be_written_twice(tmp_path, no_pictures):
+    shards = shards_of(tmp_path / "in", 500)
+    for run in ("one", "two"):
+        wish = wishes(tmp_path / run, shards, out=str(shards / "model.bin"))
+        assert train(wish, resume=False) == 0
