@@ -306,8 +306,7 @@ def run_folder(path: Path, group: Group = ALONE):
 
     def enter() -> None:
         path.mkdir(parents=True, exist_ok=True)
-        lock = locked(path / "lock", f"{path}: process", "training in this folder", "--run-dir")
-        stack.enter_context(lock)
+        stack.enter_context(folder_lock(path))
         for leftover in path.glob("*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
         sweep(path)
@@ -320,6 +319,10 @@ def run_folder(path: Path, group: Group = ALONE):
             if group.rank == 0:
                 (path / RANKS).write_text("".join(rows))
         yield path
+
+
+def folder_lock(path: Path):
+    return locked(path / "lock", f"{path}: process", "training in this folder", "--run-dir")
 
 
 @contextmanager

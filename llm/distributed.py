@@ -192,8 +192,9 @@ def world() -> Group:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: there is no MPI library
+        why = str(error).split("\n")[0]  # where it looked follows
         raise LlmError(
-            f"started as one of {size} ranks, but mpi4py does not load ({error}): "
+            f"started as one of {size} ranks, but mpi4py does not load ({why}): "
             "pip install 'two-file-llm[mpi]'"
         ) from error
     group = MpiGroup(MPI, MPI.COMM_WORLD)

@@ -22,9 +22,9 @@ from threading import Thread
 from typing import TextIO
 
 from . import pulse
-from .checkpoint import RANKS, checkpoints
+from .checkpoint import RANKS, checkpoints, folder_lock
 from .distributed import mpiexec
-from .errors import LlmError
+from .errors import CheckpointError, LlmError
 from .report import escape
 
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while no checkpoint is made
@@ -52,6 +52,7 @@ def launch(
     last attempt (128 + the signal that ended a rank). patience: seconds until one that hangs has
     failed; 0: for ever."""
     command = [*starter(n_ranks, hosts), sys.executable, "-m", "llm", *arguments]
+    clear(folder)
     before = stamps(folder)
     pause = PAUSE
     with Stop() as stop:
@@ -71,6 +72,7 @@ def launch(
             print(f"died       {cause}", flush=True)
             print(f"restart    {source} in {pause:g} s; {n_left - 1} left after it", flush=True)
             stop.wait(pause)
+            wait_until_clear(folder, n_ranks, stop)
             if stop.signal:
                 return 128 + stop.signal
     print(f"llm: {cause}; no restart is left of {max_restarts}", file=sys.stderr)
@@ -92,12 +94,35 @@ def stamps(folder: Path) -> set[tuple]:
     return {(name, stat.st_ino, stat.st_mtime_ns) for name, stat in found}
 
 
+def clear(folder: Path) -> None:
+    """Takes away what ranks of an attempt before told. CheckpointError where a run lives in the
+    folder: its own launcher goes by what its ranks tell."""
+    if folder.is_dir():
+        with folder_lock(folder):
+            (folder / RANKS).unlink(missing_ok=True)
+            pulse.forget(folder)
+
+
+def wait_until_clear(folder: Path, n_ranks: int, stop: Stop) -> None:
+    """A host that hangs may keep the folder's lock for a while, and the ranks of the next attempt
+    would be refused."""
+    is_told = False
+    while not stop.signal:
+        try:
+            return clear(folder)
+        except CheckpointError:
+            if not is_told:
+                what = f"{name([0], n_ranks, folder)}holds {folder / 'lock'} still"
+                hint = "end it there, or wait: a file system lets go of a host that is down"
+                print(f"waiting    {what}; {hint}", flush=True)
+            is_told = True
+        stop.wait(pulse.PERIOD)
+
+
 def attempt(
     command: list[str], n_ranks: int, folder: Path, stop: Stop, patience: float = 0.0
 ) -> tuple[int, str]:
     """Runs the command to its end; its status, and what ended it."""
-    (folder / RANKS).unlink(missing_ok=True)
-    pulse.forget(folder)
     is_mpi = n_ranks > 1
     pipe, noise = subprocess.PIPE if is_mpi else None, []
     with (
@@ -257,6 +282,8 @@ def check(options: argparse.Namespace) -> list[str]:
     """The arguments of the run; ValueError for what cannot be meant."""
     if not 1 <= options.ranks <= MAX_RANKS:
         raise ValueError(f"-n is {options.ranks}, expected 1 to {MAX_RANKS}")
+    if options.hosts is not None and options.ranks == 1:
+        raise ValueError("--hosts goes with two ranks or more: one runs here")
     if options.max_restarts < 0:
         raise ValueError(f"--max-restarts is {options.max_restarts}, expected at least 0")
     low, high = LEAST_PATIENCE, LONGEST_PATIENCE

@@ -21,7 +21,7 @@ from training import STEPS, arguments, finish, refused
 
 from conftest import ROOT
 from llm import cli, distributed, launch
-from llm.checkpoint import RANKS, checkpoints, save_checkpoint
+from llm.checkpoint import RANKS, checkpoints, folder_lock, save_checkpoint
 from llm.compare import compare_files
 from llm.report import Report
 
@@ -252,6 +252,30 @@ def test_a_signal_ends_it_with_its_own_status(attempts):
     assert attempts((0, 3), signals=[3]) == 0  # it was done
 
 
+def test_a_lock_that_outlives_its_rank_is_waited_for(tmp_path, capsys):
+    """As where the host of rank 0 hangs and the file system has not noticed."""
+    give_signs(tmp_path)
+
+    class Waits:
+        signal = n = 0
+
+        def wait(self, seconds):
+            self.n += 1
+            if self.n == 3:
+                lock.__exit__(None, None, None)
+
+    (lock := folder_lock(tmp_path)).__enter__()
+    launch.wait_until_clear(tmp_path, 2, stop := Waits())
+    said = capsys.readouterr().out
+    assert stop.n == 3 and not list(tmp_path.iterdir())
+    assert re.fullmatch(r"waiting    rank 0 on node7 \(process 2479\): holds .*; end it .*\n", said)
+
+
+def give_signs(folder):
+    (folder / RANKS).write_text("0 2479 node7\n1 2480 node7\n")
+    (folder / "pulse-0").write_text("1 None")
+
+
 # ---- what mpiexec says ----
 
 
@@ -277,6 +301,17 @@ def test_what_the_run_refuses_is_one_line(text, tmp_path):
     assert job.returncode == 1
 
 
+def test_a_folder_in_which_a_run_lives_is_left_alone(text, tmp_path, capfd):
+    """Its own launcher would miss the signs of life, and end it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    give_signs(folder)
+    with folder_lock(folder):
+        line = refused(capfd, "launch", "-n", 1, "--", *arguments(text, tmp_path))
+    assert re.fullmatch(rf"llm: {folder}: process {os.getpid()} is training in this .*", line)
+    assert {path.name for path in folder.iterdir()} == {RANKS, "pulse-0"}
+
+
 def test_no_launcher_is_one_line(text, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(distributed.shutil, "which", lambda _: None)
     monkeypatch.setattr(distributed.Path, "with_name", lambda *_: tmp_path / "none")
@@ -290,6 +325,7 @@ def test_no_launcher_is_one_line(text, tmp_path, monkeypatch, capfd):
         (["-n", "0", "--", "train"], "-n is 0, expected 1 to"),
         (["-n", "2", "--max-restarts", "-1", "--", "train"], "--max-restarts is -1"),
         (["-n", "2", "--patience", "1", "--", "train"], "--patience is 1, expected 0 or 5 to 1e"),
+        (["-n", "1", "--hosts", "a:1", "--", "train"], "--hosts goes with two ranks or more"),
         (["-n", "2"], "put -- train OPTIONS behind"),
         (["-n", "2", "--", "inspect", "x"], "put -- train OPTIONS behind"),
     ],
