@@ -291,7 +291,9 @@ options parse_arguments(int argc, char **argv) {
   if (o.parallel && o.chat) usage_error("%s", "--parallel goes with generating, not with --chat");
   if (o.stride && !o.score_path) usage_error("%s", "--stride goes with --perplexity");
   if (o.logprobs >= 0 && !o.json) usage_error("%s", "--logprobs goes with --json");
-  if (o.json && (o.info || o.verify || o.tokens || o.score_path || o.chat))
+  if (o.json && o.info)
+    usage_error("%s", "--info has no JSON: python -m llm inspect FILE --json does");
+  if (o.json && (o.verify || o.tokens || o.score_path || o.chat))
     usage_error("%s", "--json goes with generating alone");
   if (o.chat && o.max_tokens < 0) o.max_tokens = CHAT_MAX_TOKENS;
   if (!o.kernels) o.kernels = getenv("LLM_KERNELS");

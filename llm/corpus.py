@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .documents import NotText, Source, find_files, read_documents
-from .errors import CorpusError
+from .errors import CorpusError, counted
 from .tokenizer import CONTROL, Tokenizer
 
 SEPARATOR = b"<|endoftext|>"  # the text of the token between documents
@@ -68,7 +68,8 @@ def read_corpus(paths: list[str] | None = None) -> Corpus:
 
 
 def _count_skipped(skipped: list[str]) -> str:
-    return f" ({len(skipped)} files skipped, the first: {skipped[0]})" if skipped else ""
+    how_many = counted(len(skipped), "file")
+    return f" ({how_many} skipped, the first: {skipped[0]})" if skipped else ""
 
 
 def default_corpus() -> Corpus:

@@ -1,8 +1,13 @@
-"""The package's exceptions. Layer 0.
+"""The package's exceptions, and how their messages count. Layer 0.
 
 The engine's status codes map to these (and to built-ins) in `binding.py`; the trainer raises the
 same ones, so that a caller catches one family.
 """
+
+
+def counted(n: int, what: str) -> str:
+    """1 file, 2,000 files"""
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 class LlmError(Exception):

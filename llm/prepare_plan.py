@@ -20,7 +20,7 @@ from .atomic import atomic_file
 from .data import HELD_OUT, MIN_DOCUMENTS, blocks_of, permute
 from .documents import NotText, Source, find_files, format_of, read_documents
 from .duplicates import document_key
-from .errors import CorpusError
+from .errors import CorpusError, counted
 from .prepare_items import Skipped, has_text, split, with_hint
 
 PLAN, STDIN = "plan.json", "stdin"
@@ -87,7 +87,7 @@ def make_plan(folder: Path, wishes: Wishes, report) -> Plan:
 
     files = [(path, *stat_of(path)) for path in find_files(paths, skip)]
     items = group(files, wishes.item_bytes)
-    report.say(f"input      {len(files):,} files, {sum(f[1] for f in files):,} bytes")
+    report.say(f"input      {counted(len(files), 'file')}, {sum(f[1] for f in files):,} bytes")
     in_blocks, held_below = choose_held_out(items, wishes, skipped)
     plan = Plan(files, items, in_blocks, held_below, skipped)
     content = {**vars(plan), "skipped": vars(skipped), "wishes": asdict(wishes)}
@@ -117,7 +117,9 @@ def load_plan(folder: Path, wishes: Wishes, report) -> Plan | None:
             raise changed(path)
         if kept != now:
             plan.touched.add(path)
-    report.say(f"going on   in {folder}: {len(plan.files):,} files, {plan.n_bytes:,} bytes")
+    report.say(
+        f"going on   in {folder}: {counted(len(plan.files), 'file')}, {plan.n_bytes:,} bytes"
+    )
     return plan
 
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from .atomic import atomic_file
+from .errors import counted
 
 WRAP = {"subsequent_indent": " " * 11, "break_on_hyphens": False}
 PROGRAM = Path(__file__).resolve().parent.parent / "run"
@@ -73,13 +74,12 @@ class Report:
     # ---- before the first step ----
 
     def material(self, corpus) -> None:
-        n = corpus.n_documents
-        documents = f"{n:,} documents" if n > 1 else "1 document"
+        documents = counted(corpus.n_documents, "document")
         self.say(f"text       {escape(corpus.name)}: {corpus.n_bytes:,} bytes in {documents}")
         for line in corpus.skipped[:5]:
             self.say(f"skipped    {escape(line)}")
         if len(corpus.skipped) > 5:
-            self.say(f"skipped    {len(corpus.skipped) - 5} more files")
+            self.say(f"skipped    {counted(len(corpus.skipped) - 5, 'more file')}")
 
     def plan(self, run) -> None:
         s, config, tokens = run.settings, run.model.config, run.examples.tokens
@@ -95,9 +95,9 @@ class Report:
             f"n_ctx {s.n_ctx}, {output} output"
         )
         self.say(
-            f"recipe     {s.optimizer}, batch {s.batch} in {s.n_slots} slots, lr {s.lr:g}, "
-            f"warm-up {s.warmup} steps, {s.schedule}, weight decay {s.weight_decay:g}, "
-            f"clip {s.clip:g}, seed {s.seed}"
+            f"recipe     {s.optimizer}, batch {s.batch} in {counted(s.n_slots, 'slot')}, "
+            f"lr {s.lr:g}, warm-up {s.warmup} steps, {s.schedule}, "
+            f"weight decay {s.weight_decay:g}, clip {s.clip:g}, seed {s.seed}"
         )
         budget = f"{s.minutes:g} minutes" if run.n_steps is None else f"{run.n_steps:,} steps"
         ops, n_ranks = run.model.ops, run.group.size

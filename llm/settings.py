@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from .config import LIMITS, ModelConfig
-from .errors import LlmError
+from .errors import LlmError, counted
 
 FREE = {
     *("text", "data", "chat", "init", "threads", "device", "out", "run_dir"),
@@ -160,9 +160,9 @@ class Settings:
             s = replace(s, slot_sequences=max(1, s.batch // n_ranks))
         if s.n_slots < n_ranks:
             raise ValueError(
-                f"{n_ranks} ranks cannot share a step of {s.n_slots} slots (batch {s.batch}, "
-                f"slot_sequences {s.slot_sequences}): start at most {s.n_slots}, or a new run with "
-                "a larger --batch or a smaller --slot-sequences"
+                f"{n_ranks} ranks cannot share a step of {counted(s.n_slots, 'slot')} "
+                f"(batch {s.batch}, slot_sequences {s.slot_sequences}): start at most {s.n_slots}, "
+                "or a new run with a larger --batch or a smaller --slot-sequences"
             )
         return s
 

@@ -17,7 +17,7 @@ from .corpus import read_corpus
 from .data import Examples, hold_out, token_stream
 from .distributed import world
 from .engine import Model
-from .errors import CheckpointError
+from .errors import CheckpointError, counted
 from .evaluate import Validation
 from .lora import Lora
 from .material import from_corpus, from_shards, min_held_bytes
@@ -218,7 +218,8 @@ def read_conversations(
     windows, held_windows = (pack(c, settings.n_ctx, base.separator) for c in (training, held))
     n_cut = windows.n_cut + held_windows.n_cut
     if n_cut:
-        report.say(f"note       {n_cut} conversations are longer than {settings.n_ctx} tokens")
+        longer = counted(n_cut, "conversation")
+        report.say(f"note       longer than {settings.n_ctx} tokens: {longer}")
     examples = ChatExamples(windows, settings.seed, *slots)
     validation = ChatValidation(held_windows, base.token_bytes)
     held_tokens = held_windows.tokens.reshape(-1)

@@ -75,7 +75,7 @@ def test_a_path_without_text_is_one_clear_line(tmp_path, make, message):
 
 def test_an_empty_folder_says_what_it_skipped(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"\0")
-    with pytest.raises(CorpusError, match=r"1 files skipped, the first: .*x\.bin: not \.txt"):
+    with pytest.raises(CorpusError, match=r"1 file skipped, the first: .*x\.bin: not \.txt"):
         read_corpus([str(tmp_path)])
 
 

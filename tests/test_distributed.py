@@ -261,7 +261,7 @@ def test_ranks_with_other_text(text, tmp_path):
 @needs_mpi
 def test_more_ranks_than_slots(text, tmp_path):
     given = arguments(text, tmp_path, "--steps", 2, "--batch", 1)
-    assert "2 ranks cannot share a step of 1 slots" in refused(2, given, given)
+    assert "2 ranks cannot share a step of 1 slot " in refused(2, given, given)
     with pytest.raises(ValueError, match="3 ranks: expected a power of two"):
         Settings(batch=8).with_slots(3)
     assert Settings(batch=8).with_slots(4).n_slots == 4

@@ -344,6 +344,10 @@ def test_wrong_usage(file, arguments):
     fails(2, "see run --help", file, "the", *arguments)
 
 
+def test_info_as_json_is_had_elsewhere(file):
+    fails(2, "python -m llm inspect FILE --json", file, "--info", "--json")
+
+
 def test_failures(file, tmp_path):
     fails(1, "none.bin", tmp_path / "none.bin", "x")
     fails(1, "directory", tmp_path, "x")
