@@ -111,6 +111,8 @@ typedef void (*port_rows)(const void *args, int64_t begin, int64_t end);
 #define TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
 #define TARGET_AVX512_BF16                                                                         \
   __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define TARGET_AMX                                                                                 \
+  __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-bf16")))
 #define PORT_BUILDS(name)                                                                          \
   PORT_BUILD(name, scalar, )                                                                       \
   PORT_BUILD(name, avx2, TARGET_AVX2)                                                              \

@@ -21,8 +21,9 @@ typedef float llm_act;
 
 typedef struct llm_ops llm_ops; /* threads, instruction set, scratch */
 
-/* kernels: "scalar", "avx2", "avx512"; NULL is the best that this machine has. rounds: products
- * round their operands to bfloat16; refused where kernels or machine have no such product. */
+/* kernels: "scalar", "avx2", "avx512", "amx"; NULL is the best that this machine has. rounds:
+ * products round their operands to bfloat16; refused where kernels or machine have no such product.
+ * "amx" has no other. */
 llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, int32_t rounds,
                        llm_error *err);
 void llm_ops_free(llm_ops *ops);

@@ -2,15 +2,15 @@
  *
  * One unit of work is one batch entry and one key/value head with the heads that share it. Keys and
  * values are packed once per unit, as B of the product in train_gemm.c, and rounded where that
- * rounds; scores exist for one block
- * of queries at a time, (Q_BLOCK, T) per thread. The log-sum-exp is kept and lets the backward make
- * the probabilities again (Dao et al. 2022). Work above the diagonal is left out by tiles. Sums run
- * in an order that the shape decides; a unit belongs to one thread. */
+ * rounds; scores exist for one block of queries at a time, (q_block, T) per thread. The log-sum-exp
+ * is kept and lets the backward make the probabilities again (Dao et al. 2022). Work above the
+ * diagonal is left out by tiles. Sums run in an order that the shape decides; a unit belongs to one
+ * thread. */
 #include <float.h>
 
 #include "train_ops.h"
 
-enum { Q_BLOCK = 48 }; /* a multiple of every mr; a block's scores stay in the second-level cache */
+enum { Q_BLOCK = 48 };   /* at least; a block's scores stay in the second-level cache */
 enum { SEEN_UNIT = 96 }; /* a multiple of every mr and every nr */
 
 /* ---- rows of scores; a row is a query of the block, `first` the block's first position ---- */
@@ -91,14 +91,15 @@ typedef struct attention_unit {
   size_t ld_q, ld_kv;    /* floats from position to position */
   size_t ld_s;           /* of a row of scores: an odd number of cache lines, against conflicts */
   size_t t_pad, d_pad;   /* T and D in whole panels */
+  size_t q_block;        /* queries of a block: whole tiles */
   float scale;
   /* The thread's scratch, packed as steps. "by_time": transposed, panels over positions, (t_pad,
    * D); "by_dim": panels over head_dim, (rows, d_pad). */
   float *k_by_time, *v_by_time, *kv_by_dim; /* of the key/value head */
   float *q_by_dim, *do_by_dim;              /* of a block of queries */
-  float *scores, *gradient;                 /* (Q_BLOCK, ld_s) */
+  float *scores, *gradient;                 /* (q_block, ld_s) */
   float *rows;                              /* what gemm_pack_rows may take */
-  float *inverse;                           /* (Q_BLOCK) */
+  float *inverse;                           /* (q_block) */
 } attention_unit;
 
 static attention_unit unit_of(const llm_ops *ops, const llm_attention_args *x) {
@@ -108,6 +109,7 @@ static attention_unit unit_of(const llm_ops *ops, const llm_attention_args *x) {
   u.ld_kv = (size_t)x->n_kv_head * u.D;
   u.t_pad = round_up(u.T, nr);
   u.d_pad = round_up(u.D, nr);
+  u.q_block = round_up(Q_BLOCK, ops->product->mr);
   u.ld_s = round_up(u.t_pad, 32) + 16;
   u.scale = (float)(1.0 / sqrt((double)u.D));
   return u;
@@ -124,18 +126,18 @@ static float *take(float *memory, size_t *used, size_t n) {
 static size_t unit_place(attention_unit *u, int backward, float *memory) {
   const gemm_kernel *g = u->ops->product;
   const size_t by_time = u->t_pad * gemm_steps(g, u->D);
-  const size_t by_dim = gemm_steps(g, Q_BLOCK) * u->d_pad;
+  const size_t by_dim = gemm_steps(g, u->q_block) * u->d_pad;
   size_t used = 0;
   u->k_by_time = take(memory, &used, by_time);
   u->kv_by_dim = take(memory, &used, gemm_steps(g, u->T) * u->d_pad);
-  u->rows = take(memory, &used, Q_BLOCK * (u->t_pad + u->d_pad));
-  u->scores = take(memory, &used, Q_BLOCK * u->ld_s);
-  u->inverse = take(memory, &used, Q_BLOCK);
+  u->rows = take(memory, &used, u->q_block * (u->t_pad + u->d_pad));
+  u->scores = take(memory, &used, u->q_block * u->ld_s);
+  u->inverse = take(memory, &used, u->q_block);
   if (!backward) return used;
   u->v_by_time = take(memory, &used, by_time);
   u->q_by_dim = take(memory, &used, by_dim);
   u->do_by_dim = take(memory, &used, by_dim);
-  u->gradient = take(memory, &used, Q_BLOCK * u->ld_s);
+  u->gradient = take(memory, &used, u->q_block * u->ld_s);
   return used;
 }
 
@@ -204,8 +206,8 @@ static void add_transposed(const attention_unit *u, size_t first, size_t m, cons
 /* q_at: floats from the start of q (and o, dq, do) to the head's first position; lse: its (T). */
 static void head_forward(const attention_unit *u, size_t q_at, float *lse) {
   const train_isa isa = u->ops->isa;
-  for (size_t first = 0; first < u->T; first += Q_BLOCK) {
-    const size_t m = min_size(Q_BLOCK, u->T - first), at = q_at + first * u->ld_q;
+  for (size_t first = 0; first < u->T; first += u->q_block) {
+    const size_t m = min_size(u->q_block, u->T - first), at = q_at + first * u->ld_q;
     block_scores(u, first, m, u->x->q + at, u->k_by_time, u->scores);
     const llm_softmax_args softmax = {
         u->scores, (int64_t)u->ld_s, (int64_t)first, (int64_t)(first + m),
@@ -222,8 +224,8 @@ static void head_backward(const attention_unit *u, size_t q_at, size_t kv_at, co
                           int fresh) {
   const llm_attention_args *x = u->x;
   const gemm_kernel *g = u->ops->product;
-  for (size_t first = 0; first < u->T; first += Q_BLOCK) {
-    const size_t m = min_size(Q_BLOCK, u->T - first), at = q_at + first * u->ld_q;
+  for (size_t first = 0; first < u->T; first += u->q_block) {
+    const size_t m = min_size(u->q_block, u->T - first), at = q_at + first * u->ld_q;
     block_scores(u, first, m, x->q + at, u->k_by_time, u->scores);
     block_scores(u, first, m, x->d_o + at, u->v_by_time, u->gradient);
     const llm_score_gradient_args gradient = {u->scores,
@@ -280,7 +282,10 @@ static void attention_unit_run(void *arg, size_t unit, int thread) {
   attention_unit u = j->unit;
   if (u.x->starts) u.starts = u.x->starts + unit / n_kv_head * u.T;
   unit_place(&u, j->backward, u.ops->scratch + (size_t)thread * j->scratch_floats);
+  const gemm_kernel *g = u.ops->product;
+  if (g->begin) g->begin();
   unit_run(&u, unit / n_kv_head, unit % n_kv_head, j->backward);
+  if (g->end) g->end();
 }
 
 static llm_status attention_run(llm_ops *ops, const llm_attention_args *args, int backward,

@@ -165,11 +165,17 @@ TILE(tile_avx512, TARGET_AVX512, 512, ROWS_AVX512)
 
 #endif
 
+#define KERNEL(isa, name)                                                                          \
+  {                                                                                                \
+    .mr = MR_##isa, .nr = NR_##isa, .pair = 1, .k_unit = 1, .max_kc = MAX_KC,                      \
+    .max_rows = MAX_ROWS, .tile = tile_##name, .pack_a = pack_a_##name, .pack_b = pack_b_##name    \
+  }
+
 const gemm_kernel gemm_kernels[] = {
-    {MR_SCALAR, NR_SCALAR, 1, MAX_KC, MAX_ROWS, tile_scalar, pack_a_scalar, pack_b_scalar, {0}},
+    KERNEL(SCALAR, scalar),
 #if defined(__x86_64__)
-    {MR_AVX2, NR_AVX2, 1, MAX_KC, MAX_ROWS, tile_avx2, pack_a_avx2, pack_b_avx2, {0}},
-    {MR_AVX512, NR_AVX512, 1, MAX_KC, MAX_ROWS, tile_avx512, pack_a_avx512, pack_b_avx512, {0}},
+    KERNEL(AVX2, avx2),
+    KERNEL(AVX512, avx512),
 #endif
 };
 
@@ -186,7 +192,8 @@ gemm_rows gemm_pack_rows(const gemm_kernel *g, float *packed, size_t m, size_t k
   const size_t steps = gemm_steps(g, k);
   if (!trans && g->pair == 1) return (gemm_rows){a, lda, lda, 1};
   g->pack_a(packed, k, m, a, trans ? lda : 1, trans ? 1 : lda);
-  return trans ? (gemm_rows){packed, steps, 1, g->mr} : (gemm_rows){packed, steps, steps, 1};
+  return trans && !g->padded ? (gemm_rows){packed, steps, 1, g->mr}
+                             : (gemm_rows){packed, steps, steps, 1};
 }
 
 /* The narrowest tile that has n columns. */
@@ -203,7 +210,7 @@ static gemm_tile tile_for(const gemm_kernel *g, size_t n, size_t *width) {
 static void edge_tile(const gemm_kernel *g, size_t skip, size_t rows, size_t n, size_t k,
                       const float *a, size_t row, size_t step, const float *b, float *c, size_t ldc,
                       const float *add, size_t ld_add, const float *scale) {
-  _Alignas(64) float tile[MR_AVX512 * NR_AVX512];
+  _Alignas(64) float tile[MAX_TILE];
   size_t width;
   tile_for(g, n, &width)(k, a, row, step, b, tile, g->nr, NULL, 0, NULL, (const char *)b, 0);
   for (size_t i = skip; i < rows; i++)
@@ -239,6 +246,11 @@ void gemm_panel(const gemm_kernel *g, size_t m, size_t n, size_t k, const float 
       edge_tile(g, 0, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc, add_i, ld_add, scale);
   }
   if (whole == m) return;
+  if (g->padded) { /* what lies behind the last row is multiplied too, and dropped */
+    edge_tile(g, 0, m - whole, n, k, a + whole * row, row, step, b, c + whole * ldc, ldc,
+              add ? add + whole * ld_add : NULL, ld_add, scale);
+    return;
+  }
   if (m >= mr) { /* the last mr rows again; those that are done are skipped */
     size_t i = m - mr;
     edge_tile(g, whole - i, mr, n, k, a + i * row, row, step, b, c + i * ldc, ldc,
@@ -307,11 +319,12 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
       gemm_pack_rows(g, j->a_blocks + (size_t)thread * steps * j->rows, m, j->kc,
                      x->a_trans ? x->a + j->p * lda + i : x->a + i * lda + j->p, lda, x->a_trans);
   gemm_ahead ahead = ahead_of(j, unit);
+  if (g->begin) g->begin();
   for (size_t col = 0; col < n; col += g->nr) {
     const float *b = j->b_panels + col * steps, *add_i = add ? add + i * ld_add + col : NULL;
     const size_t width = min_size(g->nr, n - col);
     float *c = x->c + i * ldc + col;
-    if (!x->a_trans) {
+    if (rows.tile == rows.row) {
       gemm_panel(g, m, width, steps, rows.a, rows.row, 1, b, c, ldc, add_i, ld_add, scale, &ahead);
       continue;
     }
@@ -320,6 +333,7 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
                  rows.step, b, c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add, scale,
                  &ahead);
   }
+  if (g->end) g->end();
 }
 
 /* rows: of C in a unit. */

@@ -37,13 +37,19 @@ static llm_status find_isa(train_isa *out, const char *name, llm_error *err) {
                    name, ISA_NAMES[best]);
 }
 
+/* "amx" is AVX-512 with products of its own, which round: without rounding it is not known. */
+static int wants_amx(const char *kernels, int32_t rounds) {
+  return rounds && (!kernels || !strcmp(kernels, "amx")) && (cpu_features() & CPU_AMX);
+}
+
 int32_t llm_ops_can_round(void) { return (cpu_features() & CPU_AVX512_BF16) != 0; }
 
 llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, int32_t rounds,
                        llm_error *err) {
   *out = NULL;
+  const int amx = wants_amx(kernels, rounds);
   train_isa isa;
-  llm_status status = find_isa(&isa, kernels, err);
+  llm_status status = find_isa(&isa, amx ? NULL : kernels, err);
   if (status) return status;
   if (rounds && !(llm_ops_can_round() && isa == ISA_AVX512))
     return error_set(err, LLM_ERR_ARG, "precision bf16: not with %s kernels on this machine",
@@ -51,9 +57,10 @@ llm_status llm_ops_new(llm_ops **out, int32_t n_threads, const char *kernels, in
   llm_ops *ops = calloc(1, sizeof *ops);
   if (!ops) return error_nomem(err, sizeof *ops, "the trainer's operations");
   ops->isa = isa;
+  ops->kernels = amx ? "amx" : ISA_NAMES[isa];
   ops->gemm = ops->product = &gemm_kernels[isa];
 #if defined(__x86_64__)
-  if (rounds) ops->product = &gemm_bf16;
+  if (rounds) ops->product = amx ? &gemm_amx : &gemm_bf16;
 #endif
   status = thread_pool_new(&ops->pool, n_threads, err);
   if (status) {
@@ -71,7 +78,7 @@ void llm_ops_free(llm_ops *ops) {
   free(ops);
 }
 
-const char *llm_ops_kernels(const llm_ops *ops) { return ISA_NAMES[ops->isa]; }
+const char *llm_ops_kernels(const llm_ops *ops) { return ops->kernels; }
 
 int32_t llm_ops_threads_available(void) { return threads_available(); }
 

@@ -13,46 +13,52 @@ typedef enum train_isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512 } train_isa; /* order 
  * one of them. One tile, C (mr, nr) = A B + add over k steps: A[i][p] is a[i * row + p * step],
  * B[p][j] is b[p * nr + j], add is NULL for zero, or a matrix that may be C itself; scale is NULL,
  * or the factors of A B and of add. An element is a chain of k multiply-adds in rising p from +0,
- * then one multiply and one multiply-add: the same bits in whatever tile it falls. Every
- * FETCH_STEPS steps it asks the second-level cache for a line: at next, next + advance, ... */
-enum { FETCH_STEPS = 4 };
+ * then one multiply and one multiply-add (AMX's chain: train_gemm_amx.c): the same bits in whatever
+ * tile it falls. Every FETCH_STEPS steps it asks the second-level cache for a line: at next,
+ * next + advance, ... */
+enum { FETCH_STEPS = 4, MAX_TILE = 1024 /* elements */ };
 typedef void (*gemm_tile)(size_t k, const float *a, size_t row, size_t step, const float *b,
                           float *c, size_t ldc, const float *add, size_t ld_add, const float *scale,
                           const char *next, size_t advance);
 
 /* pack_b packs one panel: dst[p * nr + j] = b[p * row + j * step] for p < k, j < n <= nr, else
  * zero. pack_a packs n rows of A into panels of mr: dst[i / mr * mr * k + p * mr + i % mr] = b[p *
- * row + i
- * * step]; but where it rounds and row is 1, rows stay rows: dst[i * k + p]. */
+ * row + i * step]; but where it rounds and row is 1, or the kernel is padded, rows are rows:
+ * dst[i * k + p]. */
 typedef void (*gemm_pack)(float *dst, size_t k, size_t n, const float *b, size_t row, size_t step);
 
 typedef struct gemm_kernel {
   size_t mr, nr;
   size_t pair;     /* elements of k in a step: 1, or 2 as bfloat16 */
+  size_t k_unit;   /* packed k is a multiple of it, by zeros */
   size_t max_kc;   /* the largest block of k, a multiple of 32 */
   size_t max_rows; /* of A in a unit of work, a multiple of 2 * mr */
   gemm_tile tile;
   gemm_pack pack_a, pack_b;
   gemm_tile narrow[2]; /* the tile's first 16 and 32 columns; NULL: only whole tiles */
+  int padded;          /* A is always packed, into rows, with room for whole tiles */
+  void (*begin)(void), (*end)(void); /* around a thread's tiles, or NULL */
 } gemm_kernel;
 
 struct llm_ops {
   thread_pool *pool;
   train_isa isa;
   const gemm_kernel *gemm;    /* float32, of the instruction set */
-  const gemm_kernel *product; /* of llm_ops_gemm: the same, or gemm_bf16 */
+  const gemm_kernel *product; /* of llm_ops_gemm: the same, or one that rounds */
+  const char *kernels;        /* their name */
   float *scratch;             /* as large as the largest operation wanted, 64-byte aligned */
   size_t scratch_floats;
 };
 
 extern const gemm_kernel gemm_kernels[]; /* by train_isa */
 extern const gemm_kernel gemm_bf16;      /* where the processor has CPU_AVX512_BF16 */
+extern const gemm_kernel gemm_amx;       /* where it has CPU_AMX */
 
 static inline size_t min_size(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 static inline size_t gemm_steps(const gemm_kernel *g, size_t k) {
-  return (k + g->pair - 1) / g->pair;
+  return round_up(k, g->k_unit) / g->pair;
 }
 
 /* An A as tiles read it: element (i, p) of the tile whose first row is r, a multiple of mr, is

@@ -215,19 +215,19 @@ def test_sum_squares():
 # ---- C against NumPy, every kernel set of this machine, odd shapes ----
 
 
-def kernel_sets():
+ROUNDING = ("avx512", "amx")
+
+
+def kernel_sets(names=("scalar", "avx2", "avx512"), precision="fp32"):
     """Names that this machine runs."""
     found = []
-    for name in ("scalar", "avx2", "avx512"):
+    for name in names:
         try:
-            ops_c.OpsC(1, name)
+            ops_c.OpsC(1, name, precision)
         except ValueError:
             continue
         found.append(name)
     return found
-
-
-PRECISIONS = ["fp32", "bf16"] if ops_c.best_precision() == "bf16" else ["fp32"]
 
 
 @pytest.fixture(scope="module", params=kernel_sets())
@@ -235,12 +235,12 @@ def ops(request):
     return ops_c.OpsC(2, request.param)
 
 
-@pytest.fixture(scope="module")
-def rounding():
+@pytest.fixture(scope="module", params=ROUNDING)
+def rounding(request):
     """Back ends whose products round: C on 1 and on 3 threads."""
-    if "bf16" not in PRECISIONS:
-        pytest.skip("this processor has no bfloat16 products")
-    return ops_c.OpsC(1, precision="bf16"), ops_c.OpsC(3, precision="bf16")
+    if not kernel_sets([request.param], "bf16"):
+        pytest.skip(f"this processor has no bfloat16 products of {request.param}")
+    return [ops_c.OpsC(n, request.param, "bf16") for n in (1, 3)]
 
 
 def single(*shape):
@@ -417,11 +417,14 @@ MATRICES = np.array(  # the momentum in another order, without gaps
 )
 
 
-@pytest.mark.parametrize("kernels", [*kernel_sets(), *PRECISIONS[1:]])
-def test_muon(kernels):
+MUON_KERNELS = [(name, "fp32") for name in kernel_sets()] + [
+    (name, "bf16") for name in kernel_sets(ROUNDING, "bf16")
+]
+
+
+@pytest.mark.parametrize("kernels, precision", MUON_KERNELS)
+def test_muon(kernels, precision):
     """Tall, wide and of one row; what lies between the matrices is left alone."""
-    precision = "bf16" if kernels == "bf16" else "fp32"
-    kernels = None if kernels == "bf16" else kernels
     one, three = (ops_c.OpsC(n, kernels, precision) for n in (1, 3))
     p, g, m = single(8010), single(8010), single(7020)
     close = {"lr": 0.02, "momentum": 0.9, "grad_scale": 0.5}
@@ -478,5 +481,16 @@ def test_refuses_wrong_arrays(ops):
 def test_refuses_unknown_kernels():
     with pytest.raises(ValueError, match='kernels "avx9"'):
         ops_c.OpsC(1, "avx9")
+    with pytest.raises(ValueError, match='kernels "amx"'):
+        ops_c.OpsC(1, "amx")  # its products round
     with pytest.raises(ValueError, match="threads: found 0"):
         ops_c.OpsC(0)
+
+
+def test_best_kernels():
+    """Without rounding tiles change nothing; with it they are the best."""
+    sets, rounding = kernel_sets(), kernel_sets(ROUNDING, "bf16")
+    assert ops_c.OpsC(1).kernels == sets[-1]
+    assert (ops_c.best_precision() == "bf16") == bool(rounding)
+    if rounding:
+        assert ops_c.OpsC(1, precision="bf16").kernels == rounding[-1]

@@ -36,19 +36,21 @@ static float *random_floats(size_t n) {
   return p;
 }
 
-/* BF16 in place of the kernels' name: the best ones, with products that round. */
-static const char *const BF16 = "bf16";
+/* In place of the kernels' names: those whose products round. */
+static const char *const BF16 = "avx512, rounding", *const AMX = "amx, rounding";
+
+static int rounds(const char *kernels) { return kernels == BF16 || kernels == AMX; }
 
 static llm_ops *new_ops(int n_threads, const char *kernels) {
-  const int rounds = kernels == BF16;
+  const char *name = kernels == BF16 ? "avx512" : kernels == AMX ? "amx" : kernels;
   llm_ops *ops;
   llm_error err;
-  return llm_ops_new(&ops, n_threads, rounds ? NULL : kernels, rounds, &err) ? NULL : ops;
+  return llm_ops_new(&ops, n_threads, name, rounds(kernels), &err) ? NULL : ops;
 }
 
 /* To the nearest bfloat16, where the products do. */
 static float rounded(float x, const char *kernels) {
-  if (kernels != BF16) return x;
+  if (!rounds(kernels)) return x;
   const uint32_t bits = port_bits(x);
   return port_float((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
 }
@@ -68,6 +70,35 @@ static double exact(const llm_gemm_args *x, int64_t i, int64_t j, double *size, 
     *size += fabs(scale[0] * a * b);
   }
   return sum;
+}
+
+/* What AMX makes of elements [p, end) of k: 32 at a time, even and odd ones by themselves (Intel
+ * SDM, TDPBF16PS). */
+static float amx_sum(const llm_gemm_args *x, int64_t i, int64_t j, int64_t p, int64_t end) {
+  float sum = 0;
+  for (; p < end; p += 32) {
+    float parts[2] = {0, 0};
+    for (int64_t q = p; q < p + 32 && q < end; q++) {
+      const float a = x->a_trans ? x->a[q * x->lda + i] : x->a[i * x->lda + q];
+      const float b = x->b_trans ? x->b[j * x->ldb + q] : x->b[q * x->ldb + j];
+      parts[q & 1] = fmaf(rounded(a, AMX), rounded(b, AMX), parts[q & 1]);
+    }
+    sum += parts[0] + parts[1];
+  }
+  return sum;
+}
+
+/* An element as the product must have it to the bit: blocks of k in turn. */
+static float amx_element(const llm_gemm_args *x, int64_t i, int64_t j, size_t max_kc,
+                         const float *scale) {
+  const size_t k = (size_t)x->k, n_blocks = (k + max_kc - 1) / max_kc;
+  const size_t block = round_up((k + n_blocks - 1) / n_blocks, 32);
+  float c = 0;
+  for (size_t p = 0; p < k; p += block) {
+    const float sum = amx_sum(x, i, j, (int64_t)p, (int64_t)min_size(p + block, k)) * scale[0];
+    c = p ? c + sum : x->add ? fmaf(x->add[i * x->ld_add + j], scale[1], sum) : sum;
+  }
+  return c;
 }
 
 static void check_gemm(llm_ops *ops, const char *kernels, int64_t m, int64_t n, int64_t k, int form,
@@ -100,6 +131,11 @@ static void check_gemm(llm_ops *ops, const char *kernels, int64_t m, int64_t n, 
       CHECK_MSG(fabs(x.c[i * x.ldc + j] - expected) <= 1.5e-6 * size, /* k under 1200 */
                 "gemm %s m %d n %d k %d form %d at %d, %d: %g, expected %g", kernels, (int)m,
                 (int)n, (int)k, form, (int)i, (int)j, x.c[i * x.ldc + j], expected);
+      if (kernels != AMX) continue;
+      const float bits = amx_element(&x, i, j, ops->product->max_kc, scale);
+      CHECK_MSG(port_bits(x.c[i * x.ldc + j]) == port_bits(bits),
+                "gemm amx m %d n %d k %d form %d at %d, %d: %a, the reference says %a", (int)m,
+                (int)n, (int)k, form, (int)i, (int)j, x.c[i * x.ldc + j], bits);
     }
     for (int64_t j = n; j < x.ldc && i + 1 < m; j++)
       CHECK_MSG(x.c[i * x.ldc + j] == GUARD_VALUE, "gemm wrote between rows");
@@ -112,7 +148,8 @@ static void check_gemm(llm_ops *ops, const char *kernels, int64_t m, int64_t n, 
 
 static void test_gemm(const char *kernels) {
   static const int64_t sizes[][3] = {{1, 1, 1},    {3, 40, 2},    {12, 32, 7}, {13, 31, 9},
-                                     {50, 70, 33}, {25, 17, 800}, {9, 49, 64}, {20, 60, 1100}};
+                                     {50, 70, 33}, {25, 17, 800}, {9, 49, 64}, {20, 60, 1100},
+                                     {70, 16, 65}, {97, 65, 31}};
   for (int n_threads = 1; n_threads <= 3; n_threads += 2) {
     llm_ops *ops = new_ops(n_threads, kernels);
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
@@ -161,7 +198,7 @@ static void run_attention(int n_threads, const char *kernels, llm_attention_args
 static void test_attention(const char *kernels, const int32_t *starts) {
   float *q = random_floats(N_Q), *k = random_floats(N_KV), *v = random_floats(N_KV);
   float *d_o = random_floats(N_Q), *first[5] = {0};
-  const double tolerance = kernels == BF16 ? 1e-2 : 2e-6; /* values up to 1 */
+  const double tolerance = rounds(kernels) ? 1e-2 : 2e-6; /* values up to 1 */
   static const size_t sizes[5] = {N_Q, N_LSE, N_Q, N_KV, N_KV};
   for (int n_threads = 1; n_threads <= 3; n_threads++) {
     float *out[5];
@@ -270,17 +307,22 @@ static void test_handle(void) {
   CHECK(strstr(err.message, "\"sse9\"") != NULL);
   CHECK(llm_ops_new(&ops, 1, "scalar", 1, &err) == LLM_ERR_ARG && !ops);
   CHECK(strstr(err.message, "precision bf16") != NULL);
+  CHECK(llm_ops_new(&ops, 1, "amx", 0, &err) == LLM_ERR_ARG && !ops);
+  ops = new_ops(1, AMX);
+  CHECK(!ops || !strcmp(llm_ops_kernels(ops), "amx"));
+  llm_ops_free(ops);
   llm_ops_free(NULL);
 }
 
 int main(void) {
-  const char *const sets[] = {"scalar", "avx2", "avx512", BF16, NULL};
+  const char *const sets[] = {"scalar", "avx2", "avx512", BF16, AMX, NULL};
   int32_t starts[BATCH * TIME];
   for (int i = 0; i < BATCH * TIME; i++) starts[i] = i % TIME / 21 * 21; /* documents of 21 */
   test_handle();
   test_exp();
   for (const char *const *set = sets; *set; set++) {
     llm_ops *ops = new_ops(1, *set);
+    if (!ops) printf("test_train: this machine has no products of \"%s\": skipped\n", *set);
     if (!ops) continue;
     llm_ops_free(ops);
     test_gemm(*set);
