@@ -29,7 +29,8 @@ class BuildPy(build_py):
         if not self.editable_mode:
             folder = Path(self.build_lib) / "llm" / "csrc"
             self.mkpath(str(folder))
-            for name in ("numeric.h", "port.h", "train.h", "train_kernels.cu"):
+            headers = "numeric.h", "port.h", "port_tensor.h", "train.h", "train_flash.h"
+            for name in (*headers, "train_kernels.cu"):
                 self.copy_file(str(HERE / "csrc" / name), str(folder / name))
 
 
@@ -48,7 +49,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "cuda": ["cupy-cuda13x[ctk]>=14,<15"],  # ctk: cuBLAS and NVRTC come along
+        # ctk: cuBLAS and NVRTC come along; NCCL does not, which ranks with GPUs need.
+        "cuda": ["cupy-cuda13x[ctk]>=14,<15", "nvidia-nccl-cu13>=2.27.7,<3"],
         "data": ["pyarrow", "zstandard"],  # .parquet and .zst
         "mpi": MPI,  # many processes; MPICH's launcher comes with it
         "test": ["hypothesis", "pyarrow", "pytest", "zstandard", *MPI],

@@ -212,6 +212,18 @@ typedef struct llm_causal_softmax_backward_args { /* per (batch, head, query) */
 void llm_ops_causal_softmax_backward(llm_ops *ops, const llm_causal_softmax_backward_args *args,
                                      int64_t n_rows);
 
+/* Attention of the GPU's tensor cores (train_flash.h): llm_attention_args without a host's sizes,
+ * of heads up to 64 wide, a multiple of 8. delta (n_batch, n_head, n_time) is the backward's own.
+ */
+typedef struct llm_flash_args { /* per 64 queries, or keys, of (batch, head): sequences first */
+  const llm_act *q, *k, *v, *d_o;
+  llm_act *o, *dq, *dk, *dv;
+  float *lse, *delta;
+  const int32_t *starts;
+  int64_t n_time, n_head, n_kv_head, head_dim;
+  float scale;
+} llm_flash_args;
+
 /* ---- matrix products, attention, Muon: LLM_ERR_NOMEM is the only failure ---- */
 
 /* C (m, n) = op(A) op(B) + add; a_trans: A is stored (k, m); b_trans: B is stored (n, k). `ld` are

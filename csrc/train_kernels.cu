@@ -275,3 +275,7 @@ ROW_KERNEL(causal_softmax_backward) {
     put(a->dp, a->dp_16, row * n + i, ds);
   }
 }
+
+#if defined(__CUDACC__) && defined(PORT_BF16) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
+#include "train_flash.h"
+#endif

@@ -3,9 +3,9 @@
 OpsCuda is OpsC with other arrays: the same checks, the same argument structs and the same row
 kernels (csrc/train_kernels.cu), compiled by NVRTC and launched with one block per row. Products go
 to cuBLAS through one function, `_multiply`; attention is batched products around a fused causal
-softmax. Weights, gradients, moments and sums are float32; with precision "bf16" activations are
-kept in bfloat16, and weights are rounded once a step. Tested without a GPU on
-tests/cuda_stand_in.py.
+softmax, or three kernels that keep the scores on the chip (csrc/train_flash.h). Weights, gradients,
+moments and sums are float32; with precision "bf16" activations are kept in bfloat16, and weights
+are rounded once a step. Tested without a GPU on tests/cuda_stand_in.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MOST_BLOCKS = 1 << 20  # blocks stride over the rows beyond
 ATTENTION_BYTES = 1 << 30  # of scores at a time, where a sequence's are not more
 QUERIES = 256  # of a block of attention
 PINNED_BYTES = 1 << 22
-HEADERS = ("numeric.h", "port.h", "train.h")
+HEADERS = ("numeric.h", "port.h", "port_tensor.h", "train.h", "train_flash.h")
+FLASH_ROWS, FLASH_THREADS, FLASH_HEAD = 64, 128, 64  # csrc/train_flash.h
 # No contraction: the arithmetic of a row is the CPU's. Functions without a mark are the GPU's.
 OPTIONS = ("-default-device", "--fmad=false")
 ROUNDING = ("-DPORT_BF16",)  # activations are bfloat16
@@ -86,11 +87,13 @@ class OpsCuda(OpsC):
     n_threads = 1  # of the host
     shares_memory = False  # a rank has a GPU of its own
     embed_columns, embed_classes = BLOCK, 64
+    _fuses = False
     chunk_floats = 1 << 28  # half a gigabyte of logits as bfloat16: large products
     piece_rows = 1 << 20  # for the same reason whole batches
 
-    def __init__(self, precision: str = "bf16", modules=None):
-        """modules: (cupy, cuBLAS), or what stands for them; by default libraries()."""
+    def __init__(self, precision: str = "bf16", modules=None, attention: str = "batched"):
+        """modules: (cupy, cuBLAS), or what stands for them; by default libraries(). attention:
+        "batched" products, or "fused", whose scores never leave the chip."""
         self.precision = precision
         self._rounds = {"fp32": False, "bf16": True}[precision]
         self.act_bytes = 2 if self._rounds else 4
@@ -113,6 +116,14 @@ class OpsCuda(OpsC):
         self._structs = {}
         major_minor = self._cupy.cuda.Device().compute_capability
         self.kernels = f"cuda sm_{major_minor}"
+        self._fuses = {"batched": False, "fused": True}[attention]
+        if self._fuses:
+            self.kernels += " fused"
+            if not self._rounds or int(major_minor) < 80:
+                raise ValueError(
+                    f"fused attention takes bf16 and a GPU of sm_80 or later: this is {precision} "
+                    f"and sm_{major_minor}"
+                )
         self._calls = self.calls()
 
     # ---- memory: one arena, cut by CuPy's pool ----
@@ -128,6 +139,8 @@ class OpsCuda(OpsC):
         part = self._parts(n_batch, c.n_head, c.n_ctx)[0]
         scores = c.n_head * min(c.n_ctx, QUERIES) * c.n_ctx * self._score_bytes
         scores *= part.stop - part.start
+        if self._fuses:
+            scores = 4 * n_rows * c.n_head
         logits = min(self.chunk_floats, n_rows * c.n_vocab) * self.act_bytes
         return scores + logits + (2 * layout_size(c) if self._rounds else 0)
 
@@ -186,12 +199,14 @@ class OpsCuda(OpsC):
         return ffi.cast("void *", _contiguous(name, array).data.ptr)
 
     def _rows(self, name: str, n_rows: int, **values) -> None:
+        self._launch(name, n_rows, BLOCK, self._args(f"llm_{name}_args", values))
+        self._is_stale |= name in ("adamw", "muon_update")
+
+    def _launch(self, name: str, n_blocks: int, n_threads: int, args: np.ndarray) -> None:
         if name not in self._launches:
             self._launches[name] = self._module.get_function(f"{name}_kernel")
-        args = self._args(f"llm_{name}_args", values)
-        grid = (min(n_rows, MOST_BLOCKS),)
-        self._launches[name](grid, (BLOCK,), (args, np.int64(n_rows)))
-        self._is_stale |= name in ("adamw", "muon_update")
+        grid = (min(n_blocks, MOST_BLOCKS),)
+        self._launches[name](grid, (n_threads,), (args, np.int64(n_blocks)))
 
     def calls(self) -> dict:
         """What runs in the place of each function of C."""
@@ -321,7 +336,25 @@ class OpsCuda(OpsC):
             first_query=queries.start, n_queries=n_queries, **values,
         )  # fmt: skip
 
+    def _flash(self, name: str, n_head: int, q, k, **values) -> None:
+        B, T, H, D = q.shape
+        if D % 8 or D > FLASH_HEAD:
+            raise ValueError(f"fused attention takes heads of 8, 16 ... {FLASH_HEAD}, not of {D}")
+        none = dict.fromkeys(("d_o", "dq", "dk", "dv", "delta"))
+        sizes = {"n_time": T, "n_head": H, "n_kv_head": k.shape[2], "head_dim": D}
+        values = none | sizes | values | {"q": q, "k": k, "scale": D**-0.5}
+        n_blocks = B * n_head * -(-T // FLASH_ROWS)
+        self._launch(f"flash_{name}", n_blocks, FLASH_THREADS, self._args("llm_flash_args", values))
+
+    def _flash_backward(self, q, k, **values) -> None:
+        values |= {"q": q, "k": k, "delta": self.empty(*values["lse"].shape)}
+        self._flash("backward_q", q.shape[2], **values)  # leaves delta for the other
+        self._flash("backward_kv", k.shape[2], **values)
+
     def _attention_forward(self, q, k, v, o, lse, starts, **_):
+        if self._fuses:
+            self._flash("forward", q.shape[2], q, k, v=v, o=o, lse=lse, starts=starts)
+            return
         B, T, H, _ = q.shape
         for part in self._parts(B, H, T):
             q_part, k_part, v_part = (self._split(x[part], H) for x in (q, k, v))
@@ -336,6 +369,10 @@ class OpsCuda(OpsC):
             self._join(o[part], out)
 
     def _attention_backward(self, q, k, v, o, lse, starts, d_o, dq, dk, dv, **_):
+        if self._fuses:
+            rest = {"v": v, "o": o, "lse": lse, "starts": starts}
+            self._flash_backward(q, k, d_o=d_o, dq=dq, dk=dk, dv=dv, **rest)
+            return
         B, T, H, _ = q.shape
         for part in self._parts(B, H, T):
             q_part, k_part, v_part, do_part = (self._split(x[part], H) for x in (q, k, v, d_o))

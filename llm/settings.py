@@ -14,7 +14,7 @@ from .config import LIMITS, ModelConfig
 from .errors import LlmError, counted
 
 FREE = {
-    *("text", "data", "chat", "init", "threads", "device", "out", "run_dir"),
+    *("text", "data", "chat", "init", "threads", "device", "attention", "out", "run_dir"),
     *("save_seconds", "keep", "weights"),
 }
 BUDGETS = ("minutes", "tokens", "steps", "epochs")  # at most one is given
@@ -47,6 +47,7 @@ class Settings:
     tied: bool = False
     precision: str | None = None  # of products: "fp32" or "bf16"
     device: str = "cpu"
+    attention: str = "batched"  # of a GPU
 
     batch: int | None = None
     slot_sequences: int | None = None
@@ -105,6 +106,7 @@ class Settings:
         for name, choices in (
             ("precision", (None, "fp32", "bf16")),
             ("device", ("cpu", "cuda")),
+            ("attention", ("batched", "fused")),
             ("holdout", ("hash", "last")),
             ("weights", ("best", "last")),
             ("optimizer", tuple(DEFAULT_LR)),
@@ -114,6 +116,8 @@ class Settings:
             if value not in choices:
                 expected = " or ".join(repr(c) for c in choices if c)
                 raise ValueError(f"{name} is {value!r}, expected {expected}")
+        if self.attention == "fused" and self.device == "cpu":
+            raise ValueError("--attention fused is for --device cuda")
         if self.data is not None and self.text:
             raise ValueError("give --text or --data, not both")
         slots, rest = self.n_slots, (self.batch or 0) % (self.slot_sequences or 1)

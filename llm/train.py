@@ -430,12 +430,13 @@ def back_end(settings: Settings) -> tuple:
     from .ops_cuda import OpsCuda, libraries
 
     cupy, _ = libraries()
+    how = {"precision": settings.precision or "bf16", "attention": settings.attention}
     if group.size == 1:
-        return OpsCuda(settings.precision or "bf16"), group
+        return OpsCuda(**how), group
     from .nccl import NcclGroup, choose_gpu
 
     choose_gpu(group, cupy)
-    ops = OpsCuda(settings.precision or "bf16")
+    ops = OpsCuda(**how)
     return ops, NcclGroup(group, ops, cupy)
 
 

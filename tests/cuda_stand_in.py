@@ -57,11 +57,24 @@ THREADS = """
   static void name##_row(const llm_##name##_args *a, int64_t row);                               \\
   extern "C" int64_t name##_bytes(void) { return sizeof(llm_##name##_args); }                    \\
   extern "C" void name##_kernel(const llm_##name##_args *a, int64_t n_rows, int32_t falling) {   \\
-    run_grid(falling, [=] {                                                                      \\
+    run_grid(falling, 64, [=] {                                                                  \\
       for (int64_t row = blockIdx.x; row < n_rows; row += gridDim.x) name##_row(a, row);         \\
     });                                                                                          \\
   }                                                                                              \\
   static void name##_row(const llm_##name##_args *a, int64_t row)
+#define TENSOR_KERNEL(name, n_threads)                                                           \\
+  static void name##_block(const llm_flash_args *a, int64_t block);                              \\
+  extern "C" int64_t name##_bytes(void) { return sizeof(llm_flash_args); }                       \\
+  extern "C" void name##_kernel(const llm_flash_args *a, int64_t n_blocks, int32_t falling) {    \\
+    run_grid(falling, n_threads, [=] {                                                           \\
+      for (int64_t i = blockIdx.x; i < n_blocks; i += gridDim.x) name##_block(a, i);             \\
+    });                                                                                          \\
+  }                                                                                              \\
+  static void name##_block(const llm_flash_args *a, int64_t block)
+static inline uint32_t port_pair(float low, float high) {
+  return port_bf16(low) | (uint32_t)port_bf16(high) << 16;
+}
+static inline float port_exp2(float x) { return port_exp(x * 0.693147181f); }
 #include "train_kernels.cu"
 """
 C, CPP = ("cc", "-x", "c", "-std=c11"), ("c++", "-x", "c++", "-std=c++17")
@@ -69,10 +82,12 @@ C, CPP = ("cc", "-x", "c", "-std=c11"), ("c++", "-x", "c++", "-std=c++17")
 
 def build_kernels(folder, threads=False):
     """The kernels as functions NAME_kernel: for float32, and for activations in bfloat16, which are
-    a class of C++; None without that compiler. threads: port.h's CUDA half (cuda_threads.h)."""
+    a class of C++; and those on tensor cores. None without that compiler. threads: port.h's CUDA
+    half (cuda_threads.h), which those on tensor cores are in any case."""
     return [
         build(folder / "fp32", CPP if threads else C, THREADS if threads else KERNELS),
         build(folder / "bf16", (*CPP, "-DPORT_BF16"), THREADS if threads else KERNELS),
+        build(folder / "tensor", (*CPP, "-DPORT_BF16"), THREADS),
     ]
 
 
@@ -171,7 +186,7 @@ class Array:
 class StandIn:
     """`modules` stand for cupy and cuBLAS; `launches` lists (kernel, grid, block)."""
 
-    def __init__(self, kernels, falling=False, free=1 << 33):
+    def __init__(self, kernels, falling=False, free=1 << 33, compute_capability="90"):
         self.kernels, self.falling, self.free = kernels, falling, free
         self.launches, self.products = [], []
         self.faults, self.memories = [], weakref.WeakSet()
@@ -196,7 +211,7 @@ class StandIn:
             Event=lambda disable_timing: SimpleNamespace(
                 record=lambda: None, synchronize=lambda: None
             ),
-            Device=lambda: SimpleNamespace(compute_capability="90"),
+            Device=lambda: SimpleNamespace(compute_capability=compute_capability),
         )
         self.modules = self.cupy, self.cublas
         self.cublas.CUBLAS_OP_N, self.cublas.CUBLAS_OP_T = 0, 1
@@ -243,11 +258,12 @@ class StandIn:
         assert "-default-device" in options
         assert "#include <" not in code.split("#else")[0]  # of port.h: what NVRTC would look for
 
-        kernels = self.kernels["-DPORT_BF16" in options]
-        if kernels is None:
-            pytest.skip("there is no C++ compiler")
-
         def get_function(name):
+            is_tensor = f"TENSOR_KERNEL({name.removesuffix('_kernel')}, " in code
+            assert is_tensor or f"ROW_KERNEL({name.removesuffix('_kernel')})" in code
+            kernels = self.kernels[2 if is_tensor else "-DPORT_BF16" in options]
+            if kernels is None:
+                pytest.skip("there is no C++ compiler")
             function = getattr(kernels, name)
             count = getattr(kernels, name.replace("_kernel", "_bytes"))
             count.restype = ctypes.c_int64
@@ -255,7 +271,6 @@ class StandIn:
 
             def launch(grid, block, arguments):
                 args, n_rows = arguments
-                assert f"ROW_KERNEL({name.removesuffix('_kernel')})" in code
                 assert isinstance(args, np.ndarray) and args.size == 1 and args.nbytes == size
                 assert type(n_rows) is np.int64 and n_rows >= 1
                 assert block[0] % 32 == 0 and block[0] <= 1024 and 1 <= grid[0] <= n_rows

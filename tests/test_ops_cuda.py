@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import test_ops
 from cuda_stand_in import Array, OnHost, StandIn, build_kernels
+from nccl_stand_in import FLOAT32
 from test_ops import OPS_BF16, assert_same, documents, single
 from training import arguments, finish, refused
 
@@ -142,6 +143,49 @@ def test_attention(ops, rounding, n_head, n_kv_head, isolate, monkeypatch):
             results.append(assert_close(back_end, "attention_backward", *arrays))
         for one, other in zip(*results, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def fused(kernels):
+    """Both orders of warps and lanes, which give the same bits."""
+    return [OnHost(OpsCuda("bf16", StandIn(kernels, f).modules, "fused")) for f in (False, True)]
+
+
+@pytest.mark.parametrize(
+    "n_head, n_kv_head, T, head_dim, isolate",
+    [
+        (2, 2, 1, 8, False),
+        (4, 2, 70, 24, False),  # tiles that are not full
+        (3, 1, 150, 64, True),
+        (1, 1, 129, 16, True),
+        (1, 1, 128, 64, False),
+    ],
+)
+def test_fused_attention(fused, n_head, n_kv_head, T, head_dim, isolate):
+    starts = documents(2, T) if isolate else None
+    q, k, v = (rounded(2, T, n, head_dim) for n in (n_head, n_kv_head, n_kv_head))
+    o, lse, do = rounded(*q.shape), single(2, n_head, T), rounded(*q.shape)
+    outputs, results = [rounded(*x.shape) for x in (q, k, v)], []
+    for back_end in fused:
+        results.append(assert_close(back_end, "attention", o, lse, q, k, v, starts))
+        OPS_BF16.attention(o, lse, q, k, v, starts)
+        arrays = *outputs, do, o, q, k, v, lse, starts
+        results[-1] += assert_close(back_end, "attention_backward", *arrays)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("compute_capability, precision", [("90", "fp32"), ("75", "bf16")])
+def test_fused_attention_needs_tensor_cores(kernels, compute_capability, precision):
+    machine = StandIn(kernels, compute_capability=compute_capability)
+    with pytest.raises(ValueError, match=f"of sm_80.*{precision} and sm_{compute_capability}"):
+        OpsCuda(precision, machine.modules, "fused")
+
+
+def test_fused_attention_refuses_wide_heads(fused):
+    q, lse = rounded(1, 2, 1, 72), single(1, 1, 2)
+    with pytest.raises(ValueError, match="heads of 8, 16 ... 64, not of 72"):
+        fused[0].attention(q, lse, q, q, q)
 
 
 def test_attention_in_parts(kernels, monkeypatch):
@@ -278,6 +322,17 @@ def test_trains_rounded_as_numpy_does(kernels, options):
     machine.check_guards()
 
 
+@pytest.mark.parametrize("options", [{}, {"recompute": True, "starts": STARTS}])
+def test_trains_with_fused_attention(kernels, options):
+    machine = StandIn(kernels)
+    mine = train(OpsCuda("bf16", machine.modules, "fused"), n_embd=32, **options)
+    theirs = train(OpsNumpy(np.float32, "bf16"), n_embd=32, **options)
+    np.testing.assert_allclose(mine[0], theirs[0], rtol=1e-3)
+    names = {name for name, *_ in machine.launches}
+    assert "flash_backward_kv_kernel" in names and "causal_softmax_kernel" not in names
+    machine.check_guards()
+
+
 def test_weights_are_rounded_once_a_step(kernels):
     machine = StandIn(kernels)
     train(OpsCuda("bf16", machine.modules))
@@ -327,6 +382,15 @@ def test_tune_command(machine, text, unbroken, tmp_path):
     machine.check_guards()
 
 
+def test_attention_of_the_command(machine, text, tmp_path, capfd, quickly):
+    more = "--steps", 2, "--batch", 2, "--slot-sequences", 2, "--n-embd", 16, "--n-head", 2
+    said = finish(text, tmp_path, *more, "--device", "cuda", "--attention", "fused")
+    assert "cuda sm_90 fused" in said
+    assert "flash_forward_kernel" in {name for name, *_ in machine.launches}
+    said = refused(capfd, *arguments(text, tmp_path, *more, "--attention", "fused"))
+    assert "--attention fused is for --device cuda" in said
+
+
 def test_a_gpu_too_small(machine, text, tmp_path, capfd):
     machine.free = 1_000_000
     said = refused(capfd, *arguments(text, tmp_path, "--steps", 5, "--device", "cuda"))
@@ -361,19 +425,29 @@ def test_no_gpu(kernels, text, tmp_path, capfd, monkeypatch):
 # ---- the CUDA compilers, which need no GPU ----
 
 
-@pytest.mark.parametrize("more", [(), ops_cuda.ROUNDING], ids=["fp32", "bf16"])
-def test_no_register_spills(more):
-    """A build for the H100; -Xptxas -v counts what does not fit in registers."""
+PRECISIONS = {"fp32": (), "bf16": ops_cuda.ROUNDING}
+CARDS = (80, 90)  # A100, H100
+
+
+def assert_no_spills(said: str, more: tuple) -> None:
+    """What -v of ptxas says of each kernel; and that those on tensor cores are there."""
+    used = [line for line in said.splitlines() if "spill stores" in line]
+    assert len(used) >= 15
+    assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in used), said
+    assert ("flash_backward_kv_kernel" in said) == bool(more)
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("more", PRECISIONS.values(), ids=PRECISIONS)
+def test_no_register_spills(more, card):
     nvcc = shutil.which("nvcc")
     if not nvcc:
         pytest.skip("nvcc is not installed")
-    command = [nvcc, "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings", *more]
-    command += [*ops_cuda.OPTIONS[1:], "-o", "/dev/null", ROOT / "csrc/train_kernels.cu"]
+    command = [nvcc, f"-arch=sm_{card}", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    command += [*more, *ops_cuda.OPTIONS[1:], "-o", "/dev/null", ROOT / "csrc/train_kernels.cu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    used = [line for line in done.stderr.splitlines() if "spill stores" in line]
-    assert len(used) >= 15
-    assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in used), done.stderr
+    assert_no_spills(done.stderr, more)
 
 
 def nvrtc_library():
@@ -389,15 +463,18 @@ def nvrtc_library():
     return None
 
 
-@pytest.mark.parametrize("more", [(), ops_cuda.ROUNDING], ids=["fp32", "bf16"])
-def test_nvrtc_compiles_what_ops_cuda_gives_it(more):
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("more", PRECISIONS.values(), ids=PRECISIONS)
+def test_nvrtc_compiles_what_ops_cuda_gives_it(more, card):
+    """As CuPy compiles it, to a program for the card."""
     nvrtc = nvrtc_library()
     if nvrtc is None:
         pytest.skip("no libnvrtc: pip install nvidia-cuda-nvrtc")
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     source = ops_cuda.kernel_source().encode()
     assert not nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"k.cu", 0, None, None)
-    options = [b"-arch=sm_90", *(o.encode() for o in (*ops_cuda.OPTIONS, *more))]
+    options = [*ops_cuda.OPTIONS, *more, f"-arch=sm_{card}", "--device-as-default-execution-space"]
+    options = [o.encode() for o in (*options, "--ptxas-options=-v")]
     failed = nvrtc.nvrtcCompileProgram(
         program, len(options), (ctypes.c_char_p * len(options))(*options)
     )
@@ -405,6 +482,7 @@ def test_nvrtc_compiles_what_ops_cuda_gives_it(more):
     log = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetProgramLog(program, log)
     assert not failed, log.value.decode()
+    assert_no_spills(log.value.decode(), more)
 
 
 def test_an_installed_package_has_the_kernels(tmp_path):
@@ -445,3 +523,22 @@ def test_the_stand_in_names_what_cupy_has():
         assert hasattr(cupy.cuda.MemoryPool, name), name
     for name in (n for n in dir(Array) if not n.startswith("_")):
         assert hasattr(cupy.ndarray, name), name
+    from cupy_backends.cuda.libs import cublas
+
+    played = StandIn(None).cublas
+    for name in (n for n in vars(played) if not n.startswith("__")):
+        assert hasattr(cublas, name), name
+        if name.isupper():
+            assert getattr(cublas, name) == getattr(played, name), name
+    for name in ("record", "wait_event", "synchronize"):
+        assert hasattr(cupy.cuda.Stream, name), name
+
+
+def test_the_stand_in_names_what_nccl_has():
+    nccl = pytest.importorskip("cupy.cuda.nccl", reason="CuPy is not installed")
+    if not nccl.available:
+        pytest.skip("libnccl is not installed: pip install nvidia-nccl-cu13")
+    assert nccl.NCCL_FLOAT32 == FLOAT32
+    for name in ("get_unique_id", "groupStart", "groupEnd", "NcclCommunicator"):
+        assert hasattr(nccl, name), name
+    assert {"send", "recv"} <= set(dir(nccl.NcclCommunicator))
