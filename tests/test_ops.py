@@ -14,6 +14,12 @@ OPS, OPS_BF16 = OpsNumpy(np.float64), OpsNumpy(np.float64, "bf16")
 RNG = np.random.default_rng(7)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """For each test, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(7).bit_generator.state
+
+
 def normal(*shape):
     return RNG.standard_normal(shape)
 
@@ -356,13 +362,15 @@ def test_attention(ops, n_head, n_kv_head, T, head_dim, isolate):
 @pytest.mark.parametrize("T, head_dim", [(1, 8), (47, 15), (101, 48), (130, 64)])
 @pytest.mark.parametrize("isolate", [False, True])
 def test_attention_of_rounded_operands(rounding, n_head, n_kv_head, T, head_dim, isolate):
-    """What lies close to the middle of two bfloat16 may fall to either side, rarely."""
+    """What lies close to the middle of two bfloat16 may fall to either side, rarely; where a token
+    sees itself alone, such numbers are all that dq and dk are."""
+    tolerance = 1e-3 if T > 1 else 2**-7
     starts = documents(2, 2 * T) if isolate else None
     T = 2 * T if isolate else T
     q, k, v = (single(2, T, n, head_dim) for n in (n_head, n_kv_head, n_kv_head))
     o, lse = single(*q.shape), single(2, n_head, T)
     one, three = rounding
-    close = {"reference": OPS_BF16, "tolerance": 1e-3, "mean": True}
+    close = {"reference": OPS_BF16, "tolerance": tolerance, "mean": True}
     assert_same(one, "attention", o, lse, q, k, v, starts, **close)
     one.attention(o, lse, q, k, v, starts)
     outputs, do = [single(*q.shape), single(*k.shape), single(*k.shape)], single(*q.shape)

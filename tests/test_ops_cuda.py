@@ -18,7 +18,7 @@ import pytest
 import test_ops
 from cuda_stand_in import Array, OnHost, StandIn, build_kernels
 from nccl_stand_in import FLOAT32
-from test_ops import OPS_BF16, assert_same, documents, single
+from test_ops import OPS_BF16, assert_same, documents, same_numbers, single  # noqa: F401
 from training import arguments, finish, refused
 
 from conftest import ROOT
