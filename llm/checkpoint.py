@@ -34,7 +34,19 @@ RANKS = "ranks"  # a file of the run's folder: rank, process and host in each li
 
 # What reading a damaged file raises; a flipped flag may claim encryption or another compression.
 BROKEN_ZIP = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError)
-DAMAGE = (*BROKEN_ZIP, ValueError, KeyError, AttributeError)
+DAMAGE = (*BROKEN_ZIP, ValueError, KeyError, AttributeError, TypeError, IndexError)
+
+
+@contextmanager
+def damage_is(what: str):
+    """What reading a damaged file raises becomes a CheckpointError; a place before the file's
+    beginning is an OSError without the file's name."""
+    try:
+        yield
+    except (OSError, *DAMAGE) as error:
+        if getattr(error, "filename", None):
+            raise
+        raise CheckpointError(f"{what} ({error})") from error
 
 
 # ---- saving ----
@@ -117,7 +129,7 @@ def sweep(folder: Path) -> None:
         if not path.name.startswith("part-"):
             try:
                 parts -= {part["file"] for part in _read(path, "state")[0].get("parts", [])}
-            except (CheckpointError, *DAMAGE, TypeError):
+            except (CheckpointError, *DAMAGE):
                 pass  # it cannot be loaded whatever lies beside it
     for name in parts:
         (folder / name).unlink(missing_ok=True)
@@ -215,7 +227,7 @@ def checkpoints(folder: Path, group: Group = ALONE) -> list[Path]:
 def _load(path: Path, group: Group) -> tuple[dict, dict]:
     state, arrays = _read(path)
     names, parts = state.pop("flat", []), state.pop("parts", None)
-    try:
+    with damage_is(f"{path}: not a whole checkpoint"):
         if parts is None:
             if group.rank == 0:
                 _check_crcs(path)
@@ -224,8 +236,6 @@ def _load(path: Path, group: Group) -> tuple[dict, dict]:
             _check_part(path, part)
         names = [name.removesuffix(".npy") for name, _, _ in parts[0]["contents"]]
         return state, arrays | {name: Sharded(path, parts, name) for name in names}
-    except (*DAMAGE, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
 
 
 def _whole(path: Path, name: str) -> Sharded:
@@ -241,12 +251,11 @@ def _check_crcs(path: Path) -> None:
 def _check_part(path: Path, part: dict) -> None:
     name = Path(part["file"]).name
     try:
-        _check_crcs(path.with_name(name))
-        found = _contents(path.with_name(name))
+        with damage_is(f"{path}: its part {name} is damaged"):
+            _check_crcs(path.with_name(name))
+            found = _contents(path.with_name(name))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: its part {name} is missing") from None
-    except DAMAGE as error:
-        raise CheckpointError(f"{path}: its part {name} is damaged ({error})") from error
     if found != part["contents"]:
         raise CheckpointError(f"{path}: its part {name} is of another checkpoint")
     expected = sum(stop - start for start, stop in part["places"])
@@ -258,18 +267,11 @@ def _check_part(path: Path, part: dict) -> None:
 
 def _read(path: Path, *wanted: str) -> tuple[dict, dict[str, np.ndarray]]:
     """The state and the arrays that lie in the file itself: those wanted, or all but the flat."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            state = json.loads(file["state"].tobytes())
-            version, names = state.pop("version"), set(file.files) - {"state"}
-            names = wanted or names.difference(state.get("flat", []))
-            arrays = {name: file[name] for name in names}
-    except OSError as error:
-        if error.filename:
-            raise
-        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
-    except DAMAGE as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
+    with damage_is(f"{path}: not a whole checkpoint"), np.load(path, allow_pickle=False) as file:
+        state = json.loads(file["state"].tobytes())
+        version, names = state.pop("version"), set(file.files) - {"state"}
+        names = wanted or names.difference(state.get("flat", []))
+        arrays = {name: file[name] for name in names}
     if version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version}, expected {VERSION}")
     return state, arrays

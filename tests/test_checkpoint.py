@@ -277,6 +277,12 @@ def cut(part, other):
     part.write_bytes(part.read_bytes()[:-100])
 
 
+def lose_a_piece(part, other):
+    """Zip then looks for its directory before the file's beginning."""
+    raw = part.read_bytes()
+    part.write_bytes(raw[:50] + raw[-200:])
+
+
 def flip(part, other):
     raw = bytearray(part.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -292,10 +298,11 @@ def swap(part, other):
     [
         (lambda part, _: part.unlink(), "its part part-000000002-.*-1.npz is missing"),
         (cut, "its part .*-1.npz is damaged"),
+        (lose_a_piece, "its part .*-1.npz is damaged"),
         (flip, "its part .*-1.npz is damaged"),
         (swap, "its part .*-1.npz is of another checkpoint"),
     ],
-    ids=["missing", "half-written", "flipped", "of-another-step"],
+    ids=["missing", "half-written", "a-piece-lost", "flipped", "of-another-step"],
 )
 def test_a_broken_set_is_refused_by_all_ranks_and_the_newest_whole_one_taken(tmp_path, harm, said):
     path = tmp_path / "checkpoint.npz"
