@@ -219,8 +219,11 @@ def check_state(state: dict) -> None:
         raise TypeError(f"step {step} of {n_steps}")
     if not isinstance(state["seconds"], (int, float)):
         raise TypeError(f"{state['seconds']!r} seconds")
+    for name, low, high in (("n_updates", 0, step), ("n_validations", 1, 1 << 16)):
+        if type(state[name]) is not int or not low <= state[name] <= high:
+            raise TypeError(f"{name} is {state[name]!r}")
     for name in ("validations", "samples", "skipped", "rollbacks"):
-        if not isinstance(state.get(name, []), list):
+        if not isinstance(state[name], list):
             raise TypeError(f"{name} is {state[name]!r}")
 
 
@@ -229,10 +232,10 @@ def restore(run: Run, state: dict, arrays: dict) -> None:
     check_state(state)
     check_arrays(state, arrays, run.model.trained.size)
     restore_weights(run, state, arrays)
-    run.skipped, run.rollbacks = state.get("skipped", []), state.get("rollbacks", [])
-    for name in CURVES:  # once a checkpoint had the losses alone
-        setattr(run, name, arrays.get(name, np.full(state["step"], np.nan)).tolist())
-    run.samples = state.get("samples", [])
+    run.skipped, run.rollbacks = state["skipped"], state["rollbacks"]
+    for name in CURVES:
+        setattr(run, name, arrays[name].tolist())
+    run.samples = state["samples"]
     run.step, run.n_steps = state["step"], state["n_steps"]
     run.n_validations = state["n_validations"]
     # Where it was stopped between milestones it looked once more; one that never stopped did not.
@@ -255,8 +258,7 @@ def restore_weights(run: Run, state: dict, arrays: dict) -> None:
     for part in run.optimizer.owned:
         run.model.ops.write(trained[part], arrays["params"][part])
     run.group.all_gather(trained, run.optimizer.shards)
-    n_updates = state.get("n_updates", state["step"])
-    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": n_updates})
+    run.optimizer.load_state({"m": arrays["m"], "v": arrays["v"], "step": state["n_updates"]})
 
 
 def mark_good(run: Run, folder: Path) -> None:

@@ -135,13 +135,6 @@ class Settings:
     def step_tokens(self) -> int:
         return self.batch * self.n_ctx
 
-    @classmethod
-    def from_dict(cls, values: dict) -> Settings:
-        """Of a checkpoint; one that names no precision or optimizer had no choice of it."""
-        lists = {k: tuple(values.get(k, ())) for k in ("text", "chat", "lora_targets")}
-        early = {"precision": "fp32", "optimizer": "adamw", "schedule": "cosine"}
-        return cls(**{**early, **values, **lists})
-
     def with_width(self, n_embd: int) -> Settings:
         """The sizes that are not given, filled in from a width."""
         n_head = self.n_head or _head_count(n_embd)

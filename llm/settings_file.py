@@ -61,6 +61,20 @@ def _typed(where: str, value, hint):
     return value
 
 
+def settings_of(values: dict) -> Settings:
+    """Of a checkpoint; a field that is younger has its default. TypeError for what no run keeps."""
+    hints, typed = get_type_hints(Settings), {}
+    if not isinstance(values, dict):
+        raise TypeError(f"the settings are {values!r}")
+    for name, value in values.items():
+        is_none = value is None and type(None) in get_args(hints[name])
+        try:
+            typed[name] = None if is_none else _typed(name, value, hints[name])
+        except LlmError as error:
+            raise TypeError(str(error)) from None
+    return Settings(**typed)
+
+
 def merge_given(from_file: dict, flags: dict) -> dict:
     """Flags override the file; a budget of any kind overrides the file's of another kind."""
     if any(name in flags for name in BUDGETS):

@@ -49,6 +49,7 @@ from .run_files import (
     write_settings,
 )
 from .settings import DEFAULT_LR, FREE, Settings, check_given, merge_resumed
+from .settings_file import settings_of
 from .shards import MANIFEST
 from .step import take_step
 from .tokenizer import Tokenizer
@@ -308,7 +309,7 @@ def resume_run(path: Path, given: dict, report: Report, prepare_again=None) -> R
     """The run of a checkpoint. prepare_again (settings, state, arrays, report): it at step 0."""
     path, state, arrays = load_newest(path, report.say, world())
     try:
-        settings = merge_resumed(Settings.from_dict(state["settings"]), given)
+        settings = merge_resumed(settings_of(state["settings"]), given)
         if settings.init and not prepare_again:
             raise CheckpointError(f"{path}: begun with --init {settings.init}: give it again")
         run = (prepare_again or prepare_from_text)(settings, state, arrays, report)

@@ -77,11 +77,6 @@ def test_contradictions_are_refused(given, message):
     check_given({"minutes": 1.0, "depth": 3, "n_layer": 3, "steps": None})
 
 
-def test_settings_survive_json():
-    s = Settings(text=("a", "b"), slot_sequences=4).with_width(64)
-    assert Settings.from_dict(dataclasses.asdict(s)) == s
-
-
 def test_resuming_keeps_what_decides_the_file_and_takes_what_does_not():
     saved = Settings(lr=0.002, minutes=7.0, n_embd=64)
     merged = merge_resumed(saved, {"lr": 0.002, "threads": 3, "out": "x.bin"})

@@ -1,10 +1,13 @@
 """TOML in and out: every mistake is named, what is written is what is read."""
 
+import dataclasses
+import json
+
 import pytest
 
 from llm.errors import LlmError
 from llm.settings import FREE, Settings
-from llm.settings_file import merge_given, read_settings, to_toml
+from llm.settings_file import merge_given, read_settings, settings_of, to_toml
 
 
 def read(tmp_path, text):
@@ -66,6 +69,30 @@ def test_with_its_steps_a_text_repeats_the_run(tmp_path):
     values = read(tmp_path, text)
     assert (values["steps"], values["lr"]) == (70, 0.5)
     assert not {"minutes", "tokens", "depth"} & set(values) and not FREE & set(values)
+
+
+def test_a_checkpoint_holds_the_fields():
+    settings = Settings(text=("a", "b"), slot_sequences=4).with_width(64)
+    kept = json.loads(json.dumps(dataclasses.asdict(settings)))
+    assert settings_of(kept) == settings
+    del kept["attention"]  # as where the program was older
+    assert settings_of(kept) == settings
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Settings)])
+@pytest.mark.parametrize("value", [{}, [1], [[]]])
+def test_what_no_checkpoint_holds_is_named(field, value):
+    with pytest.raises(TypeError, match=rf"{field} is .*, expected"):
+        settings_of({field: value})
+
+
+def test_fields_that_must_be_there_and_no_others():
+    with pytest.raises(TypeError, match="clip is None, expected a number"):
+        settings_of({"clip": None})
+    with pytest.raises(KeyError, match="colour"):
+        settings_of({"colour": 1})
+    with pytest.raises(TypeError, match=r"the settings are \[\]"):
+        settings_of([])
 
 
 def test_flags_override_the_file():
