@@ -41,8 +41,10 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    if min(options.rounds, options.prefill, options.decode) < 1 or options.context < 0:
-        raise ValueError("bench: --rounds, --prefill and --decode begin at 1, --context at 0")
+    from_one = (options.rounds, options.prefill, options.decode, *(options.threads or ()))
+    if min(from_one) < 1 or options.context < 0:
+        names = "--rounds, --prefill, --decode and --threads"
+        raise ValueError(f"bench: {names} begin at 1, --context at 0")
     results = [measure(path, options) for path in options.files]
     if options.json:
         print(json.dumps(results))

@@ -81,6 +81,13 @@ def id_array(ids) -> np.ndarray:
     return np.ascontiguousarray(wide, dtype=np.int32)
 
 
+def fits(name: str, value: int, bits: int = 32) -> int:
+    """For a field of so many bits; C says what of them it takes."""
+    if not -(1 << bits - 1) <= value < 1 << bits - 1:
+        raise ValueError(f"{name} is {value}, which does not fit {bits} bits")
+    return value
+
+
 def pointer_to(kind: str, array: np.ndarray):
     return ffi.cast(f"{kind} *", array.ctypes.data)
 

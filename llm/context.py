@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import call, id_array, new, pointer_to, raise_error
+from llm.binding import call, fits, id_array, new, pointer_to, raise_error
 from llm.chat_template import family, message_array
 from llm.sampler import Sampler
 
@@ -96,10 +96,14 @@ class ContextOptions:
         self._check = ffi.new_handle(cancel_check)
         self._kernels = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
         self.pointer = ffi.new("llm_context_options *")
-        self.pointer.n_ctx, self.pointer.n_threads = n_ctx, n_threads
+        self.pointer.n_ctx = fits("n_ctx", n_ctx, 64)
+        self.pointer.n_threads = fits("n_threads", n_threads)
         self.pointer.kv_type, self.pointer.kernels = self._KV_TYPES[kv_type], self._kernels
         self.pointer.allow_long_context = int(allow_long_context)
-        self.pointer.on_full, self.pointer.n_sink = self._ON_FULL[on_full], n_sink
+        self.pointer.on_full, self.pointer.n_sink = (
+            self._ON_FULL[on_full],
+            fits("n_sink", n_sink, 64),
+        )
         self.pointer.cancel_check = lib.llm_python_cancel_check
         self.pointer.cancel_user = self._check
 
@@ -296,8 +300,8 @@ class GeneratorOptions:
         self._list = ffi.new("char *[]", self._kept)
         self._lengths = ffi.new("size_t[]", [len(s) for s in raw])
         self.pointer = ffi.new("llm_generator_options *")
-        self.pointer.max_tokens = -1 if max_tokens is None else max_tokens
-        self.pointer.n_top = -1 if logprobs is None else logprobs
+        self.pointer.max_tokens = -1 if max_tokens is None else fits("max_tokens", max_tokens, 64)
+        self.pointer.n_top = -1 if logprobs is None else fits("logprobs", logprobs, 64)
         self.pointer.n_stop = len(raw)
         self.pointer.stop, self.pointer.stop_bytes = self._list, self._lengths
 

@@ -44,7 +44,9 @@ def test_table_and_several_files(file, capsys):
     assert out.count("prefill of 64") == 2 and out.count("GB/s read") == 2
 
 
-@pytest.mark.parametrize("bad", [["--rounds", "0"], ["--decode", "0"], ["--context", "-1"]])
+@pytest.mark.parametrize(
+    "bad", [["--rounds", "0"], ["--decode", "0"], ["--context", "-1"], ["--threads", "1", "0"]]
+)
 def test_refusals(file, bad, capsys):
     assert main(["bench", file, *bad]) == 1
     assert "begin at 1" in capsys.readouterr().err
