@@ -3,11 +3,13 @@
     .venv/bin/python bench/bench_gpu.py [--size 124M|1.5B] [--batch N] [--recompute] [--steps 10]
 
 The sizes and batches of bench/roofline.py, whose prediction stands beside each figure; bf16, AdamW,
-random tokens. A step here is one pass and an update. PyTorch is bench/peer_torch.py, compiled, on
+random tokens; attention by batched products and fused. A step here is one pass and an update.
+PyTorch is bench/peer_torch.py, compiled, on
 the same card. Medians of the steps with the least and the most. Not run on a GPU yet.
 """
 
 import argparse
+import functools
 import importlib.util
 import statistics
 import sys
@@ -26,9 +28,9 @@ from llm.ops_cuda import OpsCuda, libraries
 from llm.optim import OPTIMIZERS
 
 
-def our_step(config: ModelConfig, batch: int, recompute: bool):
+def our_step(config: ModelConfig, batch: int, recompute: bool, attention: str):
     """A function that takes a step and returns when it is done."""
-    ops = OpsCuda("bf16")
+    ops = OpsCuda("bf16", attention=attention)
     model = Transformer(config, ops, init_params(config, 1), recompute)
     optimizer = OPTIMIZERS["adamw"](config, ops=ops)
     tokens = np.random.default_rng(1).integers(
@@ -93,17 +95,23 @@ def main() -> int:
         sizes, batch = SIZES[size]
         batch = options.batch or batch
         config = ModelConfig(n_vocab=50304, n_ctx=1024, **sizes)
-        contenders = {"ours": lambda c=config, b=batch: our_step(c, b, options.recompute)}
+        contenders, predicted = {}, {}
+        for attention in ("batched", "fused"):
+            name = f"ours, attention {attention}"
+            contenders[name] = functools.partial(
+                our_step, config, batch, options.recompute, attention
+            )
+            predicted[name] = table(size, options.gpu, attention == "fused", "adamw", None)[1]
         if importlib.util.find_spec("torch"):
-            contenders["PyTorch"] = lambda c=config, b=batch, s=sizes: torch_step(c, b, s)
-        predicted = {"ours": f"{table(size, options.gpu, False, 'adamw')[1]:.0%}"}
+            contenders["PyTorch"] = functools.partial(torch_step, config, batch, sizes)
         for who, make in contenders.items():
             seconds = measure(make(), options.steps)
             speeds = sorted(batch * config.n_ctx / s for s in seconds)
             middle = statistics.median(speeds)
             used = middle * config.flops_per_token / GPUS[options.gpu][0]
             spread = f"{middle:,.0f} ({speeds[0]:,.0f} - {speeds[-1]:,.0f})"
-            name, hope = f"{who}, {size}, batch {batch}", predicted.get(who, "")
+            hope = f"{predicted[who]:.0%}" if who in predicted else ""
+            name = f"{who}, {size}, batch {batch}"
             print(f"| {name} | {spread} | {used:.1%} | {hope} |")
     return 0
 

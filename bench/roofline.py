@@ -1,6 +1,6 @@
 """What a training step should take on a GPU, on paper: bytes, FLOPs, milliseconds of a kernel.
 
-    .venv/bin/python bench/roofline.py [--gpu h100|h200] [--size 124M|1.5B]
+    .venv/bin/python bench/roofline.py [--gpu h100|h200] [--size 124M|1.5B] [--attention fused]
 
 The model's own code (llm/model.py, llm/optim.py) runs on OpsCuda with arrays that have a shape and
 no memory; every kernel and product is counted as it would be launched, so the table follows the
@@ -8,8 +8,9 @@ code. Needs no GPU. The milliseconds of a kernel are
 
     max(FLOPs / (PRODUCTS * peak), bytes / (ROWS * bandwidth))
 
-with peak and bandwidth of NVIDIA's data sheets and the two shares assumed here; model FLOP
-utilisation is flops_per_token (causal half of attention) * tokens / (seconds * peak).
+with peak and bandwidth of NVIDIA's data sheets and the shares assumed here, FUSED in the place of
+PRODUCTS for the attention of csrc/train_flash.h; model FLOP utilisation is flops_per_token (causal
+half of attention) * tokens / (seconds * peak).
 """
 
 import argparse
@@ -26,13 +27,13 @@ import numpy as np
 
 from llm.config import ModelConfig, layout_size
 from llm.model import Transformer
-from llm.ops_cuda import OpsCuda
+from llm.ops_cuda import FLASH_ROWS, OpsCuda
 from llm.optim import OPTIMIZERS
 
 GPUS = {"h100": (989e12, 3.35e12), "h200": (989e12, 4.8e12)}  # dense bf16 FLOP/s, bytes/s (SXM)
 PRODUCTS, ROWS = 0.72, 0.85  # shares of them that cuBLAS and row kernels reach: assumptions
-FUSED = 0.50  # of the peak, in attention that keeps its scores on the chip: FlashAttention 2 and 3
-LAUNCH = 15e-6  # seconds of Python for a launch, hidden as long as the GPU has work: an assumption
+FUSED = 0.20  # of the peak, in csrc/train_flash.h: an assumption (bench/README.md has its grounds)
+LAUNCH = 30e-6  # seconds of Python for a launch, as measured without CuPy; hidden behind work
 STEP_TOKENS = 524_288
 
 SIZES = {  # sizes of GPT-2 small and XL with as many weights in a SwiGLU; sequences of a pass
@@ -95,14 +96,13 @@ class Shape:
 
 
 class Counted(OpsCuda):
-    """Counts (FLOPs, bytes) of everything asked for, by line of the table. fused: attention keeps
-    its scores on the chip."""
+    """Counts (FLOPs, bytes, share of the peak) of everything asked for, by line of the table."""
 
     kernels = "none"
 
-    def __init__(self, fused: bool):
+    def __init__(self, fuses: bool):
         self._rounds, self._score_bytes, self.act_bytes = True, 12, 2
-        self.fused, self._weights, self._is_stale = fused, None, True
+        self._fuses, self._weights, self._is_stale = fuses, None, True
         self.counts, self.within = defaultdict(list), "products"
         self._calls = self.calls()
 
@@ -128,8 +128,8 @@ class Counted(OpsCuda):
     def _copy(self, x, source):
         self._count("zeros and copies", 0, x.nbytes + source.nbytes)
 
-    def _count(self, line, flops, n_bytes):
-        self.counts[line].append((flops, n_bytes))
+    def _count(self, line, flops, n_bytes, share=PRODUCTS):
+        self.counts[line].append((flops, n_bytes, share))
 
     def _rows(self, name, n_rows, **values):
         arrays = {k: v for k, v in values.items() if isinstance(v, Shape)}
@@ -146,22 +146,22 @@ class Counted(OpsCuda):
         moved = a.nbytes + b.nbytes + c.nbytes * (1 if beta == 0 else 2)
         self._count(self.within, 2 * c.size * k, moved)
 
-    def _attention_forward(self, q, **arguments):
-        self._attend(q, 2, super()._attention_forward, arguments)
+    def _attention_forward(self, **arguments):
+        self.within = "attention: products"
+        super()._attention_forward(**arguments)
+        self.within = "products"
 
-    def _attention_backward(self, q, **arguments):
-        self._attend(q, 5, super()._attention_backward, arguments)
+    def _attention_backward(self, **arguments):
+        self.within = "attention: products"
+        super()._attention_backward(**arguments)
+        self.within = "products"
 
-    def _attend(self, q, n_products, run, arguments):
-        if not self.fused:
-            self.within = "attention: products"
-            run(q=q, **arguments)
-            self.within = "products"
-            return
+    def _flash(self, name, n_head, q, k, **values):
         B, T, H, D = q.shape
-        flops = n_products * B * H * T * T * D  # 2 per multiply-add, over the causal half
-        arrays = [q, *(a for a in arguments.values() if isinstance(a, Shape))]
-        self._count("attention: fused", flops * PRODUCTS / FUSED, sum(a.nbytes for a in arrays))
+        n_products = {"forward": 2, "backward_q": 3, "backward_kv": 4}[name]
+        flops = n_products * B * H * T * (T + FLASH_ROWS) * D  # 2 a product; half, and the diagonal
+        arrays = [q, k, *(a for a in values.values() if isinstance(a, Shape))]
+        self._count("attention: fused", flops, sum(a.nbytes for a in arrays), FUSED)
 
     def _muon(self, p, g, m, matrices, **arguments):
         self.within = "optimizer: products"
@@ -169,11 +169,11 @@ class Counted(OpsCuda):
         self.within = "products"
 
 
-def counted(size: str, fused: bool, optimizer: str):
+def counted(size: str, fuses: bool, optimizer: str, step_tokens: int | None = None):
     """(config, tokens of a pass, by line what is counted and how often a step does it)."""
     sizes, batch = SIZES[size]
     config = ModelConfig(n_vocab=50304, n_ctx=1024, **sizes)
-    ops = Counted(fused)
+    ops = Counted(fuses)
     flat = Shape((layout_size(config),), np.dtype(np.float32))
     model = Transformer(config, ops, flat)
     steps = OPTIMIZERS[optimizer](config, ops=ops)
@@ -181,9 +181,10 @@ def counted(size: str, fused: bool, optimizer: str):
     model.loss_and_grad(tokens, tokens)  # rounds the weights, as a step's first pass does
     ops.counts.clear()
     model.loss_and_grad(tokens, tokens)
-    n_passes = STEP_TOKENS // tokens.size
-    ops._copy(flat, flat)  # a slot waits for its neighbour, then they are added
-    ops.combine(flat, 1.0, flat, 1.0, flat)
+    n_passes = (step_tokens or tokens.size) // tokens.size
+    if n_passes > 1:
+        ops._copy(flat, flat)  # a slot waits for its neighbour, then they are added
+        ops.combine(flat, 1.0, flat, 1.0, flat)
     counts = {line: [found, n_passes] for line, found in ops.counts.items()}
     ops.counts = defaultdict(list)
     ops.sum_squares(flat)
@@ -195,24 +196,27 @@ def counted(size: str, fused: bool, optimizer: str):
 
 
 def seconds(found, peak: float, bandwidth: float) -> float:
-    return sum(max(f / (PRODUCTS * peak), n / (ROWS * bandwidth)) for f, n in found)
+    return sum(max(f / (share * peak), n / (ROWS * bandwidth)) for f, n, share in found)
 
 
-def table(size: str, gpu: str, fused: bool, optimizer: str) -> tuple[str, float]:
-    """The lines of a step, and its model FLOP utilisation."""
+def table(
+    size: str, gpu: str, fuses: bool, optimizer: str, step_tokens: int | None = STEP_TOKENS
+) -> tuple[str, float]:
+    """The lines of a step of so many tokens, or of one pass, and its model FLOP utilisation."""
     peak, bandwidth = GPUS[gpu]
-    config, n_tokens, counts = counted(size, fused, optimizer)
+    config, n_tokens, counts = counted(size, fuses, optimizer, step_tokens)
+    step_tokens = step_tokens or n_tokens
     lines, total, launches = [], 0.0, 0
     for line, (found, times) in counts.items():
         flops, n_bytes = (times * sum(x[i] for x in found) for i in (0, 1))
         took = times * seconds(found, peak, bandwidth)
         total, launches = total + took, launches + times * len(found)
         lines.append((took, f"| {line.strip()} | {flops / 1e12:.2f} | {n_bytes / 1e9:.1f} |"))
-    utilisation = config.flops_per_token * STEP_TOKENS / (total * peak)
+    utilisation = config.flops_per_token * step_tokens / (total * peak)
     text = "| kernels | TFLOP | GB | ms | share |\n|---|---|---|---|---|\n"
     for took, line in sorted(lines, reverse=True):
         text += f"{line} {1e3 * took:.1f} | {took / total:.0%} |\n"
-    text += f"| a step of {STEP_TOKENS:,} tokens | | | {1e3 * total:.0f} | |\n"
+    text += f"| a step of {step_tokens:,} tokens | | | {1e3 * total:.0f} | |\n"
     hidden = "hidden" if LAUNCH * launches < total else "not hidden"
     text += f"\n{launches:,} launches, {LAUNCH * launches * 1e3:.0f} ms of Python: {hidden}.\n"
     return text, utilisation
@@ -222,15 +226,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", choices=GPUS, default="h100")
     parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--attention", choices=["batched", "fused"], default="batched")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     options = parser.parse_args()
     for size in [options.size] if options.size else SIZES:
-        text, _ = table(size, options.gpu, False, options.optimizer)
-        print(f"{size} on one {options.gpu}, as the code is\n\n{text}")
+        text, _ = table(size, options.gpu, options.attention == "fused", options.optimizer)
+        print(f"{size} on one {options.gpu}, attention {options.attention}\n\n{text}")
     print("| predicted model FLOP utilisation | " + " | ".join(GPUS) + " |\n|---|---|---|")
     for size in SIZES:
-        for said, fused in (("as the code is", False), ("attention fused", True)):
-            found = (table(size, gpu, fused, options.optimizer)[1] for gpu in GPUS)
+        for said, fuses in (("attention batched", False), ("attention fused", True)):
+            found = (table(size, gpu, fuses, options.optimizer)[1] for gpu in GPUS)
             print(f"| {size}, {said} | " + " | ".join(f"{x:.0%}" for x in found) + " |")
 
 

@@ -5,7 +5,8 @@
  *   ROW_KERNEL(scale) { EACH(i, a->n) a->y[row * a->n + i] *= a->factor; }
  *
  * `a` is its llm_scale_args, `row` the row's number. EACH runs over elements that do not depend on
- * each other, ROW_SUM and ROW_MAX reduce over a row, ONCE guards what one thread does, SYNC stands
+ * each other (EACH_OF over those of a few equal parts), ROW_SUM and ROW_MAX reduce over a row,
+ * COLUMN_SUM sums many rows into one, ONCE guards what one thread does, SYNC stands
  * between reading an element and another thread's writing it. The C compiler makes plain loops,
  * built for each instruction set without fast-math: a reduction has 16 fixed lanes and a fixed
  * tree, so every set gives the same bits. CUDA makes one block per row (NVRTC: -default-device). */
@@ -39,8 +40,19 @@ typedef struct llm_error llm_error;
   }                                                                                                \
   static __device__ void name##_row(const llm_##name##_args *a, int64_t row)
 #define EACH(i, n) for (int64_t i = threadIdx.x; i < (n); i += blockDim.x)
-#define ONCE       if (threadIdx.x == 0)
-#define SYNC       __syncthreads()
+#define EACH_OF(j, n_j, i, n_i)                                                                    \
+  for (uint32_t i = 0, j = 0, at_ = threadIdx.x;                                                   \
+       at_ < (uint32_t)((n_j) * (n_i)) &&                                                          \
+       (j = at_ / (uint32_t)(n_i), i = at_ % (uint32_t)(n_i), true);                               \
+       at_ += blockDim.x)
+#define COLUMN_SUM(sum, i, n, part, begin, end, expr)                                              \
+  EACH(i, n) {                                                                                     \
+    float sum_ = 0.0f;                                                                             \
+    for (int64_t part = begin; part < (end); part++) sum_ += expr;                                 \
+    (sum)[i] = sum_;                                                                               \
+  }
+#define ONCE if (threadIdx.x == 0)
+#define SYNC __syncthreads()
 #define ROW_REDUCE(type, result, i, n, expr, zero, join)                                           \
   type result = zero;                                                                              \
   for (int64_t i = threadIdx.x; i < (n); i += blockDim.x) result = join(result, expr);             \
@@ -69,6 +81,13 @@ PORT_INLINE float port_float(uint32_t bits) { return __uint_as_float(bits); }
 #else
 #define EACH(i, n) _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); i++)
 #endif
+#define EACH_OF(j, n_j, i, n_i)                                                                    \
+  for (int64_t j = 0; j < (n_j); j++) EACH(i, n_i)
+#define COLUMN_SUM(sum, i, n, part, begin, end, expr)                                              \
+  {                                                                                                \
+    EACH(i, n)(sum)[i] = 0.0f;                                                                     \
+    for (int64_t part = begin; part < (end); part++) EACH(i, n)(sum)[i] += expr;                   \
+  }
 /* Lane l takes i = l, l + 16, ...; then lane[l] joins lane[l + 8], + 4, + 2, + 1. */
 #define ROW_REDUCE(type, result, i, n, expr, zero, join)                                           \
   type result;                                                                                     \

@@ -60,20 +60,20 @@ typedef struct llm_rmsnorm_args { /* per row */
 } llm_rmsnorm_args;
 void llm_ops_rmsnorm(llm_ops *ops, const llm_rmsnorm_args *args, int64_t n_rows);
 
-typedef struct llm_rmsnorm_backward_args { /* per chunk of 64 rows */
+typedef struct llm_rmsnorm_backward_args { /* per chunk of n_chunk rows */
   llm_act *dx, *dy;
   float *dw_parts; /* (chunks, n): sum_rows adds them up */
   const llm_act *x;
   const float *w, *rstd;
-  int64_t n_total, n; /* rows in all chunks, columns */
+  int64_t n_total, n, n_chunk; /* rows in all chunks, columns */
 } llm_rmsnorm_backward_args;
 void llm_ops_rmsnorm_backward(llm_ops *ops, const llm_rmsnorm_backward_args *args, int64_t n_rows);
 
-typedef struct llm_sum_rows_args { /* per block of 16 columns */
-  float *sum;                      /* (n) */
+typedef struct llm_sum_rows_args { /* per block of n_columns in each group of n_group parts */
+  float *sum;                      /* (groups, n) */
   const float *parts;              /* (n_parts, n), or NULL: */
   const llm_act *act_parts;
-  int64_t n_parts, n;
+  int64_t n_parts, n, n_columns, n_group;
 } llm_sum_rows_args;
 void llm_ops_sum_rows(llm_ops *ops, const llm_sum_rows_args *args, int64_t n_rows);
 

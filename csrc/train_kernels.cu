@@ -7,7 +7,7 @@
 #include "train_ops.h"
 #endif
 
-enum { COLUMNS = 16, NORM_ROWS = 64, CHUNK = 4096 }; /* train.h names them */
+enum { CHUNK = 4096 }; /* train.h names them */
 
 PORT_INLINE int64_t port_min(int64_t x, int64_t y) { return x < y ? x : y; }
 
@@ -43,11 +43,11 @@ ROW_KERNEL(rmsnorm) {
 }
 
 ROW_KERNEL(rmsnorm_backward) {
-  const int64_t n = a->n, end = port_min((row + 1) * NORM_ROWS, a->n_total);
+  const int64_t n = a->n, end = port_min((row + 1) * a->n_chunk, a->n_total);
   float *dw = a->dw_parts + row * n;
   const float *w = a->w;
   EACH(i, n) dw[i] = 0.0f;
-  for (int64_t r = row * NORM_ROWS; r < end; r++) {
+  for (int64_t r = row * a->n_chunk; r < end; r++) {
     llm_act *dx = a->dx + r * n, *dy = a->dy + r * n;
     const llm_act *x = a->x + r * n;
     const float rstd = a->rstd[r];
@@ -63,38 +63,35 @@ ROW_KERNEL(rmsnorm_backward) {
 }
 
 ROW_KERNEL(sum_rows) {
-  const int64_t first = row * COLUMNS, width = port_min(COLUMNS, a->n - first);
-  float *sum = a->sum + first;
-  EACH(i, width) sum[i] = 0.0f;
-  for (int64_t part = 0; part < a->n_parts; part++) {
-    const int64_t at = part * a->n + first;
-    if (a->parts)
-      EACH(i, width) sum[i] += a->parts[at + i];
-    else
-      EACH(i, width) sum[i] += a->act_parts[at + i];
-  }
+  const int64_t n = a->n, n_blocks = (n + a->n_columns - 1) / a->n_columns;
+  const int64_t first = row % n_blocks * a->n_columns, width = port_min(a->n_columns, n - first);
+  const int64_t begin = row / n_blocks * a->n_group, end = port_min(begin + a->n_group, a->n_parts);
+  float *sum = a->sum + row / n_blocks * n + first;
+  if (a->parts)
+    COLUMN_SUM(sum, i, width, part, begin, end, a->parts[part * n + first + i])
+  else
+    COLUMN_SUM(sum, i, width, part, begin, end, a->act_parts[part * n + first + i])
 }
 
-/* One head: the pair of i lies at i * step and `gap` behind it. */
-PORT_INLINE void turn_head(llm_act *x, const float *cos_t, const float *sin_t, int64_t half,
-                           float direction, int64_t step, int64_t gap) {
-  EACH(i, half) {
-    const float c = cos_t[i], s = direction * sin_t[i], p = x[step * i], q = x[step * i + gap];
-    x[step * i] = p * c - q * s;
-    x[step * i + gap] = p * s + q * c;
+/* The pair of i of a head lies at i * step and `gap` behind it. */
+PORT_INLINE void turn_heads(llm_act *x, const float *cos_t, const float *sin_t, int64_t n_head,
+                            int64_t half, float direction, int64_t step, int64_t gap) {
+  EACH_OF(head, n_head, i, half) {
+    llm_act *pair = x + 2 * half * head + step * i;
+    const float c = cos_t[i], s = direction * sin_t[i], p = pair[0], q = pair[gap];
+    pair[0] = p * c - q * s;
+    pair[gap] = p * s + q * c;
   }
 }
 
 ROW_KERNEL(rope) {
   const int64_t half = a->head_dim / 2, t = row % a->n_time - (a->starts ? a->starts[row] : 0);
   const float *cos_t = a->cos + t * half, *sin_t = a->sin + t * half;
-  for (int64_t head = 0; head < a->n_head; head++) {
-    llm_act *x = a->x + (row * a->n_head + head) * a->head_dim;
-    if (a->halves)
-      turn_head(x, cos_t, sin_t, half, a->direction, 1, half);
-    else
-      turn_head(x, cos_t, sin_t, half, a->direction, 2, 1);
-  }
+  llm_act *x = a->x + row * a->n_head * a->head_dim;
+  if (a->halves)
+    turn_heads(x, cos_t, sin_t, a->n_head, half, a->direction, 1, half);
+  else
+    turn_heads(x, cos_t, sin_t, a->n_head, half, a->direction, 2, 1);
 }
 
 ROW_KERNEL(swiglu) {

@@ -14,7 +14,7 @@ from llm._train import ffi, lib
 
 from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ, HostArrays
 
-_NORM_ROWS, _CHUNK, _COLUMNS = 64, 4096, 16  # rows of a kernel: csrc/train.h
+_CHUNK, _COLUMNS = 4096, 16  # of a row of a kernel: csrc/train.h
 _DTYPES = {
     "float": np.float32,
     "int32_t": np.int32,
@@ -60,6 +60,7 @@ class OpsC(HostArrays):
     name = "c"
     dtype = np.dtype(np.float32)
     embed_columns, embed_classes = _COLUMNS, 1  # of a row of embed_backward
+    norm_rows = 64  # of a row of rmsnorm_backward
 
     def __init__(
         self, n_threads: int | None = None, kernels: str | None = None, precision: str = "fp32"
@@ -143,8 +144,10 @@ class OpsC(HostArrays):
         n_parts, n = x.shape
         _expect("total", total, n)
         self._rows(
-            "sum_rows", -(-n // _COLUMNS), sum=total, parts=x, act_parts=None, n_parts=n_parts, n=n
-        )
+            "sum_rows", -(-n // _COLUMNS),
+            sum=total, parts=x, act_parts=None,
+            n_parts=n_parts, n=n, n_columns=_COLUMNS, n_group=n_parts,
+        )  # fmt: skip
 
     def embed(self, x, table, tokens):
         _expect("x", x, len(tokens), table.shape[1])
@@ -173,11 +176,12 @@ class OpsC(HostArrays):
         for name, array in (("w", w), ("dw", dw)):
             _expect(name, array, n)
         _expect("rstd", rstd, n_rows)
-        n_parts = -(-n_rows // _NORM_ROWS)
+        n_parts = -(-n_rows // self.norm_rows)
         parts = self.empty(n_parts, n)
         self._rows(
             "rmsnorm_backward", n_parts,
-            dx=dx, dw_parts=parts, dy=dy, x=x, w=w, rstd=rstd, n_total=n_rows, n=n,
+            dx=dx, dw_parts=parts, dy=dy, x=x, w=w, rstd=rstd,
+            n_total=n_rows, n=n, n_chunk=self.norm_rows,
         )  # fmt: skip
         self.sum_rows(dw, parts)
 

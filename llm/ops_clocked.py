@@ -14,7 +14,7 @@ import numpy as np
 PARTS = {  # operation -> the part of the step that it is counted in
     "gemm": "products", "attention": "attention", "attention_backward": "attention",
     "cross_entropy": "cross-entropy", "adamw": "optimizer", "muon": "optimizer",
-    "sum_squares": "optimizer", "combine": "optimizer",
+    "sum_squares": "optimizer", "square_sums": "optimizer", "combine": "optimizer",
 }  # fmt: skip
 NOT_COUNTED = ("empty", "from_host", "to_host", "wait")
 PEAK_SIZE = 1024

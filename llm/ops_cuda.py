@@ -21,10 +21,16 @@ from llm._train import ffi, lib
 
 from .config import ModelConfig, layout_size
 from .errors import LlmError
-from .ops_c import _CHUNK, _COLUMNS, OpsC
+from .ops_c import _CHUNK, OpsC
 from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
 
 BLOCK = 256  # threads of a row; a multiple of 32, as ROW_REDUCE wants (port.h)
+LENGTHS = {  # (its name, most threads): a row of logits is read again from the cache by few blocks
+    "rmsnorm": ("n", BLOCK),
+    "rmsnorm_backward": ("n", BLOCK),
+    "cross_entropy": ("n_vocab", 1024),
+}
+SUMMED = 32  # rows that a thread adds up one after the other
 MOST_BLOCKS = 1 << 20  # blocks stride over the rows beyond
 ATTENTION_BYTES = 1 << 30  # of scores at a time, where a sequence's are not more
 QUERIES = 256  # of a block of attention
@@ -87,6 +93,7 @@ class OpsCuda(OpsC):
     n_threads = 1  # of the host
     shares_memory = False  # a rank has a GPU of its own
     embed_columns, embed_classes = BLOCK, 64
+    norm_rows = 16  # so that a batch has rows for all processors of the GPU
     _fuses = False
     chunk_floats = 1 << 28  # half a gigabyte of logits as bfloat16: large products
     piece_rows = 1 << 20  # for the same reason whole batches
@@ -199,7 +206,9 @@ class OpsCuda(OpsC):
         return ffi.cast("void *", _contiguous(name, array).data.ptr)
 
     def _rows(self, name: str, n_rows: int, **values) -> None:
-        self._launch(name, n_rows, BLOCK, self._args(f"llm_{name}_args", values))
+        length, most = LENGTHS.get(name, (None, BLOCK))
+        n_threads = min(most, -(-values[length] // 32) * 32) if length else most
+        self._launch(name, n_rows, n_threads, self._args(f"llm_{name}_args", values))
         self._is_stale |= name in ("adamw", "muon_update")
 
     def _launch(self, name: str, n_blocks: int, n_threads: int, args: np.ndarray) -> None:
@@ -283,10 +292,25 @@ class OpsCuda(OpsC):
 
     def sum_rows(self, total, x):
         n_parts, n = x.shape
+        n_groups = -(-n_parts // SUMMED)
+        out = total if n_groups == 1 else self.empty(n_groups, n)
         parts, act_parts = (None, x) if x.dtype == np.uint16 else (x, None)
-        n_rows = -(-n // _COLUMNS)
-        self._rows("sum_rows", n_rows, sum=total, parts=parts, act_parts=act_parts,
-                   n_parts=n_parts, n=n)  # fmt: skip
+        sizes = {"n_parts": n_parts, "n": n, "n_columns": BLOCK, "n_group": SUMMED}
+        n_rows = n_groups * -(-n // BLOCK)
+        self._rows("sum_rows", n_rows, sum=out, parts=parts, act_parts=act_parts, **sizes)
+        if n_groups > 1:
+            self.sum_rows(total, out)
+
+    def square_sums(self, x, pieces):
+        """The host waits for the GPU once."""
+        counts = [-(-(piece.stop - piece.start) // _CHUNK) for piece in pieces]
+        ends = np.cumsum(counts).tolist()
+        parts = self.empty(ends[-1] if ends else 0)
+        for piece, n_rows, end in zip(pieces, counts, ends, strict=True):
+            n = piece.stop - piece.start
+            self._rows("sum_squares", n_rows, parts=parts[end - n_rows : end], x=x[piece], n=n)
+        found = self.to_host(parts)
+        return [math.fsum(found[end - n : end]) for n, end in zip(counts, ends, strict=True)]
 
     def _gemm(self, m, n, c, a, b, add, a_trans, b_trans, **_):
         for name, array in (("a", a), ("b", b), ("c", c)):

@@ -73,6 +73,10 @@ class HostArrays:
     def keep_rounded(self, weights) -> None:
         """Products may keep a rounded copy of a flat array till adamw, muon or write changes it."""
 
+    def square_sums(self, x, pieces: list[slice]) -> list[float]:
+        """sum_squares of each piece of a flat array."""
+        return [self.sum_squares(x[piece]) for piece in pieces]
+
     def wait(self) -> None:
         """Returns when all that was asked for is done."""
 

@@ -120,7 +120,7 @@ class AdamW:
     def square_sums(self, grads) -> list[float]:
         """Of the pieces that this rank owns: math.fsum of all ranks' is the squared norm, the same
         for any number of ranks."""
-        return [self.ops.sum_squares(grads[piece]) for piece in self._pieces]
+        return self.ops.square_sums(grads, self._pieces)
 
     def step(self, params, grads, lr: float, grad_scale: float = 1.0) -> None:
         """Updates what this rank owns of params in place; grads are read as grads * grad_scale and

@@ -14,10 +14,12 @@ from test_model import FAST, batch, torch_loss
 from test_ops_cuda import (  # noqa: F401  the same tests, on the ops of this file
     VARIANTS,
     test_attention,
+    test_fused_attention,
     test_gemm,
     test_muon,
     test_rope,
     test_rows,
+    test_sums_of_many_rows,
     train,
 )
 
@@ -50,6 +52,11 @@ def rounding(gpu):
     return [OnHost(OpsCuda("bf16")) for _ in range(2)]
 
 
+@pytest.fixture(scope="module")
+def fused(gpu):
+    return [OnHost(OpsCuda("bf16", attention="fused")) for _ in range(2)]
+
+
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_trains_as_the_cpu_does(options):
     mine, expected = train(OpsCuda("fp32"), **options), train(OpsC(1), **options)
@@ -77,13 +84,18 @@ def test_gradients_of_pytorch(tied):
         np.testing.assert_allclose(got.get(), g, atol=1e-4 * np.abs(g).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 0.005), ("bf16", 0.03)])
-def test_loss_curve_of_the_cpu(precision, tolerance):
+@pytest.mark.parametrize(
+    "precision, attention, tolerance",
+    [("fp32", "batched", 0.005), ("bf16", "batched", 0.03), ("bf16", "fused", 0.03)],
+)
+def test_loss_curve_of_the_cpu(precision, attention, tolerance):
     """200 steps of AdamW on a repeated text: means over 20 steps, in nats."""
 
+    config = dataclasses.replace(FAST, n_embd=64)  # heads of 16
+
     def curve(ops):
-        model = Transformer(FAST, ops, init_params(FAST, 1))
-        optimizer = OPTIMIZERS["adamw"](FAST, ops=ops)
+        model = Transformer(config, ops, init_params(config, 1))
+        optimizer = OPTIMIZERS["adamw"](config, ops=ops)
         text = np.random.default_rng(1).integers(0, FAST.n_vocab, 2000, dtype=np.int32)
         losses = []
         for step in range(200):
@@ -94,7 +106,8 @@ def test_loss_curve_of_the_cpu(precision, tolerance):
 
     on_cpu = curve(OpsC(1))
     assert on_cpu[-1] < on_cpu[0] - 0.5
-    np.testing.assert_allclose(curve(OpsCuda(precision)), on_cpu, atol=tolerance)
+    ops = OpsCuda(precision, attention=attention)
+    np.testing.assert_allclose(curve(ops), on_cpu, atol=tolerance)
 
 
 def test_compute_sanitizer():
@@ -107,6 +120,7 @@ def test_compute_sanitizer():
         "from test_ops_cuda import VARIANTS, train\n"
         "from llm.ops_cuda import OpsCuda\n"
         "for options in VARIANTS.values(): train(OpsCuda('bf16'), **options)\n"
+        "train(OpsCuda('bf16', attention='fused'), n_embd=32)\n"
     )
     for check in ("memcheck", "racecheck"):
         command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-c", step]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_ops
-from cuda_stand_in import Array, OnHost, StandIn, build_kernels
+from cuda_stand_in import Array, OnHost, StandIn, build_kernels, to_bf16
 from nccl_stand_in import FLOAT32
 from test_ops import OPS_BF16, assert_same, documents, same_numbers, single  # noqa: F401
 from training import arguments, finish, refused
@@ -26,7 +26,7 @@ from llm import cli, ops_cuda
 from llm.config import ModelConfig
 from llm.lora import Lora
 from llm.model import Transformer, init_params
-from llm.ops_c import best_precision
+from llm.ops_c import OpsC, best_precision
 from llm.ops_cuda import OpsCuda
 from llm.ops_numpy import OpsNumpy, round_bf16
 from llm.optim import OPTIMIZERS
@@ -69,6 +69,26 @@ def test_rows(ops, n_rows, n):
     for size in (n, n_rows * n):
         test_ops.test_optimizer(ops, size)
         test_ops.test_combine(ops, size)
+
+
+def test_square_sums_wait_once(kernels, monkeypatch):
+    x, pieces = single(20_000), [slice(0, 5), slice(5, 5000), slice(6000, 20_000)]
+    expected = [OpsC(1).sum_squares(x[piece]) for piece in pieces]
+    ops, copied = OpsCuda("fp32", StandIn(kernels).modules), []
+    monkeypatch.setattr(Array, "get", lambda self: copied.append(1) or self._values.copy())
+    assert ops.square_sums(ops.from_host(x), pieces) == pytest.approx(expected, rel=1e-6)
+    assert copied == [1] and ops.square_sums(ops.from_host(x), []) == []
+
+
+@pytest.mark.parametrize("n_rows", [1, 32, 33, 2100])
+def test_sums_of_many_rows(ops, rounding, n_rows):
+    """In one, two or three levels."""
+    x, total = rounded(n_rows, 300), single(300)
+    expected = x.sum(0, dtype=np.float64)
+    for back_end in (ops, *rounding):
+        given = to_bf16(x) if back_end is not ops else x
+        back_end.sum_rows(total, given)
+        np.testing.assert_allclose(total, expected, atol=1e-5 * n_rows)
 
 
 def rounded(*shape):
