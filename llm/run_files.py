@@ -217,8 +217,9 @@ def check_state(state: dict) -> None:
         raise TypeError(f"step {step!r} of {n_steps!r}")
     if not 0 <= step <= (step if n_steps is None else n_steps):
         raise TypeError(f"step {step} of {n_steps}")
-    if not isinstance(state["seconds"], (int, float)):
-        raise TypeError(f"{state['seconds']!r} seconds")
+    for name, kind in (("seconds", (int, float)), ("kernels", str)):
+        if not isinstance(state[name], kind):
+            raise TypeError(f"{name} is {state[name]!r}")
     for name, low, high in (("n_updates", 0, step), ("n_validations", 1, 1 << 16)):
         if type(state[name]) is not int or not low <= state[name] <= high:
             raise TypeError(f"{name} is {state[name]!r}")
@@ -230,6 +231,8 @@ def check_state(state: dict) -> None:
 def restore(run: Run, state: dict, arrays: dict) -> None:
     """The run as it was when the checkpoint was saved. TypeError for what save() never writes."""
     check_state(state)
+    if state["n_steps"] is None and run.n_steps:
+        raise TypeError(f"n_steps is None, expected {run.n_steps}")
     check_arrays(state, arrays, run.model.trained.size)
     restore_weights(run, state, arrays)
     run.skipped, run.rollbacks = state["skipped"], state["rollbacks"]

@@ -225,8 +225,17 @@ def begun_fp32(text, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[("step", 10**9), ("step", -1), ("n_steps", "x"), ("seconds", "x"), ("samples", 3)],
-        *[("n_updates", 10**9), ("n_validations", 0), ("n_validations", 10**9), ("settings", [])],
+        ("step", 10**9),
+        ("step", -1),
+        ("n_steps", "x"),
+        ("n_steps", None),
+        ("seconds", "x"),
+        ("samples", 3),
+        ("kernels", 3),
+        ("n_updates", 10**9),
+        ("n_validations", 0),
+        ("n_validations", 10**9),
+        ("settings", []),
     ],
 )
 def test_a_state_that_no_run_has_is_refused(text, begun, capfd, key, value):
