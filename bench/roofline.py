@@ -40,6 +40,9 @@ SIZES = {  # sizes of GPT-2 small and XL with as many weights in a SwiGLU; seque
     "124M": ({"n_layer": 12, "n_embd": 768, "n_head": 12, "n_kv_head": 12, "n_ff": 2048}, 16),
     "1.5B": ({"n_layer": 48, "n_embd": 1600, "n_head": 25, "n_kv_head": 25, "n_ff": 4272}, 8),
 }
+FLASH_PRODUCTS = {
+    "forward": 2, "backward_q": 3, "backward_kv": 4, "backward_k": 3, "backward_v": 2
+}  # fmt: skip
 GROUPS = {  # kernel -> line of the table
     "round": "rounding operands", "split_heads": "attention: heads apart and together",
     "join_heads": "attention: heads apart and together", "causal_softmax": "attention: softmax",
@@ -158,7 +161,7 @@ class Counted(OpsCuda):
 
     def _flash(self, name, n_head, q, k, **values):
         B, T, H, D = q.shape
-        n_products = {"forward": 2, "backward_q": 3, "backward_kv": 4}[name]
+        n_products = FLASH_PRODUCTS[name]
         flops = n_products * B * H * T * (T + FLASH_ROWS) * D  # 2 a product; half, and the diagonal
         arrays = [q, k, *(a for a in values.values() if isinstance(a, Shape))]
         self._count("attention: fused", flops, sum(a.nbytes for a in arrays), FUSED)

@@ -5,6 +5,7 @@
 #define LLM_PORT_TENSOR_H
 
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #define TENSOR_KERNEL(name, n_threads)                                                             \
   static __device__ void name##_block(const llm_flash_args *a, int64_t block);                     \
   extern "C" __global__ void __launch_bounds__(n_threads)                                          \

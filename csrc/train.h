@@ -213,7 +213,7 @@ void llm_ops_causal_softmax_backward(llm_ops *ops, const llm_causal_softmax_back
                                      int64_t n_rows);
 
 /* Attention of the GPU's tensor cores (train_flash.h): llm_attention_args without a host's sizes,
- * of heads up to 64 wide, a multiple of 8. delta (n_batch, n_head, n_time) is the backward's own.
+ * of heads up to 128 wide, a multiple of 8. delta (n_batch, n_head, n_time) is the backward's own.
  */
 typedef struct llm_flash_args { /* per 64 queries, or keys, of (batch, head): sequences first */
   const llm_act *q, *k, *v, *d_o;

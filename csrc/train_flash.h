@@ -14,6 +14,7 @@
 #include "port_tensor.h"
 
 enum { FLASH_THREADS = 128, ROWS = 64 };
+#define UNROLLED(i, n) UNROLL for (int i = 0; i < (n); i++)
 #define FLASH_LOG2E    1.44269504f
 #define FLASH_INFINITY port_float(0x7f800000u)
 
@@ -51,28 +52,26 @@ template <int N> PORT_INLINE void flash_bring_vector(float *out, const float *x,
   if (i < N) port_bring_4(out + i, i < n ? x + i : x, i < n);
 }
 
-/* This warp's rows, from `first` on, as operands A. */
+/* Of this warp's rows, from `first` on: what this lane holds of operand A number k. */
+PORT_INLINE uint32_t flash_word(const llm_flash_args *a, const llm_act *x, flash_matrix m,
+                                int64_t first, int k, int i) {
+  const int lane = (int)threadIdx.x % 32, column = 16 * k + i / 2 * 8 + lane % 4 * 2;
+  const int64_t row = first + lane / 4 + i % 2 * 8;
+  const bool inside = row < a->n_time && column < a->head_dim;
+  return inside ? port_word(x + m.at + row * m.step + column) : 0;
+}
+
 template <int D>
 PORT_INLINE void flash_hold(const llm_flash_args *a, uint32_t (&out)[D / 16][4], const llm_act *x,
                             flash_matrix m, int64_t first) {
-  const int lane = (int)threadIdx.x % 32;
-  UNROLL
-  for (int k = 0; k < D / 16; k++) UNROLL
-  for (int i = 0; i < 4; i++) {
-    const int64_t row = first + lane / 4 + i % 2 * 8;
-    const int column = 16 * k + i / 2 * 8 + lane % 4 * 2;
-    const bool inside = row < a->n_time && column < a->head_dim;
-    out[k][i] = inside ? port_word(x + m.at + row * m.step + column) : 0;
-  }
+  UNROLLED(k, D / 16) UNROLLED(i, 4) out[k][i] = flash_word(a, x, m, first, k, i);
 }
 
 template <int D>
 PORT_INLINE void flash_store(const llm_flash_args *a, llm_act *out, flash_matrix m, int64_t first,
                              const float (&x)[D / 8][4], float scale_0, float scale_1) {
   const int lane = (int)threadIdx.x % 32;
-  UNROLL
-  for (int n = 0; n < D / 8; n++) UNROLL
-  for (int half = 0; half < 2; half++) {
+  UNROLLED(n, D / 8) UNROLLED(half, 2) {
     const int64_t row = first + lane / 4 + half * 8;
     const int column = 8 * n + lane % 4 * 2;
     if (row >= a->n_time || column >= a->head_dim) continue;
@@ -87,12 +86,8 @@ template <int D, int N>
 PORT_INLINE void flash_scores(float (&s)[N / 8][4], const uint32_t (&rows)[D / 16][4],
                               const flash_tile<D, N> *tile) {
   const int lane = (int)threadIdx.x % 32;
-  UNROLL
-  for (int n = 0; n < N / 8; n++) UNROLL
-  for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
-  UNROLL
-  for (int k = 0; k < D / 16; k++) UNROLL
-  for (int n = 0; n < N / 16; n++) {
+  UNROLLED(n, N / 8) UNROLLED(i, 4) s[n][i] = 0.0f;
+  UNROLLED(k, D / 16) UNROLLED(n, N / 16) {
     uint32_t b[4];
     port_matrices(b, &tile->row[16 * n + lane / 16 * 8 + lane % 8][16 * k + lane / 8 % 2 * 8]);
     port_product(s[2 * n], rows[k], b[0], b[1]);
@@ -105,13 +100,11 @@ template <int D, int N>
 PORT_INLINE void flash_add(float (&out)[D / 8][4], const float (&p)[N / 8][4],
                            const flash_tile<D, N> *tile) {
   const int lane = (int)threadIdx.x % 32;
-  UNROLL
-  for (int k = 0; k < N / 16; k++) {
+  UNROLLED(k, N / 16) {
     const float *x = p[2 * k], *y = p[2 * k + 1];
     const uint32_t rows[4] = {port_pair(x[0], x[1]), port_pair(x[2], x[3]), port_pair(y[0], y[1]),
                               port_pair(y[2], y[3])};
-    UNROLL
-    for (int n = 0; n < D / 16; n++) {
+    UNROLLED(n, D / 16) {
       uint32_t b[4];
       port_matrices_turned(
           b, &tile->row[16 * k + lane / 8 % 2 * 8 + lane % 8][16 * n + lane / 16 * 8]);
@@ -122,9 +115,7 @@ PORT_INLINE void flash_add(float (&out)[D / 8][4], const float (&p)[N / 8][4],
 }
 
 template <int N> PORT_INLINE void flash_zero(float (&x)[N][4]) {
-  UNROLL
-  for (int n = 0; n < N; n++) UNROLL
-  for (int i = 0; i < 4; i++) x[n][i] = 0.0f;
+  UNROLLED(n, N) UNROLLED(i, 4) x[n][i] = 0.0f;
 }
 
 /* Of a row's four lanes. */
@@ -155,8 +146,7 @@ PORT_INLINE flash_queries flash_queries_of(const llm_flash_args *a, int64_t bloc
   q.begin = first_seen(a->starts, q.batch, a->n_time, q.first) / N;
   q.end = last / N + 1;
   q.seen_by_all = first_seen(a->starts, q.batch, a->n_time, last);
-  UNROLL
-  for (int half = 0; half < 2; half++) {
+  UNROLLED(half, 2) {
     const int64_t t = q.own + (int64_t)threadIdx.x % 32 / 4 + half * 8;
     q.starts[half] = first_seen(a->starts, q.batch, a->n_time, port_min(t, last));
   }
@@ -168,9 +158,7 @@ template <int N>
 PORT_INLINE void flash_hide(const flash_queries *q, float (&s)[N / 8][4], int64_t key) {
   if (key + N - 1 <= q->first && key >= q->seen_by_all) return;
   const int lane = (int)threadIdx.x % 32;
-  UNROLL
-  for (int n = 0; n < N / 8; n++) UNROLL
-  for (int i = 0; i < 4; i++) {
+  UNROLLED(n, N / 8) UNROLLED(i, 4) {
     const int64_t t = q->own + lane / 4 + i / 2 * 8, at = key + 8 * n + lane % 4 * 2 + i % 2;
     if (at > t || at < q->starts[i / 2]) s[n][i] = -FLASH_INFINITY;
   }
@@ -198,28 +186,23 @@ template <int D, int N> PORT_INLINE void flash_forward(const llm_flash_args *a, 
     }
     flash_scores<D, N>(s, rows, &k[tile % 2]);
     flash_hide<N>(&q, s, tile * N);
-    UNROLL
-    for (int half = 0; half < 2; half++) {
+    UNROLLED(half, 2) {
       float most = top[half];
-      UNROLL
-      for (int n = 0; n < N / 8; n++) most = fmaxf(most, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+      UNROLLED(n, N / 8) most = fmaxf(most, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
       most = flash_row_max(most);
       const float shift = most == -FLASH_INFINITY ? 0.0f : most * scale; /* none seen yet */
       const float shrink = port_exp2(fmaf(top[half], scale, -shift));
       sum[half] *= shrink;
       top[half] = most;
-      UNROLL
-      for (int n = 0; n < N / 8; n++) UNROLL
-      for (int i = 2 * half; i < 2 * half + 2; i++)
-        sum[half] += s[n][i] = port_exp2(fmaf(s[n][i], scale, -shift));
-      UNROLL
-      for (int n = 0; n < D / 8; n++) UNROLL
-      for (int i = 2 * half; i < 2 * half + 2; i++) o[n][i] *= shrink;
+      UNROLLED(n, N / 8) UNROLLED(e, 2) {
+        float *x = &s[n][2 * half + e];
+        sum[half] += *x = port_exp2(fmaf(*x, scale, -shift));
+      }
+      UNROLLED(n, D / 8) UNROLLED(e, 2) o[n][2 * half + e] *= shrink;
     }
     flash_add<D, N>(o, s, &v[tile % 2]);
   }
-  UNROLL
-  for (int half = 0; half < 2; half++) {
+  UNROLLED(half, 2) {
     const int64_t t = q.own + (int64_t)threadIdx.x % 32 / 4 + half * 8;
     sum[half] = flash_row_sum(sum[half]);
     if (threadIdx.x % 4 == 0 && t < a->n_time)
@@ -242,15 +225,12 @@ template <int D, int N> PORT_INLINE void flash_backward_q(const llm_flash_args *
   float dq[D / 8][4], s[N / 8][4], dp[N / 8][4], delta[2] = {0, 0}, lse[2];
   flash_bring(a, &k[q.begin % 2], a->k, other, q.begin * N);
   flash_bring(a, &v[q.begin % 2], a->v, other, q.begin * N);
-  flash_hold<D>(a, rows, a->o, own, q.own);
-  flash_hold<D>(a, d_rows, a->d_o, own, q.own);
-  UNROLL
-  for (int n = 0; n < D / 16; n++) UNROLL
-  for (int i = 0; i < 4; i++)
-    delta[i % 2] += port_low(rows[n][i]) * port_low(d_rows[n][i]) +
-                    port_high(rows[n][i]) * port_high(d_rows[n][i]);
-  UNROLL
-  for (int half = 0; half < 2; half++) {
+  ROLLED for (int n = 0; n < D / 16; n++) UNROLLED(i, 4) { /* once: registers are for the rest */
+    const uint32_t o = flash_word(a, a->o, own, q.own, n, i);
+    const uint32_t d_o = flash_word(a, a->d_o, own, q.own, n, i);
+    delta[i % 2] += port_low(o) * port_low(d_o) + port_high(o) * port_high(d_o);
+  }
+  UNROLLED(half, 2) {
     const int64_t t = q.own + (int64_t)threadIdx.x % 32 / 4 + half * 8;
     const int64_t at = (q.batch * a->n_head + q.head) * a->n_time + t;
     delta[half] = flash_row_sum(delta[half]);
@@ -258,6 +238,7 @@ template <int D, int N> PORT_INLINE void flash_backward_q(const llm_flash_args *
     if (threadIdx.x % 4 == 0 && t < a->n_time) a->delta[at] = delta[half];
   }
   flash_hold<D>(a, rows, a->q, own, q.own);
+  flash_hold<D>(a, d_rows, a->d_o, own, q.own);
   flash_zero(dq);
   for (int64_t tile = q.begin; tile < q.end; tile++) {
     port_arrived();
@@ -269,18 +250,20 @@ template <int D, int N> PORT_INLINE void flash_backward_q(const llm_flash_args *
     flash_scores<D, N>(s, rows, &k[tile % 2]);
     flash_scores<D, N>(dp, d_rows, &v[tile % 2]);
     flash_hide<N>(&q, s, tile * N);
-    UNROLL
-    for (int n = 0; n < N / 8; n++) UNROLL
-    for (int i = 0; i < 4; i++)
-      s[n][i] = port_exp2(fmaf(s[n][i], scale, -lse[i / 2])) * (dp[n][i] - delta[i / 2]);
+    UNROLLED(n, N / 8)
+    UNROLLED(i, 4)
+    s[n][i] = port_exp2(fmaf(s[n][i], scale, -lse[i / 2])) * (dp[n][i] - delta[i / 2]);
     flash_add<D, N>(dq, s, &k[tile % 2]);
   }
   flash_store<D>(a, a->dq, own, q.own, dq, a->scale, a->scale);
   __syncthreads();
 }
 
-/* dk and dv of ROWS keys: scores are turned, a row is a key and a column a query. */
-template <int D, int N> PORT_INLINE void flash_backward_kv(const llm_flash_args *a, int64_t block) {
+/* dk, dv or both of ROWS keys: scores are turned, a row is a key and a column a query. Wide heads
+ * would not fit in registers with both. */
+enum { FLASH_DK = 1, FLASH_DV = 2 };
+template <int D, int N, int WHICH>
+PORT_INLINE void flash_backward_kv(const llm_flash_args *a, int64_t block) {
   __shared__ flash_tile<D, N> q[2], d_o[2];
   __shared__ float lse[2][N], delta[2][N];
   const int lane = (int)threadIdx.x % 32;
@@ -303,7 +286,7 @@ template <int D, int N> PORT_INLINE void flash_backward_kv(const llm_flash_args 
     flash_bring(a, &q[i % 2], a->q, of_head, t);
     flash_bring(a, &d_o[i % 2], a->d_o, of_head, t);
     flash_bring_vector<N>(lse[i % 2], a->lse + at, a->n_time - t);
-    flash_bring_vector<N>(delta[i % 2], a->delta + at, a->n_time - t);
+    if (WHICH & FLASH_DK) flash_bring_vector<N>(delta[i % 2], a->delta + at, a->n_time - t);
   };
   bring(0);
   flash_hold<D>(a, k, a->k, m, own);
@@ -316,12 +299,10 @@ template <int D, int N> PORT_INLINE void flash_backward_kv(const llm_flash_args 
     __syncthreads();
     if (i + 1 < n * n_group) bring(i + 1);
     flash_scores<D, N>(s, k, &q[i % 2]);
-    flash_scores<D, N>(dp, v, &d_o[i % 2]);
+    if (WHICH & FLASH_DK) flash_scores<D, N>(dp, v, &d_o[i % 2]);
     const int64_t last_query = port_min(t + N, a->n_time) - 1;
     const bool hides = t < last || first_seen(a->starts, batch, a->n_time, last_query) > first;
-    UNROLL
-    for (int j = 0; j < N / 8; j++) UNROLL
-    for (int e = 0; e < 4; e++) {
+    UNROLLED(j, N / 8) UNROLLED(e, 4) {
       const int column = 8 * j + lane % 4 * 2 + e % 2;
       const int64_t key = own + lane / 4 + e / 2 * 8;
       float p = port_exp2(fmaf(s[j][e], scale, -lse[i % 2][column] * FLASH_LOG2E));
@@ -330,18 +311,29 @@ template <int D, int N> PORT_INLINE void flash_backward_kv(const llm_flash_args 
         if (key > query || key < first_seen(a->starts, batch, a->n_time, query)) p = 0.0f;
       }
       s[j][e] = p;
-      dp[j][e] = p * (dp[j][e] - delta[i % 2][column]);
+      if (WHICH & FLASH_DK) dp[j][e] = p * (dp[j][e] - delta[i % 2][column]);
     }
-    flash_add<D, N>(dv, s, &d_o[i % 2]);
-    flash_add<D, N>(dk, dp, &q[i % 2]);
+    if (WHICH & FLASH_DV) flash_add<D, N>(dv, s, &d_o[i % 2]);
+    if (WHICH & FLASH_DK) flash_add<D, N>(dk, dp, &q[i % 2]);
   }
-  flash_store<D>(a, a->dk, m, own, dk, a->scale, a->scale);
-  flash_store<D>(a, a->dv, m, own, dv, 1.0f, 1.0f);
+  if (WHICH & FLASH_DK) flash_store<D>(a, a->dk, m, own, dk, a->scale, a->scale);
+  if (WHICH & FLASH_DV) flash_store<D>(a, a->dv, m, own, dv, 1.0f, 1.0f);
   __syncthreads();
 }
 
-TENSOR_KERNEL(flash_forward, FLASH_THREADS) { flash_forward<64, 64>(a, block); }
-TENSOR_KERNEL(flash_backward_q, FLASH_THREADS) { flash_backward_q<64, 32>(a, block); }
-TENSOR_KERNEL(flash_backward_kv, FLASH_THREADS) { flash_backward_kv<64, 32>(a, block); }
+TENSOR_KERNEL(flash_forward_64, FLASH_THREADS) { flash_forward<64, 64>(a, block); }
+TENSOR_KERNEL(flash_backward_q_64, FLASH_THREADS) { flash_backward_q<64, 32>(a, block); }
+TENSOR_KERNEL(flash_backward_kv_64, FLASH_THREADS) {
+  flash_backward_kv<64, 32, FLASH_DK | FLASH_DV>(a, block);
+}
+
+TENSOR_KERNEL(flash_forward_128, FLASH_THREADS) { flash_forward<128, 32>(a, block); }
+TENSOR_KERNEL(flash_backward_q_128, FLASH_THREADS) { flash_backward_q<128, 32>(a, block); }
+TENSOR_KERNEL(flash_backward_k_128, FLASH_THREADS) {
+  flash_backward_kv<128, 16, FLASH_DK>(a, block);
+}
+TENSOR_KERNEL(flash_backward_v_128, FLASH_THREADS) {
+  flash_backward_kv<128, 32, FLASH_DV>(a, block);
+}
 
 #endif

@@ -156,7 +156,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
         choices=["fp32", "bf16"],
     )
     add("--device", "cuda: one NVIDIA GPU, with the extra [cuda] (cpu)", choices=["cpu", "cuda"])
-    text = "of a GPU: by cuBLAS, or a kernel of our own, heads up to 64, not measured yet (batched)"
+    text = "of a GPU: by cuBLAS, or by a kernel of our own, not measured on a card yet (batched)"
     add("--attention", text, choices=["batched", "fused"])
 
     add = group("size of the model (default: chosen for the minutes by measured speed)")

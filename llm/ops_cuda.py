@@ -36,7 +36,7 @@ ATTENTION_BYTES = 1 << 30  # of scores at a time, where a sequence's are not mor
 QUERIES = 256  # of a block of attention
 PINNED_BYTES = 1 << 22
 HEADERS = ("numeric.h", "port.h", "port_tensor.h", "train.h", "train_flash.h")
-FLASH_ROWS, FLASH_THREADS, FLASH_HEAD = 64, 128, 64  # csrc/train_flash.h
+FLASH_ROWS, FLASH_THREADS, FLASH_HEADS = 64, 128, (64, 128)  # csrc/train_flash.h
 # No contraction: the arithmetic of a row is the CPU's. Functions without a mark are the GPU's.
 OPTIONS = ("-default-device", "--fmad=false")
 ROUNDING = ("-DPORT_BF16",)  # activations are bfloat16
@@ -362,18 +362,23 @@ class OpsCuda(OpsC):
 
     def _flash(self, name: str, n_head: int, q, k, **values) -> None:
         B, T, H, D = q.shape
-        if D % 8 or D > FLASH_HEAD:
-            raise ValueError(f"fused attention takes heads of 8, 16 ... {FLASH_HEAD}, not of {D}")
+        if D % 8 or D > FLASH_HEADS[-1]:
+            most = FLASH_HEADS[-1]
+            raise ValueError(f"fused attention takes heads of 8, 16 ... {most}, not of {D}")
+        width = next(width for width in FLASH_HEADS if D <= width)
         none = dict.fromkeys(("d_o", "dq", "dk", "dv", "delta"))
         sizes = {"n_time": T, "n_head": H, "n_kv_head": k.shape[2], "head_dim": D}
         values = none | sizes | values | {"q": q, "k": k, "scale": D**-0.5}
         n_blocks = B * n_head * -(-T // FLASH_ROWS)
-        self._launch(f"flash_{name}", n_blocks, FLASH_THREADS, self._args("llm_flash_args", values))
+        args = self._args("llm_flash_args", values)
+        self._launch(f"flash_{name}_{width}", n_blocks, FLASH_THREADS, args)
 
     def _flash_backward(self, q, k, **values) -> None:
         values |= {"q": q, "k": k, "delta": self.empty(*values["lse"].shape)}
-        self._flash("backward_q", q.shape[2], **values)  # leaves delta for the other
-        self._flash("backward_kv", k.shape[2], **values)
+        self._flash("backward_q", q.shape[2], **values)  # leaves delta for the others
+        is_wide = q.shape[3] > FLASH_HEADS[0]
+        for name in ("backward_k", "backward_v") if is_wide else ("backward_kv",):
+            self._flash(name, k.shape[2], **values)
 
     def _attention_forward(self, q, k, v, o, lse, starts, **_):
         if self._fuses:

@@ -111,6 +111,7 @@ static void run_grid(bool falling, unsigned n_threads, std::function<void()> bod
 /* ---- port_tensor.h ---- */
 
 #define UNROLL
+#define ROLLED
 
 static inline uint32_t port_word(const void *x) {
   uint32_t out;

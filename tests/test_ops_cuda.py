@@ -179,6 +179,8 @@ def fused(kernels):
         (3, 1, 150, 64, True),
         (1, 1, 129, 16, True),
         (1, 1, 128, 64, False),
+        (2, 1, 70, 128, False),
+        (1, 1, 97, 80, True),
     ],
 )
 def test_fused_attention(fused, n_head, n_kv_head, T, head_dim, isolate):
@@ -203,8 +205,8 @@ def test_fused_attention_needs_tensor_cores(kernels, compute_capability, precisi
 
 
 def test_fused_attention_refuses_wide_heads(fused):
-    q, lse = rounded(1, 2, 1, 72), single(1, 1, 2)
-    with pytest.raises(ValueError, match="heads of 8, 16 ... 64, not of 72"):
+    q, lse = rounded(1, 2, 1, 136), single(1, 1, 2)
+    with pytest.raises(ValueError, match="heads of 8, 16 ... 128, not of 136"):
         fused[0].attention(q, lse, q, q, q)
 
 
@@ -349,7 +351,7 @@ def test_trains_with_fused_attention(kernels, options):
     theirs = train(OpsNumpy(np.float32, "bf16"), n_embd=32, **options)
     np.testing.assert_allclose(mine[0], theirs[0], rtol=1e-3)
     names = {name for name, *_ in machine.launches}
-    assert "flash_backward_kv_kernel" in names and "causal_softmax_kernel" not in names
+    assert "flash_backward_kv_64_kernel" in names and "causal_softmax_kernel" not in names
     machine.check_guards()
 
 
@@ -406,7 +408,7 @@ def test_attention_of_the_command(machine, text, tmp_path, capfd, quickly):
     more = "--steps", 2, "--batch", 2, "--slot-sequences", 2, "--n-embd", 16, "--n-head", 2
     said = finish(text, tmp_path, *more, "--device", "cuda", "--attention", "fused")
     assert "cuda sm_90 fused" in said
-    assert "flash_forward_kernel" in {name for name, *_ in machine.launches}
+    assert "flash_forward_64_kernel" in {name for name, *_ in machine.launches}
     said = refused(capfd, *arguments(text, tmp_path, *more, "--attention", "fused"))
     assert "--attention fused is for --device cuda" in said
 
@@ -454,7 +456,7 @@ def assert_no_spills(said: str, more: tuple) -> None:
     used = [line for line in said.splitlines() if "spill stores" in line]
     assert len(used) >= 15
     assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in used), said
-    assert ("flash_backward_kv_kernel" in said) == bool(more)
+    assert ("flash_backward_kv_64_kernel" in said) == bool(more)
 
 
 @pytest.mark.parametrize("card", CARDS)
