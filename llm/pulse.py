@@ -48,11 +48,13 @@ def pulse(folder: Path, rank: int, step: Callable[[], int | None]):
         with suppress(OSError):  # no reason to end a run
             os.pwrite(file.fileno(), f"{count:20} {step()!s:>20}\n".encode(), 0)
 
-    with open(path, "wb") as file:
-        tell()
-        with repeated(PERIOD, tell):
-            yield
-    path.unlink(missing_ok=True)
+    try:
+        with open(path, "wb") as file:
+            tell()
+            with repeated(PERIOD, tell):
+                yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:

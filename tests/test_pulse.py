@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from llm.pulse import BEGINNING, Watch, forget, pulse
 
 
@@ -49,6 +51,13 @@ def test_a_step_that_does_not_end_is_seen(tmp_path):
         give(tmp_path, {0: f"{count} 9", 1: f"{count} 9"})
         found = watch.look()
     assert found == ([], "step 9 has not ended in 5 s")
+
+
+def test_an_interrupted_rank_leaves_no_sign(tmp_path):
+    with pytest.raises(KeyboardInterrupt), pulse(tmp_path, 0, lambda: None):
+        assert list(tmp_path.iterdir())
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_rank_tells_while_the_block_lasts(tmp_path, monkeypatch):
