@@ -342,8 +342,11 @@ def locked(path: Path, who: str, what: str, flag: str):
             break
         os.close(descriptor)  # of an owner who took the file away in between
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield
     finally:
         path.unlink(missing_ok=True)

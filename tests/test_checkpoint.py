@@ -15,6 +15,7 @@ from llm import atomic
 from llm.checkpoint import (
     RANKS,
     Sharded,
+    folder_lock,
     keep_last,
     link_file,
     load_checkpoint,
@@ -120,6 +121,16 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_dies(tmp_path):
         first.kill()
     with run_folder(folder) as entered:
         assert entered == folder
+
+
+def test_a_disk_too_full_for_a_lock_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("llm.checkpoint.os.write", full)
+    with pytest.raises(OSError) as caught, folder_lock(tmp_path):
+        pass
+    assert caught.value.filename == str(tmp_path / "lock") and not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
