@@ -34,16 +34,28 @@ PORT_INLINE flash_matrix flash_place(const llm_flash_args *a, int64_t batch, int
   return {batch * a->n_time * step + head * a->head_dim, step};
 }
 
-/* Starts to bring N rows from `first` on into a tile. */
-template <int D, int N>
-PORT_INLINE void flash_bring(const llm_flash_args *a, flash_tile<D, N> *tile, const llm_act *x,
-                             flash_matrix m, int64_t first) {
-  for (int i = (int)threadIdx.x; i < N * D / 8; i += FLASH_THREADS) {
-    const int row = i / (D / 8), column = i % (D / 8) * 8;
-    const bool inside = first + row < a->n_time && column < a->head_dim;
-    const llm_act *from = inside ? x + m.at + (first + row) * m.step + column : x;
-    port_bring_16(&tile->row[row][column], from, inside);
+/* Rows that come to a tile, N at a time: this thread's part of each SWEEP of them. */
+template <int D> struct flash_source {
+  static const int ACROSS = D / 8, SWEEP = FLASH_THREADS / ACROSS;
+  const llm_act *next;
+  int64_t step;
+  int row, column, left; /* of `next`: its place in the tile, and rows from it to the end */
+  PORT_METHOD flash_source(const llm_flash_args *a, const llm_act *x, flash_matrix m, int64_t first)
+      : step(m.step), row((int)threadIdx.x / ACROSS), column((int)threadIdx.x % ACROSS * 8) {
+    next = x + m.at + (first + row) * step + column;
+    left = column < a->head_dim ? (int)(a->n_time - first) - row : 0;
   }
+};
+
+/* Starts to bring the next N rows into a tile; zeros behind the last one. */
+template <int D, int N>
+PORT_INLINE void flash_bring(flash_tile<D, N> *tile, flash_source<D> *from) {
+  enum { SWEEP = flash_source<D>::SWEEP };
+  UNROLLED(i, N / SWEEP)
+  port_bring_16(&tile->row[from->row + i * SWEEP][from->column],
+                from->next + i * SWEEP * from->step, i * SWEEP < from->left);
+  from->next += N * from->step;
+  from->left -= N;
 }
 
 /* Of N floats, for which no alignment is known. */
@@ -173,16 +185,17 @@ template <int D, int N> PORT_INLINE void flash_forward(const llm_flash_args *a, 
   const float scale = a->scale * FLASH_LOG2E;
   uint32_t rows[D / 16][4];
   float o[D / 8][4], s[N / 8][4], top[2] = {-FLASH_INFINITY, -FLASH_INFINITY}, sum[2] = {0, 0};
-  flash_bring(a, &k[q.begin % 2], a->k, other, q.begin * N);
-  flash_bring(a, &v[q.begin % 2], a->v, other, q.begin * N);
+  flash_source<D> from_k(a, a->k, other, q.begin * N), from_v(a, a->v, other, q.begin * N);
+  flash_bring(&k[q.begin % 2], &from_k);
+  flash_bring(&v[q.begin % 2], &from_v);
   flash_hold<D>(a, rows, a->q, own, q.own);
   flash_zero(o);
   for (int64_t tile = q.begin; tile < q.end; tile++) {
     port_arrived();
     __syncthreads(); /* all threads' parts are there, and nobody reads the other tile any more */
     if (tile + 1 < q.end) {
-      flash_bring(a, &k[(tile + 1) % 2], a->k, other, (tile + 1) * N);
-      flash_bring(a, &v[(tile + 1) % 2], a->v, other, (tile + 1) * N);
+      flash_bring(&k[(tile + 1) % 2], &from_k);
+      flash_bring(&v[(tile + 1) % 2], &from_v);
     }
     flash_scores<D, N>(s, rows, &k[tile % 2]);
     flash_hide<N>(&q, s, tile * N);
@@ -223,8 +236,9 @@ template <int D, int N> PORT_INLINE void flash_backward_q(const llm_flash_args *
   const float scale = a->scale * FLASH_LOG2E;
   uint32_t rows[D / 16][4], d_rows[D / 16][4];
   float dq[D / 8][4], s[N / 8][4], dp[N / 8][4], delta[2] = {0, 0}, lse[2];
-  flash_bring(a, &k[q.begin % 2], a->k, other, q.begin * N);
-  flash_bring(a, &v[q.begin % 2], a->v, other, q.begin * N);
+  flash_source<D> from_k(a, a->k, other, q.begin * N), from_v(a, a->v, other, q.begin * N);
+  flash_bring(&k[q.begin % 2], &from_k);
+  flash_bring(&v[q.begin % 2], &from_v);
   ROLLED for (int n = 0; n < D / 16; n++) UNROLLED(i, 4) { /* once: registers are for the rest */
     const uint32_t o = flash_word(a, a->o, own, q.own, n, i);
     const uint32_t d_o = flash_word(a, a->d_o, own, q.own, n, i);
@@ -244,8 +258,8 @@ template <int D, int N> PORT_INLINE void flash_backward_q(const llm_flash_args *
     port_arrived();
     __syncthreads();
     if (tile + 1 < q.end) {
-      flash_bring(a, &k[(tile + 1) % 2], a->k, other, (tile + 1) * N);
-      flash_bring(a, &v[(tile + 1) % 2], a->v, other, (tile + 1) * N);
+      flash_bring(&k[(tile + 1) % 2], &from_k);
+      flash_bring(&v[(tile + 1) % 2], &from_v);
     }
     flash_scores<D, N>(s, rows, &k[tile % 2]);
     flash_scores<D, N>(dp, d_rows, &v[tile % 2]);
@@ -283,8 +297,9 @@ PORT_INLINE void flash_backward_kv(const llm_flash_args *a, int64_t block) {
     const int64_t head = kv_head * n_group + i / n, t = (begin + i % n) * N;
     const int64_t at = (batch * a->n_head + head) * a->n_time + t;
     const flash_matrix of_head = flash_place(a, batch, head, a->n_head);
-    flash_bring(a, &q[i % 2], a->q, of_head, t);
-    flash_bring(a, &d_o[i % 2], a->d_o, of_head, t);
+    flash_source<D> from_q(a, a->q, of_head, t), from_d_o(a, a->d_o, of_head, t);
+    flash_bring(&q[i % 2], &from_q);
+    flash_bring(&d_o[i % 2], &from_d_o);
     flash_bring_vector<N>(lse[i % 2], a->lse + at, a->n_time - t);
     if (WHICH & FLASH_DK) flash_bring_vector<N>(delta[i % 2], a->delta + at, a->n_time - t);
   };
@@ -303,15 +318,21 @@ PORT_INLINE void flash_backward_kv(const llm_flash_args *a, int64_t block) {
     const int64_t last_query = port_min(t + N, a->n_time) - 1;
     const bool hides = t < last || first_seen(a->starts, batch, a->n_time, last_query) > first;
     UNROLLED(j, N / 8) UNROLLED(e, 4) {
-      const int column = 8 * j + lane % 4 * 2 + e % 2;
-      const int64_t key = own + lane / 4 + e / 2 * 8;
-      float p = port_exp2(fmaf(s[j][e], scale, -lse[i % 2][column] * FLASH_LOG2E));
-      if (hides) {
-        const int64_t query = port_min(t + column, last_query);
-        if (key > query || key < first_seen(a->starts, batch, a->n_time, query)) p = 0.0f;
+      const float shift = lse[i % 2][8 * j + lane % 4 * 2 + e % 2] * FLASH_LOG2E;
+      s[j][e] = port_exp2(fmaf(s[j][e], scale, -shift));
+    }
+    if (hides) {
+      UNROLLED(j, N / 8) UNROLLED(e, 4) {
+        const int64_t query = port_min(t + 8 * j + lane % 4 * 2 + e % 2, last_query);
+        const int64_t key = own + lane / 4 + e / 2 * 8;
+        if (key > query || key < first_seen(a->starts, batch, a->n_time, query)) s[j][e] = 0.0f;
       }
-      s[j][e] = p;
-      if (WHICH & FLASH_DK) dp[j][e] = p * (dp[j][e] - delta[i % 2][column]);
+    }
+    if (WHICH & FLASH_DK) {
+      UNROLLED(j, N / 8) UNROLLED(e, 4) {
+        const float dp_mean = delta[i % 2][8 * j + lane % 4 * 2 + e % 2];
+        dp[j][e] = s[j][e] * (dp[j][e] - dp_mean);
+      }
     }
     if (WHICH & FLASH_DV) flash_add<D, N>(dv, s, &d_o[i % 2]);
     if (WHICH & FLASH_DK) flash_add<D, N>(dk, dp, &q[i % 2]);
