@@ -7,7 +7,7 @@
 
 #include "cpu.h"
 
-enum { MAX_SETS = 3 };
+enum { MAX_SETS = 4 };
 
 static kernels sets[MAX_SETS];
 static const char *names[MAX_SETS + 1]; /* ended by NULL */
@@ -28,6 +28,7 @@ static void fill(void) {
   unsigned features = cpu_features();
   if (features & CPU_AVX2) add_set("avx2", kernels_set_avx2);
   if (features & CPU_AVX512) add_set("avx512", kernels_set_avx512);
+  if (features & CPU_AMX) add_set("amx", kernels_set_amx);
 #endif
 }
 

@@ -125,5 +125,6 @@ void kernels_set_scalar(kernels *k);
 void kernels_set_scalar_quant(kernels *k);
 void kernels_set_avx2(kernels *k);
 void kernels_set_avx512(kernels *k);
+void kernels_set_amx(kernels *k);
 
 #endif

@@ -105,10 +105,15 @@ AVX512_INLINE void load_piece(const llm_type type, const uint8_t *block, size_t 
 
 enum { PANEL_ROWS = 16 };
 
+/* The rows of a panel that are stored. */
+ALWAYS_INLINE __mmask16 panel_mask(const row_group *g) {
+  const unsigned below = (1u << (g->to - g->first)) - 1, skipped = (1u << (g->from - g->first)) - 1;
+  return (__mmask16)(below & ~skipped);
+}
+
 /* By a mask: a call of memcpy would cost all sums their registers. */
 AVX512_INLINE void store_panel(float *y, const row_group *g, __m512 sums) {
-  const unsigned below = (1u << (g->to - g->first)) - 1, skipped = (1u << (g->from - g->first)) - 1;
-  _mm512_mask_storeu_ps(y + g->first, (__mmask16)(below & ~skipped), sums);
+  _mm512_mask_storeu_ps(y + g->first, panel_mask(g), sums);
 }
 
 /* In: lane l of d[i] is 16 bytes of row 4l + i. Out: d[j] is dword j of rows 0 to 15. */

@@ -6,20 +6,13 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include "kernels_avx512.h"
-#include "kernels_panels.h"
+#include "kernels_avx512_panels.h"
 
-enum { STEPS = 8, TILE_TOK = 6 };
-
-/* A block of 16 rows: in each step four elements of every row, a dword a row. */
-typedef struct panel_block {
-  uint8_t quants[STEPS][4 * PANEL_ROWS];
-  float scale[PANEL_ROWS], second[PANEL_ROWS]; /* second: the minimum, or Q6_K's other scale */
-} panel_block;
+enum { TILE_TOK = 6 };
 
 /* The quants of one block, or super-block, of 16 rows. */
 AVX512_INLINE void fill_quants(const llm_type type, const uint8_t *w, size_t row_bytes,
-                               panel_block *out) {
+                               __m512i less, panel_block *out) {
   const size_t four = 4 * row_bytes;
   for (size_t k = 0; k < n_pieces(type); k++) {
     const size_t at_low = low_chunk(type, k), at_high = high_chunk(type, k);
@@ -31,6 +24,8 @@ AVX512_INLINE void fill_quants(const llm_type type, const uint8_t *w, size_t row
     transpose(high);
     UNROLL
     for (size_t i = 0; i < 4; i++) {
+      if (zero_point(type)) low[i] = _mm512_sub_epi8(low[i], less);
+      if (zero_point(type)) high[i] = _mm512_sub_epi8(high[i], less);
       _mm512_store_si512(out[at_low / 2].quants[at_low % 2 * 4 + i], low[i]);
       _mm512_store_si512(out[at_high / 2].quants[at_high % 2 * 4 + i], high[i]);
     }
@@ -58,14 +53,14 @@ AVX512_INLINE void fill_scales(const llm_type type, const uint8_t *w, size_t row
   }
 }
 
-AVX512_INLINE void fill_panel(const llm_type type, const uint8_t *w, size_t n_blocks,
+AVX512_INLINE void fill_panel(const llm_type type, const uint8_t *w, size_t n_blocks, int less,
                               panel_block *out) {
   const size_t per = is_super(type) ? QK_SUPER / QK : 1, size = block_bytes(type);
   const size_t row_bytes = n_blocks / per * size;
   const uint8_t *ahead = w;
   for (size_t b = 0; b < n_blocks; b += per, w += size, ahead += PANEL_ROWS * size) {
     for (size_t k = 0; k < PANEL_ROWS * size; k += 64) prefetch(ahead + k);
-    fill_quants(type, w, row_bytes, out + b);
+    fill_quants(type, w, row_bytes, _mm512_set1_epi8((char)less), out + b);
     fill_scales(type, w, row_bytes, out + b);
   }
 }
@@ -145,7 +140,7 @@ DEFINE_TILE(plain_2, LLM_TYPE_Q8_0, 2)
 static panel_kernels kernels_of(llm_type type) {
   panel_kernels k = {.n_rows = PANEL_ROWS,
                      .block_bytes = sizeof(panel_block),
-                     .most_bytes = 512 << 10,
+                     .most_bytes = PANELS_BYTES,
                      .n_tok = type == LLM_TYPE_Q6_K ? 4 : TILE_TOK,
                      .multiply = plain_6,
                      .multiply_two = plain_2};
@@ -160,8 +155,12 @@ AVX512_SHARED size_t prefill_scratch_avx512(size_t n_in) {
 }
 
 #define DEFINE_PREFILL(name, type)                                                                 \
-  AVX512 static void fill_##name(const uint8_t *w, size_t n_blocks, void *panel) {                 \
-    fill_panel(type, w, n_blocks, panel);                                                          \
+  AVX512 AVX512_SHARED void fill_##name##_avx512(const uint8_t *w, size_t n_blocks, int less,      \
+                                                 panel_block *panel) {                             \
+    fill_panel(type, w, n_blocks, less, panel);                                                    \
+  }                                                                                                \
+  static void fill_##name(const uint8_t *w, size_t n_blocks, void *panel) {                        \
+    fill_##name##_avx512(w, n_blocks, 0, panel);                                                   \
   }                                                                                                \
   AVX512_SHARED void prefill_##name##_avx512(const matmul_args *m, size_t r0, size_t r1,           \
                                              void *scratch) {                                      \

@@ -9,6 +9,8 @@
 
 #include "kernels_simd.h"
 
+enum { MAX_PANELS = 8 };
+
 /* Two panels (the last odd one meets itself) and the tokens of the tile. */
 typedef struct tile_args {
   const void *w[2];
@@ -31,6 +33,9 @@ typedef struct panel_kernels {
 
 /* Bytes of scratch for panels; what widen writes lies behind. */
 size_t panels_bytes(const panel_kernels *k, size_t n_in);
+/* Fills panels one behind another with the rows from r on, as many as fit; how many it filled. */
+size_t panels_fill(const panel_kernels *k, llm_type type, const matmul_args *m, size_t r, size_t r1,
+                   row_group *rows, char *scratch);
 /* n_out is n_rows at least, n_tok 2 at least. */
 void panels_matmul(const panel_kernels *k, llm_type type, const matmul_args *m, size_t r0,
                    size_t r1, char *scratch);

@@ -49,7 +49,7 @@ static const char help_text[] =
     "file's)\n"
     "machine\n"
     "      --threads N      threads (default: all cores)\n"
-    "      --kernels NAME   scalar, avx2 or avx512 (default: the best here, or $LLM_KERNELS)\n"
+    "      --kernels NAME   scalar, avx2, avx512 or amx (default: the best here, or $LLM_KERNELS)\n"
     "      --kv TYPE        f16, f32 or q8_0 keys and values (default f16)\n"
     "instead of generating\n"
     "      --info           describe FILE\n"

@@ -52,6 +52,7 @@
 #define _mm512_store_si512             simde_mm512_store_si512
 #define _mm512_storeu_ps               simde_mm512_storeu_ps
 #define _mm512_sub_epi32               simde_mm512_sub_epi32
+#define _mm512_sub_epi8                simde_mm512_sub_epi8
 #define _mm512_unpackhi_epi32          simde_mm512_unpackhi_epi32
 #define _mm512_unpackhi_epi64          simde_mm512_unpackhi_epi64
 #define _mm512_unpacklo_epi32          simde_mm512_unpacklo_epi32

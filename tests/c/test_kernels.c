@@ -117,7 +117,7 @@ static void check_product(const kernels *k, const product_case *c, const guarded
 }
 
 static void check_products(const kernels *k, const product_case *c) {
-  static const size_t tokens[] = {1, 2, 3, 5, 7, 12, 13, 17};
+  static const size_t tokens[] = {1, 2, 3, 5, 7, 12, 13, 16, 17};
   size_t bytes = type_row_bytes(c->type, MAX_ROWS * c->n_in);
   guarded w = guarded_new(bytes);
   guarded_copy(w, c->w, bytes);
