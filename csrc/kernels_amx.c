@@ -64,11 +64,7 @@ AMX_INLINE void scale_sums(const llm_type type, const panel_block *w, const act_
     _tile_dpbssd(c, tokens, rows);                                                                 \
     break;
 
-AMX_INLINE void multiply_chunk(const llm_type type, const chunk_args *p) {
-  _Alignas(64) tile_sums sums[MAX_CHUNK];
-  const __mmask16 mask = panel_mask(p->rows), from_y = p->goes_on ? mask : 0;
-  float *out = p->y + p->rows->first;
-  __m512 y[TILE_TOK];
+AMX SHARED_CODE void multiply_tiles(const chunk_args *p, tile_sums *sums) {
   for (size_t b = 0; b < p->n_blocks + TILES; b++) {
     switch (b % TILES) {
       NEXT_PRODUCT(0, 4, 5)
@@ -77,6 +73,14 @@ AMX_INLINE void multiply_chunk(const llm_type type, const chunk_args *p) {
       NEXT_PRODUCT(3, 6, 7)
     }
   }
+}
+
+AMX_INLINE void multiply_chunk(const llm_type type, const chunk_args *p) {
+  _Alignas(64) tile_sums sums[MAX_CHUNK];
+  const __mmask16 mask = panel_mask(p->rows), from_y = p->goes_on ? mask : 0;
+  float *out = p->y + p->rows->first;
+  __m512 y[TILE_TOK];
+  multiply_tiles(p, sums);
   UNROLL
   for (size_t j = 0; j < TILE_TOK; j++) y[j] = _mm512_maskz_loadu_ps(from_y, out + j * p->ldy);
   for (size_t b = 0; b < p->n_blocks; b++)
