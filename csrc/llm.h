@@ -461,7 +461,7 @@ typedef struct llm_session llm_session;
  * weights: tells parameter files apart in milliseconds. llm_model_verify checks every byte. */
 llm_status llm_model_fingerprint(const llm_model *model, char hex[65], llm_error *err);
 /* Messages and the ids that the context holds (llm_context_ids). The file appears whole or not at
- * all. */
+ * all, and takes the place of no file but a session. */
 llm_status llm_session_save(const char *path, const llm_model *model, llm_template which,
                             const llm_message *messages, size_t n_messages, const int32_t *ids,
                             size_t n_ids, llm_error *err);

@@ -59,10 +59,12 @@ llm_status llm_model_fingerprint(const llm_model *model, char hex[65], llm_error
 
 /* ---- writing: a temporary file in the same folder, synced, renamed ---- */
 
+static const char first_line[] = "two-file session 1\n";
+
 static void write_all(FILE *f, const char *hex, llm_template which, const llm_message *messages,
                       size_t n_messages, const int32_t *ids, size_t n_ids) {
-  fprintf(f, "two-file session 1\nmodel %s\ntemplate %s\nmessages %zu\n", hex,
-          llm_template_name(which), n_messages);
+  fprintf(f, "%smodel %s\ntemplate %s\nmessages %zu\n", first_line, hex, llm_template_name(which),
+          n_messages);
   for (size_t i = 0; i < n_messages; i++) {
     fprintf(f, "%s %zu\n", chat_role_names[messages[i].role], messages[i].n_bytes);
     if (messages[i].n_bytes) fwrite(messages[i].text, 1, messages[i].n_bytes, f);
@@ -81,6 +83,15 @@ static void sync_folder(const char *path) {
     close(fd);
   }
   free(copy);
+}
+
+/* 1 where the file holds something else: a typing mistake must not cost a parameter file. */
+static int holds_other(const char *path) {
+  char begin[sizeof first_line - 1];
+  FILE *f = fopen(path, "rb");
+  size_t n = f ? fread(begin, 1, sizeof begin, f) : 0;
+  if (f) fclose(f);
+  return memcmp(begin, first_line, n) != 0;
 }
 
 /* The temporary file under its name: 0, or errno. */
@@ -104,6 +115,7 @@ llm_status llm_session_save(const char *path, const llm_model *model, llm_templa
   struct stat old; /* a device would be replaced by a file */
   if (!stat(path, &old) && !S_ISREG(old.st_mode))
     return error_set(err, LLM_ERR_IO, "%s is there and is no regular file", path);
+  if (holds_other(path)) return error_set(err, LLM_ERR_IO, "%s is there and is no session", path);
   llm_status status = llm_model_fingerprint(model, hex, err);
   if (status) return status;
   size_t n = strlen(path) + sizeof ".XXXXXX";

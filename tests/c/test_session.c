@@ -65,6 +65,16 @@ int main(void) {
         LLM_ERR_IO);
   struct stat left;
   CHECK(!stat(path, &left) && S_ISFIFO(left.st_mode) && !unlink(path));
+  write_file(path, "GGUF", 4); /* stands for a parameter file */
+  CHECK(llm_session_save(path, t.model, LLM_TEMPLATE_GEMMA, talk, 3, ids, N_IDS, &err) ==
+        LLM_ERR_IO);
+  CHECK(strstr(err.message, "is no session"));
+  CHECK(read_file(path, raw, CAPACITY) == 4 && !memcmp(raw, "GGUF", 4));
+  for (int i = 0; i < 2; i++) { /* what is empty or a session gives way */
+    if (i == 0) write_file(path, "", 0);
+    CHECK(!llm_session_save(path, t.model, LLM_TEMPLATE_GEMMA, talk, 3, ids, N_IDS, &err));
+  }
+  CHECK(read_file(path, raw, CAPACITY) == n_raw && !unlink(path));
   CHECK(!rmdir(folder)); /* nothing was left behind */
   tiny_close(&t);
   return check_report("test_session");
