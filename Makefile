@@ -154,9 +154,11 @@ test-peers: .venv/peers-extra ## the same beside other programs (llama.cpp, PyTo
 test-big: run .venv/test-extra ## a whole token of the 7B, 13B and 70B shapes of Llama 2 in F16 (minutes)
 	LLM_TEST_BIG=1 $(VENV) -m pytest -q -s tests/test_big.py $(ARGS)
 
+THREADED := threads embed needs train
 sanitize: ## the C tests under the address, undefined-behaviour and thread sanitizers
 	$(MAKE) test SAN=address,undefined
-	$(MAKE) $(B)-thread/tests/test_threads SAN=thread && $(B)-thread/tests/test_threads
+	$(MAKE) $(THREADED:%=$(B)-thread/tests/test_%) SAN=thread
+	@set -e; for name in $(THREADED); do $(B)-thread/tests/test_$$name; done
 
 # Built by the recursive call below, with the compiler and sanitizers that it names.
 $(B)/fuzz_%: tests/fuzz/fuzz_%.c $(OBJECTS)
