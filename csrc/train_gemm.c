@@ -167,7 +167,7 @@ TILE(tile_avx512, TARGET_AVX512, 512, ROWS_AVX512)
 
 #define KERNEL(isa, name)                                                                          \
   {                                                                                                \
-    .mr = MR_##isa, .nr = NR_##isa, .pair = 1, .k_unit = 1, .max_kc = MAX_KC,                      \
+    .mr = MR_##isa, .nr = NR_##isa, .columns = NR_##isa, .pair = 1, .k_unit = 1, .max_kc = MAX_KC, \
     .max_rows = MAX_ROWS, .tile = tile_##name, .pack_a = pack_a_##name, .pack_b = pack_b_##name    \
   }
 
@@ -289,13 +289,14 @@ static void pack_b(void *arg, size_t unit, int thread) {
 }
 
 /* What the thread packs next: A's part of a unit that many threads further on, or of the first unit
- * of the next block of k. Rows that are read where they lie need no help. */
+ * of the next block of k. Rows that are read where they lie need no help, and tiles that wait for
+ * memory all the time have none to give. */
 static gemm_ahead ahead_of(const gemm_job *j, size_t unit) {
   const llm_gemm_args *x = j->x;
   const size_t m = (size_t)x->m, lda = (size_t)x->lda, after = (unit + j->n_threads) * j->rows;
   const int turned = after >= m;
   const size_t i = turned ? 0 : after, p = turned ? j->p + j->kc : j->p;
-  if (p >= (size_t)x->k || (j->g->pair == 1 && !x->a_trans)) return (gemm_ahead){0};
+  if (p >= (size_t)x->k || j->g->padded || (j->g->pair == 1 && !x->a_trans)) return (gemm_ahead){0};
   const size_t rows = min_size(j->rows, m - i), kc = min_size(j->block, (size_t)x->k - p);
   const float *start = x->a_trans ? x->a + p * lda + i : x->a + i * lda + p;
   return (gemm_ahead){.start = (const char *)start,
@@ -320,19 +321,15 @@ static void multiply_rows(void *arg, size_t unit, int thread) {
                      x->a_trans ? x->a + j->p * lda + i : x->a + i * lda + j->p, lda, x->a_trans);
   gemm_ahead ahead = ahead_of(j, unit);
   if (g->begin) g->begin();
-  for (size_t col = 0; col < n; col += g->nr) {
-    const float *b = j->b_panels + col * steps, *add_i = add ? add + i * ld_add + col : NULL;
-    const size_t width = min_size(g->nr, n - col);
-    float *c = x->c + i * ldc + col;
-    if (rows.tile == rows.row) {
-      gemm_panel(g, m, width, steps, rows.a, rows.row, 1, b, c, ldc, add_i, ld_add, scale, &ahead);
-      continue;
-    }
-    for (size_t r = 0; r < m; r += g->mr)
-      gemm_panel(g, min_size(g->mr, m - r), width, steps, rows.a + r * rows.tile, rows.row,
-                 rows.step, b, c + r * ldc, ldc, add_i ? add_i + r * ld_add : NULL, ld_add, scale,
-                 &ahead);
-  }
+  /* Panels of A, and tiles that go along C's rows, come one at a time. */
+  const size_t some = rows.tile == rows.row && g->columns == g->nr ? m : g->mr;
+  for (size_t first = 0; first < n; first += g->columns)
+    for (size_t r = 0; r < m; r += some)
+      for (size_t col = first; col < min_size(first + g->columns, n); col += g->nr)
+        gemm_panel(g, min_size(some, m - r), min_size(g->nr, n - col), steps,
+                   rows.a + r * rows.tile, rows.row, rows.step, j->b_panels + col * steps,
+                   x->c + (i + r) * ldc + col, ldc, add ? add + (i + r) * ld_add + col : NULL,
+                   ld_add, scale, &ahead);
   if (g->end) g->end();
 }
 

@@ -103,6 +103,7 @@ TILE(tile_48, 3)
 /* Sizes tuned on Zen 5. */
 const gemm_kernel gemm_bf16 = {.mr = MR,
                                .nr = NR,
+                               .columns = NR,
                                .pair = 2,
                                .k_unit = UNIT,
                                .max_kc = 1024,

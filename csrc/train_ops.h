@@ -29,6 +29,7 @@ typedef void (*gemm_pack)(float *dst, size_t k, size_t n, const float *b, size_t
 
 typedef struct gemm_kernel {
   size_t mr, nr;
+  size_t columns;  /* of C for which tiles go along the rows, before the next rows; or nr */
   size_t pair;     /* elements of k in a step: 1, or 2 as bfloat16 */
   size_t k_unit;   /* packed k is a multiple of it, by zeros */
   size_t max_kc;   /* the largest block of k, a multiple of 32 */

@@ -147,9 +147,9 @@ static void check_gemm(llm_ops *ops, const char *kernels, int64_t m, int64_t n, 
 }
 
 static void test_gemm(const char *kernels) {
-  static const int64_t sizes[][3] = {{1, 1, 1},    {3, 40, 2},    {12, 32, 7}, {13, 31, 9},
-                                     {50, 70, 33}, {25, 17, 800}, {9, 49, 64}, {20, 60, 1100},
-                                     {70, 16, 65}, {97, 65, 31}};
+  static const int64_t sizes[][3] = {{1, 1, 1},    {3, 40, 2},    {12, 32, 7},  {13, 31, 9},
+                                     {50, 70, 33}, {25, 17, 800}, {9, 49, 64},  {20, 60, 1100},
+                                     {70, 16, 65}, {97, 65, 31},  {3, 1060, 33}};
   for (int n_threads = 1; n_threads <= 3; n_threads += 2) {
     llm_ops *ops = new_ops(n_threads, kernels);
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
