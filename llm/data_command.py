@@ -9,6 +9,8 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from .errors import counted
+
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
 
 
@@ -110,7 +112,7 @@ def summary(shards) -> list[str]:
         f"{shards.content['tokens_used']:,} of them used, "
         f"{shards.n_bytes / max(1, train + held):.2f} bytes a token"
     )
-    lines.append(f"written    {shards.folder}, {len(shards.content['train']):,} shards")
+    lines.append(f"written    {shards.folder}, {counted(len(shards.content['train']), 'shard')}")
     return lines
 
 

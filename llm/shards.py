@@ -233,7 +233,8 @@ def check_content(content: dict) -> None:
         return place[name]
 
     number(content, "eot", number(content, "n_vocab", 1 << 32))
-    for text in (content["corpus"]["name"], content["tokenizer"]["file_sha256"]):
+    tokenizer = content["tokenizer"]
+    for text in (content["corpus"]["name"], tokenizer["file_sha256"], tokenizer["fingerprint"]):
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is no text")
     for shard in content["train"] + content["held_out"]:

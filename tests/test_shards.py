@@ -139,6 +139,8 @@ def test_no_byte_of_the_manifest_changes_unnoticed(tmp_path, key):
         (None, "corpus", {}),
         (None, "corpus", {"name": 5}),
         (None, "tokenizer", None),
+        (None, "tokenizer", {"file_sha256": "0" * 64}),
+        (None, "tokenizer", {"file_sha256": "0" * 64, "fingerprint": 1}),
         (None, "train", {}),
         (None, "train", [1]),
         (None, "held_out", None),
