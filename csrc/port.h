@@ -51,8 +51,9 @@ typedef struct llm_error llm_error;
     for (int64_t part = begin; part < (end); part++) sum_ += expr;                                 \
     (sum)[i] = sum_;                                                                               \
   }
-#define ONCE if (threadIdx.x == 0)
-#define SYNC __syncthreads()
+#define READ_AHEAD 8 /* what is read at once of a list that a thread goes through */
+#define ONCE       if (threadIdx.x == 0)
+#define SYNC       __syncthreads()
 #define ROW_REDUCE(type, result, i, n, expr, zero, join)                                           \
   type result = zero;                                                                              \
   for (int64_t i = threadIdx.x; i < (n); i += blockDim.x) result = join(result, expr);             \
@@ -74,6 +75,7 @@ PORT_INLINE float port_float(uint32_t bits) { return __uint_as_float(bits); }
 
 #define PORT_INLINE static inline __attribute__((always_inline))
 #define PORT_METHOD inline
+#define READ_AHEAD  1
 #define ONCE
 #define SYNC
 #if defined(__clang__)

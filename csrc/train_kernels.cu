@@ -7,7 +7,7 @@
 #include "train_ops.h"
 #endif
 
-enum { CHUNK = 4096 }; /* train.h names them */
+enum { CHUNK = 4096 }; /* train.h names it */
 
 PORT_INLINE int64_t port_min(int64_t x, int64_t y) { return x < y ? x : y; }
 
@@ -23,11 +23,16 @@ ROW_KERNEL(embed) {
 ROW_KERNEL(embed_backward) {
   const int64_t class_ = row % a->n_classes, first = row / a->n_classes * a->n_columns;
   const int64_t width = port_min(a->n_columns, a->n_embd - first);
-  for (int64_t t = 0; t < a->n_tokens; t++) {
-    if ((a->tokens[t] & (a->n_classes - 1)) != class_) continue;
-    float *dtable = a->dtable + a->tokens[t] * a->n_embd + first;
-    const llm_act *dx = a->dx + t * a->n_embd + first;
-    EACH(i, width) dtable[i] += dx[i];
+  for (int64_t begin = 0; begin < a->n_tokens; begin += READ_AHEAD) {
+    const int64_t n = port_min(READ_AHEAD, a->n_tokens - begin);
+    int32_t tokens[READ_AHEAD]; /* or a GPU waits for each, as it would in the loop that stores */
+    for (int64_t j = 0; j < READ_AHEAD; j++) tokens[j] = a->tokens[begin + port_min(j, n - 1)];
+    for (int64_t j = 0; j < n; j++) {
+      if ((tokens[j] & (a->n_classes - 1)) != class_) continue;
+      float *dtable = a->dtable + tokens[j] * a->n_embd + first;
+      const llm_act *dx = a->dx + (begin + j) * a->n_embd + first;
+      EACH(i, width) dtable[i] += dx[i];
+    }
   }
 }
 
