@@ -34,7 +34,8 @@ REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 # out, which run as fast: no bit of a result depends on it.
 COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session context score proof \
   embed needs mapfile error generate stop tokenizer_load* tokenizer_special logprobs zip coder \
-  threads forward kernels_avx*_panels kernels_avx*_quant kernels_avx2_attention kernels_amx))
+  threads forward kernels_panels kernels_avx*_panels kernels_avx*_quant kernels_avx2_attention \
+  kernels_amx))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
 # Plain loops are left to the compiler to make fast: other processors have nothing else.
 $(B)/kernels_scalar.o $(B)/kernels_scalar_quant.o $(B)/sha256.o: SMALL += -O3

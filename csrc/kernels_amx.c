@@ -17,8 +17,8 @@
 
 enum {
   TILE_TOK = 16,
-  TILES = 4,     /* of sums: each rests until three others have been multiplied */
-  MAX_CHUNK = 12 /* blocks of tokens, panel and sums that L1 has room for */
+  TILES = 4,        /* of sums: each rests until three others have been multiplied */
+  MAX_PRODUCTS = 12 /* at a time: L1 has room for their tokens, rows and sums */
 };
 
 static kernels below; /* the set that this one started from: takes few tokens or rows */
@@ -31,42 +31,30 @@ typedef struct chunk_args {
   const row_group *rows;
   const act_block *a;       /* of the first token */
   size_t n_blocks, a_bytes; /* a_bytes: from one token to the next */
+  size_t halved;            /* 1: blocks are multiplied in halves */
   float *y;                 /* of the first token */
   size_t ldy, n_done;       /* n_done: tokens that have their sums already */
   int goes_on;              /* sums start from y, not from 0 */
 } chunk_args;
 
-/* y of 16 tokens += scaled sums. */
-AMX_INLINE void scale_sums(const llm_type type, const panel_block *w, const act_block *a,
-                           size_t a_bytes, tile_sums sums, __m512 y[TILE_TOK]) {
-  const __m512 scale = _mm512_load_ps(w->scale), second = _mm512_load_ps(w->second);
-  const char *four[4] = {(const char *)a, (const char *)a + 4 * a_bytes,
-                         (const char *)a + 8 * a_bytes, (const char *)a + 12 * a_bytes};
-  const size_t apart[4] = {0, a_bytes, 2 * a_bytes, 3 * a_bytes};
-  UNROLL
-  for (size_t j = 0; j < TILE_TOK; j++) {
-    const act_block *of = (const act_block *)(four[j / 4] + apart[j % 4]);
-    const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(sums[j]));
-    y[j] = _mm512_fmadd_ps(value, _mm512_mul_ps(scale, _mm512_set1_ps(of->scale)), y[j]);
-    if (type_has_minimum(type))
-      y[j] = _mm512_fmadd_ps(second, _mm512_set1_ps(of->scaled_sum), y[j]);
-  }
-}
-
-/* What tile c has summed goes to L1, and block b is multiplied in it. */
+/* What tile c has summed goes to L1, and product i is begun in it. */
 #define NEXT_PRODUCT(c, tokens, rows)                                                              \
   case c:                                                                                          \
-    if (b >= TILES) _tile_stored(c, sums[b - TILES], 64);                                          \
-    if (b >= p->n_blocks) break;                                                                   \
-    _tile_loadd(tokens, p->a + b, p->a_bytes);                                                     \
-    _tile_loadd(rows, p->w[b].quants, 64);                                                         \
+    if (i >= TILES) _tile_stored(c, sums[i - TILES], 64);                                          \
+    if (i >= n) break;                                                                             \
+    _tile_loadd(tokens, a, p->a_bytes);                                                            \
+    _tile_loadd(rows, w, 64);                                                                      \
     _tile_zero(c);                                                                                 \
     _tile_dpbssd(c, tokens, rows);                                                                 \
     break;
 
 AMX SHARED_CODE void multiply_tiles(const chunk_args *p, tile_sums *sums) {
-  for (size_t b = 0; b < p->n_blocks + TILES; b++) {
-    switch (b % TILES) {
+  const size_t h = p->halved, n = p->n_blocks << h;
+  for (size_t i = 0; i < n + TILES; i++) {
+    const char *a = (const char *)p->a + (i >> h) * sizeof *p->a + (i & h) * (QK / 2);
+    const char *w =
+        (const char *)p->w + (i >> h) * sizeof *p->w + (i & h) * sizeof p->w->quants / 2;
+    switch (i % TILES) {
       NEXT_PRODUCT(0, 4, 5)
       NEXT_PRODUCT(1, 6, 7)
       NEXT_PRODUCT(2, 4, 5)
@@ -75,34 +63,73 @@ AMX SHARED_CODE void multiply_tiles(const chunk_args *p, tile_sums *sums) {
   }
 }
 
-AMX_INLINE void multiply_chunk(const llm_type type, const chunk_args *p) {
-  _Alignas(64) tile_sums sums[MAX_CHUNK];
-  const __mmask16 mask = panel_mask(p->rows), from_y = p->goes_on ? mask : 0;
-  float *out = p->y + p->rows->first;
+/* y of 16 tokens and rows += scaled sums. */
+AMX_INLINE void add_sums(const llm_type type, const chunk_args *p, const tile_sums *sums,
+                         float out[TILE_TOK][PANEL_ROWS]) {
+  const size_t apart[4] = {0, p->a_bytes, 2 * p->a_bytes, 3 * p->a_bytes};
+  const panel_block *w = p->w;
+  const char *a = (const char *)p->a;
   __m512 y[TILE_TOK];
-  multiply_tiles(p, sums);
   UNROLL
-  for (size_t j = 0; j < TILE_TOK; j++) y[j] = _mm512_maskz_loadu_ps(from_y, out + j * p->ldy);
-  for (size_t b = 0; b < p->n_blocks; b++)
-    scale_sums(type, p->w + b, p->a + b, p->a_bytes, sums[b], y);
+  for (size_t j = 0; j < TILE_TOK; j++) y[j] = _mm512_load_ps(out[j]);
+  for (size_t b = 0; b < p->n_blocks; b++, w++, a += sizeof(act_block), sums++) {
+    const __m512 scale = _mm512_load_ps(w->scale), second = _mm512_load_ps(w->second);
+    const char *four[4] = {a, a + 4 * apart[1], a + 8 * apart[1], a + 12 * apart[1]};
+    UNROLL
+    for (size_t j = 0; j < TILE_TOK; j++) {
+      const act_block *of = (const act_block *)(four[j / 4] + apart[j % 4]);
+      const __m512 by = _mm512_set1_ps(of->scale);
+      const __m512 value = _mm512_cvtepi32_ps(_mm512_load_si512(sums[0][j]));
+      if (type == LLM_TYPE_Q6_K) {
+        const __m512 other = _mm512_cvtepi32_ps(_mm512_load_si512(sums[1][j]));
+        const __m512 both = _mm512_fmadd_ps(other, second, _mm512_mul_ps(value, scale));
+        y[j] = _mm512_fmadd_ps(both, by, y[j]);
+      } else {
+        y[j] = _mm512_fmadd_ps(value, _mm512_mul_ps(scale, by), y[j]);
+      }
+      if (type_has_minimum(type))
+        y[j] = _mm512_fmadd_ps(second, _mm512_set1_ps(of->scaled_sum), y[j]);
+    }
+    if (type == LLM_TYPE_Q6_K) sums++;
+  }
   UNROLL
-  for (size_t j = 0; j < TILE_TOK; j++)
-    if (j >= p->n_done) _mm512_mask_storeu_ps(out + j * p->ldy, mask, y[j]);
+  for (size_t j = 0; j < TILE_TOK; j++) _mm512_store_ps(out[j], y[j]);
 }
 
-AMX static void multiply_plain(const chunk_args *p) { multiply_chunk(LLM_TYPE_Q8_0, p); }
-AMX static void multiply_minima(const chunk_args *p) { multiply_chunk(LLM_TYPE_Q4_1, p); }
+typedef void (*adding)(const chunk_args *p, const tile_sums *sums, float out[][PANEL_ROWS]);
+
+#define DEFINE_ADD(name, type)                                                                     \
+  AMX static void add_##name(const chunk_args *p, const tile_sums *sums,                           \
+                             float out[TILE_TOK][PANEL_ROWS]) {                                    \
+    add_sums(type, p, sums, out);                                                                  \
+  }
+DEFINE_ADD(plain, LLM_TYPE_Q8_0)
+DEFINE_ADD(minima, LLM_TYPE_Q4_1)
+DEFINE_ADD(halves, LLM_TYPE_Q6_K)
+
+AMX static void multiply_chunk(adding add, const chunk_args *p) {
+  _Alignas(64) tile_sums sums[MAX_PRODUCTS];
+  _Alignas(64) float y[TILE_TOK][PANEL_ROWS];
+  const __mmask16 mask = panel_mask(p->rows), from_y = p->goes_on ? mask : 0;
+  float *out = p->y + p->rows->first;
+  for (size_t j = 0; j < TILE_TOK; j++)
+    _mm512_store_ps(y[j], _mm512_maskz_loadu_ps(from_y, out + j * p->ldy));
+  multiply_tiles(p, sums);
+  add(p, sums, y);
+  for (size_t j = p->n_done; j < TILE_TOK; j++)
+    _mm512_mask_storeu_ps(out + j * p->ldy, mask, _mm512_load_ps(y[j]));
+}
 
 /* Tiles 0 to 3 are sums, 4 and 6 tokens, 5 and 7 rows. */
-AMX static void tiles_begin(void) {
+AMX static void tiles_begin(size_t halved) {
   struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
   } c = {.palette = 1};
   for (int i = 0; i < 8; i++) {
-    c.row_bytes[i] = i == 4 || i == 6 ? QK : 64;
-    c.rows[i] = i == 5 || i == 7 ? STEPS : 16;
+    c.row_bytes[i] = i == 4 || i == 6 ? QK >> halved : 64;
+    c.rows[i] = i == 5 || i == 7 ? STEPS >> halved : 16;
   }
   __asm__ volatile("" ::"r"(&c) : "memory"); /* gcc 12 believes that 8 bytes are read */
   _tile_loadconfig(&c);
@@ -110,68 +137,60 @@ AMX static void tiles_begin(void) {
 
 AMX static void tiles_end(void) { _tile_release(); }
 
-typedef void (*chunk_kernel)(const chunk_args *p);
-
-/* All tokens times blocks b to b_end of n panels. The last tile is moved up to end with the tokens,
- * as rows are; sums that grow from chunk to chunk must not be met twice. */
-static void multiply_panels(chunk_kernel multiply, const matmul_args *m, const panel_block *panels,
-                            const row_group *rows, size_t n, size_t b, size_t b_end) {
+/* Blocks of n panels from w on, times all tokens' from a on. The last tile is moved up to end with
+ * the tokens, as rows are; sums that grow from chunk to chunk must not be met twice. */
+SHARED_CODE void multiply_panels(adding add, const matmul_args *m, chunk_args *p,
+                                 const panel_block *w, const act_block *a, const row_group *rows,
+                                 size_t n) {
   const size_t n_tok = m->act->n_tok, n_blocks = m->act->n_in / QK;
   for (size_t t = 0; t < n_tok; t += TILE_TOK) {
     const size_t first = min_size(t, n_tok - TILE_TOK);
+    p->a = a + first * n_blocks;
+    p->y = m->y + first * m->ldy;
+    p->n_done = t - first;
     for (size_t i = 0; i < n; i++) {
-      const chunk_args p = {.w = panels + i * n_blocks + b,
-                            .rows = &rows[i],
-                            .a = m->act->q + first * n_blocks + b,
-                            .n_blocks = b_end - b,
-                            .a_bytes = n_blocks * sizeof(act_block),
-                            .y = m->y + first * m->ldy,
-                            .ldy = m->ldy,
-                            .n_done = t - first,
-                            .goes_on = b > 0};
-      multiply(&p);
+      p->w = w + i * n_blocks;
+      p->rows = rows + i;
+      multiply_chunk(add, p);
     }
   }
 }
 
-typedef void (*panel_fill)(const uint8_t *rows, size_t n_blocks, void *panel);
-
-SHARED_CODE void matmul(llm_type type, panel_fill fill, const matmul_args *m, size_t r0, size_t r1,
-                        void *scratch) {
-  const size_t n_blocks = m->act->n_in / QK, n_chunks = (n_blocks + MAX_CHUNK - 1) / MAX_CHUNK;
-  const panel_kernels k = {.n_rows = PANEL_ROWS,
-                           .block_bytes = sizeof(panel_block),
-                           .most_bytes = PANELS_BYTES,
-                           .fill = fill};
+SHARED_CODE void matmul(const matmul_args *m, size_t r0, size_t r1, void *scratch, llm_type type,
+                        panel_fill fill) {
   if (m->act->n_tok < TILE_TOK || m->n_out < PANEL_ROWS) {
     below.matmul[type](m, r0, r1, scratch);
     return;
   }
-  tiles_begin();
+  const panel_kernels k = {PANEL_ROWS, sizeof(panel_block), .most_bytes = PANELS_BYTES,
+                           .less = zero_point(type), .fill = fill};
+  const size_t halved = type == LLM_TYPE_Q6_K, n_blocks = m->act->n_in / QK;
+  const size_t n_chunks = ((n_blocks << halved) + MAX_PRODUCTS - 1) / MAX_PRODUCTS;
+  const size_t most = (n_blocks + n_chunks - 1) / n_chunks;
+  const adding add = halved ? add_halves : type_has_minimum(type) ? add_minima : add_plain;
+  chunk_args p = {.a_bytes = n_blocks * sizeof(act_block), .halved = halved, .ldy = m->ldy};
+  tiles_begin(halved);
   for (size_t r = r0, n; r < r1; r += n * PANEL_ROWS) {
     row_group rows[MAX_PANELS];
     n = panels_fill(&k, type, m, r, r1, rows, scratch);
-    for (size_t c = 0; c < n_chunks; c++)
-      multiply_panels(type_has_minimum(type) ? multiply_minima : multiply_plain, m,
-                      (const panel_block *)scratch, rows, n, c * n_blocks / n_chunks,
-                      (c + 1) * n_blocks / n_chunks);
+    for (size_t b = 0; b < n_blocks; b += most) {
+      p.n_blocks = min_size(most, n_blocks - b);
+      p.goes_on = b > 0;
+      multiply_panels(add, m, &p, (const panel_block *)scratch + b, m->act->q + b, rows, n);
+    }
   }
   tiles_end();
 }
 
 #define DEFINE_MATMUL(name, type)                                                                  \
-  static void fill_##name(const uint8_t *w, size_t n_blocks, void *panel) {                        \
-    fill_##name##_avx512(w, n_blocks, zero_point(type), panel);                                    \
-  }                                                                                                \
   static void matmul_##name##_amx(const matmul_args *m, size_t r0, size_t r1, void *scratch) {     \
-    matmul(type, fill_##name, m, r0, r1, scratch);                                                 \
+    matmul(m, r0, r1, scratch, type, fill_##name##_avx512);                                        \
   }
 FOR_QUANTIZED_TYPES(DEFINE_MATMUL)
 
 void kernels_set_amx(kernels *k) {
   below = *k;
-#define SET_QUANTIZED(name, type)                                                                  \
-  if (type != LLM_TYPE_Q6_K) k->matmul[type] = matmul_##name##_amx;
+#define SET_QUANTIZED(name, type) k->matmul[type] = matmul_##name##_amx;
   FOR_QUANTIZED_TYPES(SET_QUANTIZED)
 }
 #endif

@@ -56,13 +56,13 @@ AVX2_INLINE void widen(__m256i bytes, __m256i *even, __m256i *odd) {
 }
 
 /* The chunk's quants of 8 rows; out: the first block of the super-block. */
-AVX2_INLINE void store_chunk(const llm_type type, __m256i d[4], size_t chunk, panel_block *out) {
+AVX2_INLINE void store_chunk(const llm_type type, __m256i d[4], size_t chunk, int less,
+                             panel_block *out) {
   __m256i *q = (__m256i *)block_at(type, out, chunk / 2)->quants + chunk % 2 * 4;
   transpose(d);
   UNROLL
   for (size_t i = 0; i < 4; i++) {
-    if (type == LLM_TYPE_Q6_K)
-      d[i] = _mm256_sub_epi8(d[i], _mm256_set1_epi8((char)zero_point(type)));
+    if (type == LLM_TYPE_Q6_K) d[i] = _mm256_sub_epi8(d[i], _mm256_set1_epi8((char)less));
     if (is_wide(type))
       widen(d[i], q + i, q + 8 + i);
     else
@@ -83,7 +83,7 @@ AVX2_INLINE void fill_scales(const llm_type type, const uint8_t *w, size_t row_b
   }
 }
 
-AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, size_t n_blocks,
+AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, size_t n_blocks, int less,
                             panel_block *out) {
   const size_t per = is_super(type) ? QK_SUPER / QK : 1, size = block_bytes(type);
   const size_t row_bytes = n_blocks / per * size;
@@ -93,8 +93,8 @@ AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, size_t n_bloc
       UNROLL
       for (size_t i = 0; i < 4; i++)
         load_piece(type, w + i * row_bytes, k, 4 * row_bytes, &low[i], &high[i]);
-      store_chunk(type, low, low_chunk(type, k), out);
-      store_chunk(type, high, high_chunk(type, k), out);
+      store_chunk(type, low, low_chunk(type, k), less, out);
+      store_chunk(type, high, high_chunk(type, k), less, out);
     }
     fill_scales(type, w, row_bytes, out);
   }
@@ -201,6 +201,7 @@ AVX2 static void widen_tokens(const act_block *a, size_t n, void *wide) {
 static panel_kernels kernels_of(llm_type type) {
   panel_kernels k = {.n_rows = ROWS,
                      .block_bytes = panel_block_bytes(type),
+                     .less = type == LLM_TYPE_Q6_K ? zero_point(type) : 0,
                      .most_bytes = 256 << 10, /* half of an L2 cache */
                      .n_tok = (size_t)tile_tokens(type),
                      .widen = is_wide(type) ? widen_tokens : NULL};
@@ -225,8 +226,8 @@ size_t prefill_scratch_avx2(size_t n_in) {
 }
 
 #define DEFINE_PREFILL(name, type)                                                                 \
-  AVX2 static void fill_##name(const uint8_t *w, size_t n_blocks, void *panel) {                   \
-    fill_panel(type, w, n_blocks, panel);                                                          \
+  AVX2 static void fill_##name(const uint8_t *w, size_t n_blocks, int less, void *panel) {         \
+    fill_panel(type, w, n_blocks, less, panel);                                                    \
   }                                                                                                \
   void prefill_##name##_avx2(const matmul_args *m, size_t r0, size_t r1, void *scratch) {          \
     panel_kernels k = kernels_of(type);                                                            \

@@ -156,16 +156,13 @@ AVX512_SHARED size_t prefill_scratch_avx512(size_t n_in) {
 
 #define DEFINE_PREFILL(name, type)                                                                 \
   AVX512 AVX512_SHARED void fill_##name##_avx512(const uint8_t *w, size_t n_blocks, int less,      \
-                                                 panel_block *panel) {                             \
+                                                 void *panel) {                                    \
     fill_panel(type, w, n_blocks, less, panel);                                                    \
-  }                                                                                                \
-  static void fill_##name(const uint8_t *w, size_t n_blocks, void *panel) {                        \
-    fill_##name##_avx512(w, n_blocks, 0, panel);                                                   \
   }                                                                                                \
   AVX512_SHARED void prefill_##name##_avx512(const matmul_args *m, size_t r0, size_t r1,           \
                                              void *scratch) {                                      \
     panel_kernels k = kernels_of(type);                                                            \
-    k.fill = fill_##name;                                                                          \
+    k.fill = fill_##name##_avx512;                                                                 \
     panels_matmul(&k, type, m, r0, r1, scratch);                                                   \
   }
 FOR_QUANTIZED_TYPES(DEFINE_PREFILL)

@@ -16,8 +16,7 @@ typedef struct panel_block {
 
 /* 16 rows unpacked; `less` is taken off the quants, which are unsigned: 0, or the zero point. */
 #define DECLARE_FILL(name, type)                                                                   \
-  AVX512_SHARED void fill_##name##_avx512(const uint8_t *w, size_t n_blocks, int less,             \
-                                          panel_block *panel);
+  AVX512_SHARED void fill_##name##_avx512(const uint8_t *w, size_t n_blocks, int less, void *panel);
 FOR_QUANTIZED_TYPES(DECLARE_FILL)
 
 #endif

@@ -23,7 +23,7 @@ size_t panels_fill(const panel_kernels *k, llm_type type, const matmul_args *m, 
   size_t n = 0;
   for (; n < most && r + n * k->n_rows < r1; n++) {
     rows[n] = group_at(r + n * k->n_rows, r1, m->n_out, k->n_rows);
-    k->fill((const uint8_t *)m->w + rows[n].first * row_bytes, n_blocks,
+    k->fill((const uint8_t *)m->w + rows[n].first * row_bytes, n_blocks, k->less,
             scratch + n * n_blocks * k->block_bytes);
   }
   return n;

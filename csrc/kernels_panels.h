@@ -22,11 +22,15 @@ typedef struct tile_args {
   float *y;
 } tile_args;
 
+/* Rows unpacked into a panel, `less` taken off each quant. */
+typedef void (*panel_fill)(const uint8_t *rows, size_t n_blocks, int less, void *panel);
+
 typedef struct panel_kernels {
   size_t n_rows, block_bytes; /* of a panel; of n_rows rows' block in it */
   size_t most_bytes;          /* unpacked at a time, where two panels are no more */
   size_t n_tok;               /* of a tile, 2 at least */
-  void (*fill)(const uint8_t *rows, size_t n_blocks, void *panel);
+  int less;
+  panel_fill fill;
   void (*widen)(const act_block *a, size_t n, void *wide); /* or NULL */
   void (*multiply)(const tile_args *p), (*multiply_two)(const tile_args *p);
 } panel_kernels;
