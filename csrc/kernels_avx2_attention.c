@@ -240,7 +240,7 @@ typedef struct shares { /* of n_q heads from h on: p[j * stride + i] of position
   size_t stride, h;
 } shares;
 
-/* 8 * n_reg elements of a value from element d on; of Q8_0 the integers. */
+/* Eight elements of a value from element d on; of Q8_0 the integers. */
 AVX2_INLINE __m256 load_value(const llm_type type, const char *v, size_t d) {
   if (type != LLM_TYPE_Q8_0) return load8(type, v, d);
   const block_q8_0 *b = (const block_q8_0 *)v + d / QK;
@@ -351,20 +351,20 @@ AVX2_INLINE void values_of(const llm_type type, const int n_q, const chunk *c, s
 }
 
 #define FOR_HEADS(of)                                                                              \
-  {                                                                                                \
+  do {                                                                                             \
     size_t h = 0;                                                                                  \
     for (; h + 3 <= c->a->n_q; h += 3) of(type, 3, c, h);                                          \
     if (c->a->n_q - h == 2) of(type, 2, c, h);                                                     \
     if (c->a->n_q - h == 1) of(type, 1, c, h);                                                     \
-  }
+  } while (0)
 
 AVX2_INLINE void chunk_scores(const llm_type type, const chunk *c) {
   const size_t whole = c->a->head_dim % LANES ? c->from : c->to - (c->to - c->from) % 8;
-  if (type == LLM_TYPE_Q8_0 || whole > c->from) FOR_HEADS(scores_of)
+  if (type == LLM_TYPE_Q8_0 || whole > c->from) FOR_HEADS(scores_of);
   if (type != LLM_TYPE_Q8_0 && whole < c->to) few_scores(type, c, whole);
 }
 
-AVX2_INLINE void chunk_values(const llm_type type, const chunk *c) FOR_HEADS(values_of)
+AVX2_INLINE void chunk_values(const llm_type type, const chunk *c) { FOR_HEADS(values_of); }
 
 #define FOR_TYPES(type, of, c)                                                                     \
   if (type == LLM_TYPE_F16)                                                                        \
@@ -374,7 +374,7 @@ AVX2_INLINE void chunk_values(const llm_type type, const chunk *c) FOR_HEADS(val
   else                                                                                             \
     of(LLM_TYPE_F32, c);
 
-    AVX2 static void attention_avx2(const attention_args *a) {
+AVX2 static void attention_avx2(const attention_args *a) {
   chunk c = {.a = a};
   for (c.from = 0; c.from < a->n_pos; c.from = c.to) {
     c.to = min_size(c.from + CHUNK, a->n_pos);
