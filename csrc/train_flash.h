@@ -349,7 +349,7 @@ TENSOR_KERNEL(flash_backward_kv_64, FLASH_THREADS) {
 }
 
 TENSOR_KERNEL(flash_forward_128, FLASH_THREADS) { flash_forward<128, 32>(a, block); }
-TENSOR_KERNEL(flash_backward_q_128, FLASH_THREADS) { flash_backward_q<128, 32>(a, block); }
+TENSOR_KERNEL(flash_backward_q_128, FLASH_THREADS) { flash_backward_q<128, 16>(a, block); }
 TENSOR_KERNEL(flash_backward_k_128, FLASH_THREADS) {
   flash_backward_kv<128, 16, FLASH_DK>(a, block);
 }
