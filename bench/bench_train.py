@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 PEAKS = HERE.parent / "build" / "peaks"
-KINDS = {"fp32": "fma", "bf16": "bf16"}  # precision -> the line of peaks
+KINDS = {"fp32": ("fma",), "bf16": ("amx", "bf16")}  # precision -> the line of peaks, the first
 
 SIZES = {  # ModelConfig, sequences of a step
     "S": ({"n_embd": 288, "n_layer": 6, "n_head": 6, "n_kv_head": 6, "n_ff": 768,
@@ -142,7 +142,8 @@ def peaks(n_threads: int) -> dict[str, float]:
         return {}
     text = subprocess.run([PEAKS, str(n_threads)], capture_output=True, text=True, check=True)
     found = {k: float(v) for k, v in (line.split()[:2] for line in text.stdout.splitlines())}
-    return {p: found[kind] for p, kind in KINDS.items() if kind in found}
+    best = {p: [found[kind] for kind in kinds if kind in found] for p, kinds in KINDS.items()}
+    return {p: rates[0] for p, rates in best.items() if rates}
 
 
 def compare(size: str, n_threads: int, precisions: list[str], options) -> dict[str, float]:
