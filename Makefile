@@ -203,12 +203,12 @@ test-gpu: .venv/test-extra ## the tests that need an NVIDIA GPU (skipped with th
 bench-gpu: .venv/test-extra ## a training step on an NVIDIA GPU, beside PyTorch where it is installed: ARGS="--size 124M"
 	@$(NO_GPU); $(MAKE) .venv/cuda-extra && $(VENV) bench/bench_gpu.py $(ARGS)
 
-bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench` (needs g++, minutes)
+bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench` (needs a C++ compiler, CXX; minutes)
 
 build/bench-venv/ready: | need-cc need-python
-	@command -v g++ >/dev/null || { echo "no C++ compiler: apt-get install g++" >&2; exit 1; }
+	@command -v $(CXX) >/dev/null || { echo "no C++ compiler ($(CXX)): apt-get install g++" >&2; exit 1; }
 	$(PYTHON) -m venv build/bench-venv
-	build/bench-venv/bin/pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	CC=$(CC) CXX=$(CXX) build/bench-venv/bin/pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	@touch $@
 
 lint: .venv/lint-extra ## ruff and clang-format

@@ -15,6 +15,7 @@ context. Files are written into build/bench, one at a time, and deleted.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -53,9 +54,13 @@ def run_peer(python: Path, options, path: Path, ids: list[int], n_tokens: int) -
         "n_ctx": N_CTX,
         "threads": options.threads,
     }
-    done = subprocess.run(
-        [python, PEER], input=json.dumps(job), capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([python, PEER], input=json.dumps(job), capture_output=True, text=True)
+    if done.returncode == -signal.SIGILL:
+        raise SystemExit(
+            "llama.cpp, as built here, ends by an illegal instruction: gcc 12 forgets the shape of "
+            "AMX's tiles. rm -r build/bench-venv; make bench-peers CC=clang CXX=clang++"
+        )
+    done.check_returncode()
     return json.loads(done.stdout.splitlines()[-1])
 
 
