@@ -208,7 +208,8 @@ bench-peers: build/bench-venv/ready ## build llama.cpp natively for `make bench`
 build/bench-venv/ready: | need-cc need-python
 	@command -v $(CXX) >/dev/null || { echo "no C++ compiler ($(CXX)): apt-get install g++" >&2; exit 1; }
 	$(PYTHON) -m venv build/bench-venv
-	CC=$(CC) CXX=$(CXX) build/bench-venv/bin/pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	CC=$(CC) CXX=$(CXX) build/bench-venv/bin/pip install --quiet --no-cache-dir \
+	  --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	@touch $@
 
 lint: .venv/lint-extra ## ruff and clang-format
