@@ -17,8 +17,7 @@ static uint64_t saved_registers(void) { /* XCR0: register files that the system 
   return (uint64_t)high << 32 | low;
 }
 
-/* Linux gives the 8 KB of tiles to a process that asks: for all its threads, any number of times.
- */
+/* Linux gives the 8 KB of tiles to a process that asks: for all its threads, any number of times. */
 static int may_use_tiles(void) {
 #if defined(__linux__)
   enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
@@ -53,11 +52,6 @@ unsigned cpu_features(void) {
   return features;
 }
 
-int cpu_is_amd(void) {
-  uint32_t eax, ebx, ecx, edx;
-  return __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx;
-}
-
 /* Intel says it in leaf 4, AMD in another of the same form; the first subleaf is L1 data. */
 unsigned cpu_l1_bytes(void) {
   static const uint32_t leaves[] = {4, 0x8000001d};
@@ -71,6 +65,5 @@ unsigned cpu_l1_bytes(void) {
 }
 #else
 unsigned cpu_features(void) { return 0; }
-int cpu_is_amd(void) { return 0; }
 unsigned cpu_l1_bytes(void) { return 0; }
 #endif

@@ -12,9 +12,6 @@ enum {
 
 unsigned cpu_features(void);
 
-/* Whether AMD made it: for what was measured on its processors alone. */
-int cpu_is_amd(void);
-
 /* Of one core's first data cache; 0: not known. */
 unsigned cpu_l1_bytes(void);
 

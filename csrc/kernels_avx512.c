@@ -7,7 +7,7 @@
 #include "cpu.h"
 #include "kernels_avx512.h"
 
-AVX512_SHARED int avx512_reads;
+AVX512_SHARED int avx512_small_l1;
 static kernels below; /* the set that this one started from: takes odd widths and few rows */
 
 /* ---- float weights ---- */
@@ -104,12 +104,10 @@ static size_t scratch_bytes_avx512(size_t n_in) {
   return n < prefill_scratch_avx512(n_in) ? prefill_scratch_avx512(n_in) : n;
 }
 
-/* Whether one token goes through this file's kernel and not AVX2's. Zen 4 splits every operation of
- * 512 bits in two and is faster by those, too, but for Q6_K, whose zero point is dear without VNNI.
- */
-static int decodes(llm_type type) {
-  return avx512_reads == READS_AS_ZEN5 || (avx512_reads == READS_AS_ZEN4 && type == LLM_TYPE_Q6_K);
-}
+/* Whether one token goes through this file's kernel. Zen 4, which splits every operation of 512
+ * bits in two and has the small L1, reads faster by AVX2's long streams, but for Q6_K, whose zero
+ * point is dear without VNNI. */
+static int decodes(llm_type type) { return !avx512_small_l1 || type == LLM_TYPE_Q6_K; }
 
 #define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \
   static void matmul_##name##_avx512(const matmul_args *m, size_t r0, size_t r1, void *scratch) {  \
@@ -124,9 +122,7 @@ FOR_QUANTIZED_TYPES(DEFINE_QUANTIZED_MATMUL)
 
 void kernels_set_avx512(kernels *k) {
   below = *k;
-  avx512_reads = !cpu_is_amd()                ? READS_AS_INTEL
-                 : cpu_l1_bytes() <= 32 << 10 ? READS_AS_ZEN4
-                                              : READS_AS_ZEN5;
+  avx512_small_l1 = cpu_l1_bytes() <= 32 << 10;
   k->scratch_bytes = scratch_bytes_avx512;
   k->matmul[LLM_TYPE_F32] = matmul_f32_avx512;
   k->matmul[LLM_TYPE_F16] = matmul_f16_avx512;

@@ -30,14 +30,12 @@ AVX512_SHARED size_t prefill_scratch_avx512(size_t n_in);
                                              void *scratch);
 FOR_QUANTIZED_TYPES(DECLARE_QUANTIZED)
 
-/* Processors as they read memory. Zen 5 (L1 of 48 KiB): lines are fetched into L1, each asked for
- * three times, as a single request is lost when the miss buffers are full. Zen 4 (32 KiB): into L2,
- * or they would be gone again before they are read. Intel (Emerald Rapids): as Zen 5, but one token
- * reads faster by AVX2's long streams. */
-enum { READS_AS_ZEN5, READS_AS_ZEN4, READS_AS_INTEL };
-AVX512_EXTERN int avx512_reads;
+/* Where L1 is small (32 KiB: Zen 4), lines are fetched into L2, or they would be gone again before
+ * they are read. Elsewhere (48 KiB: Zen 5) into L1, each asked for three times: a single request is
+ * lost when the miss buffers are full. */
+AVX512_EXTERN int avx512_small_l1;
 AVX512_INLINE void prefetch(const uint8_t *p) {
-  if (avx512_reads == READS_AS_ZEN4) {
+  if (avx512_small_l1) {
     _mm_prefetch((const char *)p + (16 << 10), _MM_HINT_T1);
     _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T1);
     return;
