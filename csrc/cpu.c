@@ -17,7 +17,7 @@ static uint64_t saved_registers(void) { /* XCR0: register files that the system 
   return (uint64_t)high << 32 | low;
 }
 
-/* Linux gives the 8 KB of tiles to a process that asks, for all its threads. Asking twice is fine. */
+/* Linux gives 8 KB of tiles to a process that asks, for all its threads; twice is fine. */
 static int may_use_tiles(void) {
 #if defined(__linux__)
   enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
