@@ -12,15 +12,21 @@ from .distributed import Group, MpiGroup
 from .errors import LlmError
 
 
-class NcclGroup(MpiGroup):
-    """The ranks of an MpiGroup; arrays are CuPy's float32, `ops` adds them. `seconds` does not
-    count what the GPU does by itself."""
+def library():
+    """NCCL as CuPy knows it: a module that `import cupy` does not bring by itself."""
+    from cupy.cuda import nccl
 
-    def __init__(self, group: MpiGroup, ops, cupy):
+    if not nccl.available:
+        raise LlmError("ranks with GPUs need NCCL: pip install 'two-file-llm[cuda,mpi]'")
+    return nccl
+
+
+class NcclGroup(MpiGroup):
+    """The ranks of an MpiGroup; arrays are CuPy's float32, `ops` adds them. nccl: library().
+    `seconds` does not count what the GPU does by itself."""
+
+    def __init__(self, group: MpiGroup, ops, cupy, nccl):
         super().__init__(group._mpi, group._comm)
-        nccl = cupy.cuda.nccl
-        if not nccl.available:
-            raise LlmError("ranks with GPUs need NCCL: pip install 'two-file-llm[cuda,mpi]'")
         identity = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
         self._link = nccl.NcclCommunicator(self.size, identity, self.rank)
         self._cupy, self._nccl, self._ops = cupy, nccl, ops

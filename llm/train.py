@@ -434,11 +434,12 @@ def back_end(settings: Settings) -> tuple:
     how = {"precision": settings.precision or "bf16", "attention": settings.attention}
     if group.size == 1:
         return OpsCuda(**how), group
-    from .nccl import NcclGroup, choose_gpu
+    from .nccl import NcclGroup, choose_gpu, library
 
+    nccl = library()
     choose_gpu(group, cupy)
     ops = OpsCuda(**how)
-    return ops, NcclGroup(group, ops, cupy)
+    return ops, NcclGroup(group, ops, cupy, nccl)
 
 
 # ---- stopping in good order ----

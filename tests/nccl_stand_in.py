@@ -37,7 +37,6 @@ class Nccl:
     """The module, and its one communicator."""
 
     NCCL_FLOAT32 = FLOAT32
-    available = True
 
     def __init__(self, comm):
         self._comm, self._calls, self._is_open = comm, [], False
@@ -107,8 +106,8 @@ def train(kernels, out: str) -> None:
     host, group = StandIn(kernels), world()
     cuda, chosen, computing = host.cupy.cuda, [], Stream()
     if group.size > 1:
-        cuda.nccl = Nccl(group._comm)
-        cuda.Stream = lambda non_blocking: Stream(cuda.nccl)
+        nccl = Nccl(group._comm)
+        cuda.Stream = lambda non_blocking: Stream(nccl)
         cuda.get_current_stream = lambda: computing
         cuda.Device = lambda n=0: SimpleNamespace(
             compute_capability="90", use=lambda: chosen.append(n)
@@ -118,7 +117,7 @@ def train(kernels, out: str) -> None:
         assert chosen == [group.rank]
     ops = OpsCuda("fp32", host.modules)
     if group.size > 1:
-        group = NcclGroup(group, ops, host.cupy)
+        group = NcclGroup(group, ops, host.cupy, nccl)
     config = ModelConfig(n_vocab=50, n_ctx=8, n_embd=16, n_layer=2, n_head=2, n_kv_head=1, n_ff=24)
     settings = Settings(batch=4, slot_sequences=1, n_ctx=8, lr=0.02, warmup=1)
     tokens = np.random.default_rng(1).integers(0, 50, 200, dtype=np.int32)

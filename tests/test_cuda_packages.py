@@ -17,6 +17,8 @@ from nccl_stand_in import FLOAT32
 
 from conftest import ROOT
 from llm import ops_cuda
+from llm.errors import LlmError
+from llm.nccl import library
 
 PRECISIONS = {"fp32": (), "bf16": ops_cuda.ROUNDING}
 CARDS = (80, 90)  # A100, H100
@@ -116,9 +118,11 @@ def test_the_stand_in_names_what_cupy_has():
 
 
 def test_the_stand_in_names_what_nccl_has():
-    nccl = pytest.importorskip("cupy.cuda.nccl", reason="CuPy is not installed")
-    if not nccl.available:
-        pytest.skip("libnccl is not installed: pip install nvidia-nccl-cu13")
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    try:
+        nccl = library()
+    except LlmError as error:
+        pytest.skip(str(error))
     assert nccl.NCCL_FLOAT32 == FLOAT32
     for name in ("get_unique_id", "groupStart", "groupEnd", "NcclCommunicator"):
         assert hasattr(nccl, name), name
