@@ -262,8 +262,9 @@ static void row_kernels(llm_ops *ops, float *x, float *y, float *z, float *rows)
   llm_rmsnorm_args norm = {y, rows, x, w, N, 1e-5f};
   llm_ops_rmsnorm(ops, &norm, N_ROWS);
   float parts[2 * N];
-  llm_rmsnorm_backward_args norm_backward = {z, y, parts, x, w, rows, N_ROWS, N};
+  llm_rmsnorm_backward_args norm_backward = {z, y, parts, x, w, rows, N_ROWS, N, N_ROWS / 2};
   llm_ops_rmsnorm_backward(ops, &norm_backward, 2);
+  for (int i = 0; i < 2 * N; i++) x[i] += parts[i]; /* compared with x */
   llm_swiglu_backward_args swiglu = {x, y, z, N};
   llm_ops_swiglu_backward(ops, &swiglu, N_ROWS);
   llm_cross_entropy_args loss = {rows, z, targets, N, 0.1f, 1};
