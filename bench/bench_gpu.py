@@ -2,18 +2,21 @@
 
     .venv/bin/python bench/bench_gpu.py [--size 124M|1.5B] [--batch N] [--recompute] [--steps 10]
 
-The sizes and batches of bench/roofline.py, whose prediction stands beside each figure; bf16, AdamW,
-random tokens; attention by batched products and fused. A step here is one pass and an update.
-PyTorch is bench/peer_torch.py, compiled, on
-the same card. Medians of the steps with the least and the most. Not run on a GPU yet.
+The sizes and batches of bench/roofline.py, whose prediction stands beside each figure that is of
+them; bf16, AdamW, random tokens; attention by batched products and fused. A step here is one pass
+and an update. PyTorch is bench/peer_torch.py, compiled, on the same card. Each has a process of its
+own, with whose end the GPU's memory is free again. Medians of the steps with the least and the
+most. Not run on a GPU yet.
 """
 
 import argparse
 import functools
 import importlib.util
+import multiprocessing
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -46,6 +49,15 @@ def our_step(config: ModelConfig, batch: int, recompute: bool, attention: str):
     return step
 
 
+def torch_has_gpu() -> bool:
+    """The peers' PyTorch is built for processors alone."""
+    if not importlib.util.find_spec("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def torch_step(config: ModelConfig, batch: int, sizes: dict):
     import torch
     from peer_torch import Llama
@@ -66,7 +78,8 @@ def torch_step(config: ModelConfig, batch: int, sizes: dict):
     return step
 
 
-def measure(step, n_steps: int) -> list[float]:
+def measure(make, n_steps: int) -> list[float]:
+    step = make()
     for _ in range(3):  # compiles, first touches of memory
         step()
     seconds = []
@@ -101,11 +114,13 @@ def main() -> int:
             contenders[name] = functools.partial(
                 our_step, config, batch, options.recompute, attention
             )
-            predicted[name] = table(size, options.gpu, attention == "fused", "adamw", None)[1]
-        if importlib.util.find_spec("torch"):
+            if not options.batch and not options.recompute:
+                predicted[name] = table(size, options.gpu, attention == "fused", "adamw", None)[1]
+        if torch_has_gpu():
             contenders["PyTorch"] = functools.partial(torch_step, config, batch, sizes)
         for who, make in contenders.items():
-            seconds = measure(make(), options.steps)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                seconds = process.submit(measure, make, options.steps).result()
             speeds = sorted(batch * config.n_ctx / s for s in seconds)
             middle = statistics.median(speeds)
             used = middle * config.flops_per_token / GPUS[options.gpu][0]
