@@ -69,7 +69,8 @@ def training_bytes(
     n_trained = entries_size(lora.layout(c)) if lora else layout_size(c)
     n_params = layout_size(c) + (2 * n_trained if lora else n_trained)
     n_params += n_trained * (n_slots.bit_length() - 1) + 2 * n_trained // n_ranks
-    return 4 * n_params + act_bytes * n_rows * (layers + 5 * c.n_embd + c.n_ff)
+    n_bytes = 4 * n_params + n_trained // n_ranks  # and a byte: whether it decays
+    return n_bytes + act_bytes * n_rows * (layers + 5 * c.n_embd + c.n_ff)
 
 
 def scratch_bytes(optimizer: str, entries: list[TensorSpec], n_threads: int, n_ranks: int) -> int:

@@ -141,15 +141,16 @@ class OpsCuda(OpsC):
         return free, f"the GPU has {free / 1e9:.1f} GB free"
 
     def workspace_bytes(self, config: ModelConfig, n_rows: int) -> int:
-        """Scores, logits, and the weights as bfloat16."""
+        """Scores and the heads apart, logits, and the weights as bfloat16."""
         c, n_batch = config, -(-n_rows // config.n_ctx)
         part = self._parts(n_batch, c.n_head, c.n_ctx)[0]
-        scores = c.n_head * min(c.n_ctx, QUERIES) * c.n_ctx * self._score_bytes
-        scores *= part.stop - part.start
+        scores = min(c.n_ctx, QUERIES) * self._score_bytes
+        heads = c.head_dim * (4 * self.act_bytes + 3 * 4)  # q, k, v, do; dq, dk, dv
+        attention = (part.stop - part.start) * c.n_head * c.n_ctx * (scores + heads)
         if self._fuses:
-            scores = 4 * n_rows * c.n_head
+            attention = 4 * n_rows * c.n_head
         logits = min(self.chunk_floats, n_rows * c.n_vocab) * self.act_bytes
-        return scores + logits + (2 * layout_size(c) if self._rounds else 0)
+        return attention + logits + (2 * layout_size(c) if self._rounds else 0)
 
     def reserve(self, n_bytes: int) -> None:
         """Takes so much from the GPU at once: the pool cuts later arrays out of it."""
@@ -420,6 +421,7 @@ class OpsCuda(OpsC):
                 self._multiply(dv_part[:, seen], p, do_part[:, queries], **turned)
                 self._multiply(dk_part[:, seen], ds, q_part[:, queries], **turned)
                 self._multiply(dq_part[:, queries], ds, k_part[:, seen])
+                del values, p, p_16, ds, ds_16  # or the next block's stand beside them
             for gradient, x in ((dq, dq_part), (dk, dk_part), (dv, dv_part)):
                 self._join(gradient[part], x)
 

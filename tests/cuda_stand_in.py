@@ -112,17 +112,22 @@ def to_bf16(x):
 
 
 class Memory:
-    """Of one array, between guard bytes, and full of NaN at first. Tells `faults` when it goes."""
+    """Of one array, between guard bytes, and full of NaN at first. The machine hears of a fault
+    when it goes."""
 
-    def __init__(self, n_bytes, faults):
-        self.raw, self.faults = np.full(n_bytes + 2 * GUARD, 0xFF, np.uint8), faults
+    def __init__(self, n_bytes, machine):
+        self.raw, self.machine = np.full(n_bytes + 2 * GUARD, 0xFF, np.uint8), machine
         self.raw[:GUARD] = self.raw[-GUARD:] = 0xA5
+        machine.taken += n_bytes
+        machine.most_taken = max(machine.most_taken, machine.taken)
 
     def check(self):
         if (self.raw[:GUARD] != 0xA5).any() or (self.raw[-GUARD:] != 0xA5).any():
-            self.faults.append("written past an array's end")
+            self.machine.faults.append("written past an array's end")
 
-    __del__ = check
+    def __del__(self):
+        self.check()
+        self.machine.taken -= self.raw.size - 2 * GUARD
 
 
 class Pointer:
@@ -191,6 +196,7 @@ class StandIn:
         self.launches, self.products = [], []
         self.faults, self.memories = [], weakref.WeakSet()
         self.held = 0  # bytes of reserved chunks
+        self.taken = self.most_taken = 0  # by arrays
         runtime = SimpleNamespace(
             CUDA_R_32F=0,
             CUDA_R_16BF=14,
@@ -240,7 +246,7 @@ class StandIn:
 
     def empty(self, shape, dtype):
         dtype = np.dtype(dtype)
-        memory = Memory(int(np.prod(shape)) * dtype.itemsize, self.faults)
+        memory = Memory(int(np.prod(shape)) * dtype.itemsize, self)
         self.memories.add(memory)
         return Array(memory.raw[GUARD:-GUARD].view(dtype).reshape(shape), memory)
 

@@ -18,12 +18,15 @@ from training import arguments, finish, refused
 
 from llm import cli, ops_cuda
 from llm.config import ModelConfig
+from llm.distributed import Group
 from llm.lora import Lora
+from llm.memory import check_memory
 from llm.model import Transformer, init_params
 from llm.ops_c import OpsC, best_precision
 from llm.ops_cuda import OpsCuda
 from llm.ops_numpy import OpsNumpy, round_bf16
 from llm.optim import OPTIMIZERS
+from llm.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +350,26 @@ def test_trains_with_fused_attention(kernels, options):
     names = {name for name, *_ in machine.launches}
     assert "flash_backward_kv_64_kernel" in names and "causal_softmax_kernel" not in names
     machine.check_guards()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "precision, attention", [("fp32", "batched"), ("bf16", "batched"), ("bf16", "fused")]
+)
+def test_memory_is_counted(kernels, precision, attention, recompute):
+    """What a step takes, before it: but for tables and vectors nothing is forgotten."""
+    machine = StandIn(kernels)
+    ops = OpsCuda(precision, machine.modules, attention)
+    sizes = {"n_embd": 64, "n_head": 4, "n_kv_head": 2, "n_ff": 160, "n_ctx": 512, "n_layer": 2}
+    config, how = ModelConfig(n_vocab=300, **sizes), {"batch": 1, "slot_sequences": 1}
+    settings = Settings(**how, n_ctx=512, optimizer="adamw", recompute=recompute)
+    check_memory(ops, Group(), config, settings, 1)
+    model = Transformer(config, ops, init_params(config, 1), recompute)
+    optimizer = OPTIMIZERS["adamw"](config, ops=ops)
+    tokens = np.zeros((1, 512), np.int32)
+    model.loss_and_grad(tokens, tokens)
+    optimizer.step(model.params, model.grads, LR)
+    assert 0.98 * machine.held < machine.most_taken < 1.02 * machine.held
 
 
 def test_weights_are_rounded_once_a_step(kernels):
