@@ -149,20 +149,6 @@ DEFINE_FLOAT_BLOCK(f32, LLM_TYPE_F32)
 DEFINE_FLOAT_BLOCK(f16, LLM_TYPE_F16)
 DEFINE_FLOAT_BLOCK(bf16, LLM_TYPE_BF16)
 
-static float_product product_of(const matmul_args *m, size_t r0, size_t r1, size_t element_bytes) {
-  size_t row_bytes = m->act->n_in * element_bytes;
-  return (float_product){
-      (const char *)m->w + r0 * row_bytes,
-      row_bytes,
-      r1 - r0,
-      m->act->x,
-      m->act->n_tok,
-      m->act->n_in,
-      m->y + r0,
-      m->ldy,
-  };
-}
-
 /* One instruction expands F16, two BF16: from some tokens on those are written down once. */
 enum { EXPAND_FROM = 8 };
 

@@ -16,16 +16,6 @@
  * uses it, and regroups integer sums into trees that do not fit the registers. */
 #define KEEP(v) __asm__("" : "+x"(v))
 
-/* Vectors (n_vec, n_in) against rows of weights that lie row_bytes apart:
- * y[v * ldy + r] = row r . vector v for r < n_row, the 16-lane dot of kernels.h. */
-typedef struct float_product {
-  const char *w;
-  size_t row_bytes, n_row;
-  const float *x;
-  size_t n_vec, n_in;
-  float *y;
-  size_t ldy;
-} float_product;
 void float_product_f32_avx2(const float_product *p);
 void float_product_f16_avx2(const float_product *p);
 void float_product_bf16_avx2(const float_product *p);

@@ -134,27 +134,13 @@ AVX2_INLINE __m256 decode_rows(const llm_type type, const uint8_t *w, size_t str
   return y;
 }
 
-typedef void (*rows_decoder)(const uint8_t *w, size_t stride, const act_rows *act, float y[ROWS]);
-
 SHARED_CODE void decode(rows_decoder decode_rows, size_t row_bytes, const matmul_args *m, size_t r0,
                         size_t r1) {
-  const size_t apart = (r1 - r0) / ROWS;
-  const uint8_t *w = m->w;
-  float y[ROWS];
-  for (size_t r = r0; r < r0 + apart; r++) {
-    decode_rows(w + r * row_bytes, apart * row_bytes, m->act, y);
-    for (size_t i = 0; i < ROWS; i++) m->y[r + i * apart] = y[i];
-  }
-  for (size_t r = r0 + apart * ROWS; r < r1; r += ROWS) {
-    row_group g = group_at(r, r1, m->n_out, ROWS);
-    decode_rows(w + g.first * row_bytes, row_bytes, m->act, y);
-    memcpy(m->y + g.from, y + (g.from - g.first), (g.to - g.from) * sizeof *y);
-  }
+  decode_groups(decode_rows, ROWS, row_bytes, m, r0, r1);
 }
 
 #define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \
-  AVX2 static void decode_##name(const uint8_t *w, size_t stride, const act_rows *act,             \
-                                 float y[ROWS]) {                                                  \
+  AVX2 static void decode_##name(const uint8_t *w, size_t stride, const act_rows *act, float *y) { \
     _mm256_storeu_ps(y, decode_rows(type, w, stride, act));                                        \
   }                                                                                                \
   static void matmul_##name##_avx2(const matmul_args *m, size_t r0, size_t r1, void *scratch) {    \

@@ -149,4 +149,55 @@ static inline row_group group_at(size_t r, size_t r1, size_t n_out, size_t n) {
   return (row_group){min_size(r, n_out - n), r, min_size(r + n, r1)};
 }
 
+/* ---- one token of quantized weights, many of float ones ---- */
+
+/* y of n rows that lie `stride` bytes apart, for the first token. */
+typedef void (*rows_decoder)(const uint8_t *w, size_t stride, const act_rows *act, float *y);
+
+enum { MOST_ROWS = 8 }; /* of a group */
+
+/* Groups of n rows that lie a share's n-th part apart, then neighbours. n_out is n at least. */
+ALWAYS_INLINE void decode_groups(rows_decoder decode_rows, const size_t n, size_t row_bytes,
+                                 const matmul_args *m, size_t r0, size_t r1) {
+  const size_t apart = (r1 - r0) / n;
+  const uint8_t *w = m->w;
+  float y[MOST_ROWS];
+  for (size_t r = r0; r < r0 + apart; r++) {
+    decode_rows(w + r * row_bytes, apart * row_bytes, m->act, y);
+    for (size_t i = 0; i < n; i++) m->y[r + i * apart] = y[i];
+  }
+  for (size_t r = r0 + apart * n; r < r1; r += n) {
+    row_group g = group_at(r, r1, m->n_out, n);
+    decode_rows(w + g.first * row_bytes, row_bytes, m->act, y);
+    memcpy(m->y + g.from, y + (g.from - g.first), (g.to - g.from) * sizeof *y);
+  }
+}
+
+/* Vectors (n_vec, n_in) against rows of weights that lie row_bytes apart:
+ * y[v * ldy + r] = row r . vector v for r < n_row, the 16-lane dot of kernels.h. */
+typedef struct float_product {
+  const char *w;
+  size_t row_bytes, n_row;
+  const float *x;
+  size_t n_vec, n_in;
+  float *y;
+  size_t ldy;
+} float_product;
+
+/* Rows r0 to r1 times all tokens. */
+ALWAYS_INLINE float_product product_of(const matmul_args *m, size_t r0, size_t r1,
+                                       size_t element_bytes) {
+  size_t row_bytes = m->act->n_in * element_bytes;
+  return (float_product){
+      (const char *)m->w + r0 * row_bytes,
+      row_bytes,
+      r1 - r0,
+      m->act->x,
+      m->act->n_tok,
+      m->act->n_in,
+      m->y + r0,
+      m->ldy,
+  };
+}
+
 #endif
