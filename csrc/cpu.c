@@ -1,5 +1,6 @@
-/* cpu.c: feature bits by CPUID and XGETBV (Intel SDM volume 1, chapters 14 and 15). Layer 0. Asked
- * directly: the compilers' __builtin_cpu_supports differ in the names they know. */
+/* cpu.c: feature bits by CPUID and XGETBV (Intel SDM volume 1, chapters 14 and 15), on ARM from the
+ * system. Layer 0. Asked directly: the compilers' __builtin_cpu_supports differ in the names they
+ * know. */
 #define _GNU_SOURCE /* syscall */
 #include "cpu.h"
 
@@ -63,6 +64,28 @@ unsigned cpu_l1_bytes(void) {
   }
   return 0;
 }
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+static int has_dotprod(void) {
+#if defined(__linux__)
+  enum { ASIMDDP = 1 << 20 }; /* asm/hwcap.h */
+  return (getauxval(AT_HWCAP) & ASIMDDP) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return !sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) && has;
+#else
+  return 0;
+#endif
+}
+
+unsigned cpu_features(void) { return has_dotprod() ? CPU_DOTPROD : 0; }
+unsigned cpu_l1_bytes(void) { return 0; }
 #else
 unsigned cpu_features(void) { return 0; }
 unsigned cpu_l1_bytes(void) { return 0; }

@@ -29,6 +29,8 @@ static void fill(void) {
   if (features & CPU_AVX2) add_set("avx2", kernels_set_avx2);
   if (features & CPU_AVX512) add_set("avx512", kernels_set_avx512);
   if (features & CPU_AMX) add_set("amx", kernels_set_amx);
+#elif defined(__aarch64__)
+  if (cpu_features() & CPU_DOTPROD) add_set("neon", kernels_set_neon);
 #endif
 }
 

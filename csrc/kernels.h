@@ -126,5 +126,6 @@ void kernels_set_scalar_quant(kernels *k);
 void kernels_set_avx2(kernels *k);
 void kernels_set_avx512(kernels *k);
 void kernels_set_amx(kernels *k);
+void kernels_set_neon(kernels *k);
 
 #endif

@@ -250,7 +250,7 @@ typedef struct llm_context_options {
   int32_t kv_type;               /* LLM_TYPE_F16, F32 or Q8_0 */
   int32_t on_full;               /* llm_on_full */
   int64_t n_sink;                /* first tokens that a sliding window keeps, below n_ctx */
-  const char *kernels;           /* "scalar", "avx2", "avx512", "amx"; NULL: the best here */
+  const char *kernels;           /* "scalar", "avx2", "avx512", "amx", "neon"; NULL: the best */
   llm_cancel_check cancel_check; /* may be NULL */
   void *cancel_user;
 } llm_context_options;

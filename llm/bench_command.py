@@ -36,7 +36,7 @@ def add_arguments(command: ArgumentParser) -> None:
         "--context", type=int, default=0, metavar="N", help="decode behind N tokens too"
     )
     command.add_argument("--kv", choices=["f16", "f32", "q8_0"], default="f16")
-    command.add_argument("--kernels", help="scalar, avx2, avx512, amx (the best there is)")
+    command.add_argument("--kernels", help="scalar, avx2, avx512, amx, neon (the best there is)")
     command.add_argument("--json", action="store_true", help="every figure as JSON")
 
 
