@@ -35,14 +35,14 @@ REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session context score proof \
   embed needs mapfile error generate stop tokenizer_load* tokenizer_special logprobs zip coder \
   threads forward kernels_panels kernels_avx*_panels kernels_avx*_quant kernels_avx2_attention \
-  kernels_amx))
+  kernels_amx kernels_neon*))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
 # Plain loops are left to the compiler to make fast: other processors have nothing else.
 $(B)/kernels_scalar.o $(B)/kernels_scalar_quant.o $(B)/sha256.o: SMALL += -O3
 $(B)/quant.o: SMALL += -ftree-vectorize
 
-.PHONY: help run ext train model test test-c test-peers test-big test-gpu bench bench-gpu bench-train bench-quality bench-peers sanitize fuzz lint size
-.PHONY: clean same-bits need-cc need-python
+.PHONY: help run ext train model test test-c test-peers test-big test-arm test-gpu bench bench-gpu bench-train bench-quality bench-peers sanitize fuzz lint size
+.PHONY: clean same-bits need-cc need-python need-arm build-arm
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -119,10 +119,12 @@ model: run .venv/ready ## get a real model, SmolLM2-135M-Instruct (92 MB), into 
 
 # ---- tests ----
 
+# gcc 12 for 64-bit ARM breaks down over a loop of fmax at -O3.
+TEST_FLAGS = $(if $(filter aarch64%,$(shell $(CC) -dumpmachine)),-O2) $(SANFLAGS)
 $(B)/tests/%: tests/c/%.c $(OBJECTS) | need-cc
 	@mkdir -p $(@D)
 	@echo "cc $<"
-	@$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -Itests/c -MMD -MP -MF $@.d -MT $@ -o $@ $< \
+	@$(CC) $(CFLAGS) $(TEST_FLAGS) -Icsrc -Itests/c -MMD -MP -MF $@.d -MT $@ -o $@ $< \
 	  $(OBJECTS) $(LDLIBS)
 
 # A fuzz target with a plain main: replays its saved inputs.
@@ -131,9 +133,10 @@ $(B)/tests/replay_%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c $(OBJECTS) | need-c
 	@echo "cc $<"
 	@$(CC) $(CFLAGS) $(SANFLAGS) -Icsrc -o $@ $^ $(LDLIBS)
 
+RUNNER := # what runs a program of another processor
 test-c: $(TESTS) $(REPLAYS)
-	@set -e; for test in $(TESTS); do $$test; done
-	@set -e; for name in $(FUZZERS); do $(B)/tests/replay_$$name tests/fuzz/corpus/$$name; done
+	@set -e; for test in $(TESTS); do $(RUNNER) $$test; done
+	@set -e; for name in $(FUZZERS); do $(RUNNER) $(B)/tests/replay_$$name tests/fuzz/corpus/$$name; done
 
 # The scalar kernels are the specification: another compiler must give the same bits.
 same-bits: $(B)/tests/test_kernels
@@ -150,6 +153,22 @@ VOCABULARIES := gpt2 cl100k o200k llama-3 qwen2 mistral-v1 mistral-v2 mistral-v3
 test-peers: .venv/peers-extra ## the same beside other programs (llama.cpp, PyTorch, tokenizers ...)
 	@for name in $(VOCABULARIES); do $(VENV) -m llm.packages $$name build/packages || exit 1; done
 	$(MAKE) test
+
+ARM_CC := aarch64-linux-gnu-gcc
+ARM := CC=$(ARM_CC) LDLIBS="-lm -static" RUNNER="qemu-aarch64 -cpu max"
+need-arm:
+	@missing=; \
+	command -v $(ARM_CC) >/dev/null || missing="$$missing gcc-aarch64-linux-gnu"; \
+	test -e /usr/aarch64-linux-gnu/include/math.h || missing="$$missing libc6-dev-arm64-cross"; \
+	command -v qemu-aarch64 >/dev/null || missing="$$missing qemu-user"; \
+	[ -z "$$missing" ] || { echo "no emulated ARM: apt-get install$$missing" >&2; exit 1; }
+
+build-arm: need-arm
+	@$(MAKE) $(ARM) build/$(ARM_CC)/run build/$(ARM_CC)/tests/test_kernels
+
+test-arm: need-arm run .venv/test-extra ## the C tests and ./run as 64-bit ARM, emulated (minutes)
+	$(MAKE) $(ARM) test-c
+	$(VENV) -m pytest -q tests/test_arm.py $(ARGS)
 
 # Zeros of a file with holes are read as memory all the same: some GB a second.
 test-big: run .venv/test-extra ## a whole token of the 7B, 13B and 70B shapes of Llama 2 in F16 (minutes)
