@@ -1,6 +1,6 @@
 /* port_tensor.h: what a kernel on tensor cores needs of an NVIDIA GPU of sm_80 or later, in
  * instructions. Layer T. tests/cuda_threads.h has the same functions for threads on the host, in
- * this file's place. All 32 lanes of a warp call them together. */
+ * this file's place. All 32 lanes of a warp call products and matrices together. */
 #ifndef LLM_PORT_TENSOR_H
 #define LLM_PORT_TENSOR_H
 

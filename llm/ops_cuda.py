@@ -37,7 +37,8 @@ QUERIES = 256  # of a block of attention
 PINNED_BYTES = 1 << 22
 HEADERS = ("numeric.h", "port.h", "port_tensor.h", "train.h", "train_flash.h")
 FLASH_ROWS, FLASH_THREADS, FLASH_HEADS = 64, 128, (64, 128)  # csrc/train_flash.h
-# No contraction: the arithmetic of a row is the CPU's. Functions without a mark are the GPU's.
+# No contraction: the arithmetic of a row is the CPU's; CuPy adds that subnormals are zero, as they
+# are there (train_ops.h). Functions without a mark are the GPU's.
 OPTIONS = ("-default-device", "--fmad=false")
 ROUNDING = ("-DPORT_BF16",)  # activations are bfloat16
 

@@ -68,8 +68,9 @@ def test_nvrtc_compiles_what_ops_cuda_gives_it(more, card):
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     source = ops_cuda.kernel_source().encode()
     assert not nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"k.cu", 0, None, None)
-    options = [*ops_cuda.OPTIONS, *more, f"-arch=sm_{card}", "--device-as-default-execution-space"]
-    options = [o.encode() for o in (*options, "--ptxas-options=-v")]
+    options = [*ops_cuda.OPTIONS, *more, f"-arch=sm_{card}", "-ftz=true"]
+    options += ["--device-as-default-execution-space", "--ptxas-options=-v"]
+    options = [o.encode() for o in options]
     failed = nvrtc.nvrtcCompileProgram(
         program, len(options), (ctypes.c_char_p * len(options))(*options)
     )
