@@ -60,7 +60,8 @@ def run_peer(python: Path, options, path: Path, ids: list[int], n_tokens: int) -
             "llama.cpp, as built here, ends by an illegal instruction: gcc 12 forgets the shape of "
             "AMX's tiles. rm -r build/bench-venv; make bench-peers CC=clang CXX=clang++"
         )
-    done.check_returncode()
+    if done.returncode:
+        raise SystemExit(f"{PEER.name} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -137,8 +137,10 @@ class Counted(OpsCuda):
     def _rows(self, name, n_rows, **values):
         arrays = {k: v for k, v in values.items() if isinstance(v, Shape)}
         n_bytes = sum(a.nbytes * (2 if k in TWICE.get(name, ()) else 1) for k, a in arrays.items())
-        if name in ("embed", "embed_backward"):  # of the table only the rows of these tokens
-            n_bytes = 3 * next(a for k, a in arrays.items() if k in ("x", "dx")).nbytes
+        if name == "embed":  # bfloat16; of the table, in float32, only the rows of these tokens
+            n_bytes = 3 * arrays["x"].nbytes
+        if name == "embed_backward":  # which are read and written
+            n_bytes = 5 * arrays["dx"].nbytes
         if name == "combine":
             n_bytes = 3 * values["out"].nbytes
         self._count(GROUPS.get(name, "norms, RoPE, SwiGLU"), 0, n_bytes)
