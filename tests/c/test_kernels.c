@@ -7,7 +7,7 @@
  *   test_kernels digest   a hash of scalar results: any compiler at any level must print the same
  *   test_kernels bench [Q4_K]  GB/s (one token) and GFLOP/s (many) beside a loop that only reads
  * Past 500 lines: the emulated set must meet the same cases, so that they are one file.
- * test_avx512_emulated.c includes this file and adds a table. */
+ * test_avx512_emulated.c and test_amx_emulated.c include this file and add a table. */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #endif
