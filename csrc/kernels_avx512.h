@@ -19,8 +19,8 @@
 
 #define AVX512_INLINE static inline __attribute__((always_inline)) AVX512
 
-/* One token (n_out is 4 at least), and any number of them (16 rows at
- * least), with the scratch that each needs. */
+/* One token (n_out is 4 at least), and any number of them (16 rows at least), with the scratch that
+ * each needs. */
 AVX512_SHARED size_t decode_scratch_avx512(size_t n_in);
 AVX512_SHARED size_t prefill_scratch_avx512(size_t n_in);
 #define DECLARE_QUANTIZED(name, type)                                                              \
@@ -124,8 +124,7 @@ AVX512_INLINE void transpose(__m512i d[4]) {
   d[3] = _mm512_unpackhi_epi64(b, e);
 }
 
-/* Four registers of four dwords a lane to one: element i of each lane is the sum of register i's.
- */
+/* Four registers of four dwords a lane to one: element i of a lane is the sum of register i's. */
 AVX512_INLINE __m512i sum_dwords(const __m512i d[4]) {
   __m512i a =
       _mm512_add_epi32(_mm512_unpacklo_epi32(d[0], d[1]), _mm512_unpackhi_epi32(d[0], d[1]));

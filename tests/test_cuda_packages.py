@@ -6,6 +6,7 @@ that our own package brings the kernels.
 import ctypes
 import glob
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,14 @@ CARDS = (80, 90)  # A100, H100
 
 
 def assert_no_spills(said: str, more: tuple) -> None:
-    """What -v of ptxas says of each kernel; and that those on tensor cores are there."""
+    """What -v of ptxas says of each kernel; that those on tensor cores are there, and that the one
+    of most threads can be launched: a processor has 65,536 registers."""
     used = [line for line in said.splitlines() if "spill stores" in line]
     assert len(used) >= 15
     assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in used), said
     assert ("flash_backward_kv_64_kernel" in said) == bool(more)
+    n_registers = re.search(r"'cross_entropy_kernel'.*?Used (\d+) registers", said, re.S)[1]
+    assert int(n_registers) * ops_cuda.LENGTHS["cross_entropy"][1] <= 1 << 16
 
 
 @pytest.mark.parametrize("card", CARDS)

@@ -4,7 +4,6 @@
 #include <stdio.h>
 
 #if defined(__x86_64__)
-#pragma GCC diagnostic ignored "-Wunused-function" /* the products of bfloat16 */
 #include "emulate_amx.h"
 #define kernels_set_amx kernels_set_emulated
 #include "../../csrc/kernels_amx.c"
