@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from .errors import LlmError
+from .pulse import PATIENCE, check_patience
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,6 +142,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
     options.add_argument("--resume", action="store_true", help="go on from the checkpoint, exactly")
     text = "where the time of ten steps goes; nothing is written"
     options.add_argument("--profile", action="store_true", help=text)
+    text = f"of ranks: seconds in one step till it hangs, and they end ({PATIENCE:g}; 0: for ever)"
+    options.add_argument("--patience", type=float, default=PATIENCE, metavar="S", help=text)
     add = group("where")
     add("--out", "the parameter file (weights/weights.bin); report.html lies beside it")
     add("--run-dir", "folder of the checkpoint, one run each (runs/default)")
@@ -206,13 +209,14 @@ def given_by(options: argparse.Namespace) -> dict:
     """Fields of Settings, from the flags and the file of --config."""
     from .settings_file import merge_given, read_settings
 
-    about = ("command", "config", "resume", "profile")
+    about = ("command", "config", "resume", "profile", "patience")
     given = {k: v for k, v in vars(options).items() if k not in about}
     return merge_given(read_settings(options.config) if options.config else {}, given)
 
 
 def run_train(options: argparse.Namespace) -> int:
-    given = given_by(options)
+    check_patience(options.patience)
+    given, how = given_by(options), (options.resume, options.profile, options.patience)
     if "text" in given:
         given["text"] = tuple(path and os.path.abspath(path) for path in given["text"])
     if "data" in given:
@@ -223,13 +227,13 @@ def run_train(options: argparse.Namespace) -> int:
             raise ValueError(f"--{alone[0].replace('_', '-')} goes with --init FILE")
         from .train import train
 
-        return train(given, options.resume, options.profile)
+        return train(given, *how)
     from .tune import tune
 
     given["init"] = os.path.abspath(given["init"])
     if "chat" in given:
         given["chat"] = tuple(os.path.abspath(path) for path in given["chat"])
-    return tune(given, options.resume, options.profile)
+    return tune(given, *how)
 
 
 # ---- launch ----

@@ -20,6 +20,7 @@ import termios
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import contextmanager
 from fcntl import ioctl
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,7 @@ class Group:
         self.host = socket.gethostname()
         self.n_here = 1  # ranks on this host
         self.seconds = 0.0  # spent here so far
+        self.exchange = None  # the number of the one that this rank waits in now
 
     def begin_reduce(self, array, shards: list[list[slice]], part: slice) -> Callable[[], None]:
         """Starts to sum array[part] over all ranks; what it returns waits for the end. Then what
@@ -93,6 +95,7 @@ class MpiGroup(Group):
         hosts = comm.allgather(self.host)
         self.n_here = hosts.count(self.host)
         self._levels, self._begun = levels(hosts, self.rank), iter(())
+        self._n_exchanges = 0
 
     def begin_reduce(self, array, shards, part):
         if len(self._levels) > 1:  # the part before goes on to other nodes
@@ -144,31 +147,40 @@ class MpiGroup(Group):
         self.seconds += time.perf_counter() - start
 
         def finish() -> None:
-            start = time.perf_counter()
-            self._mpi.Request.Waitall(requests)
-            self.seconds += time.perf_counter() - start
+            with self._waits():
+                self._mpi.Request.Waitall(requests)
 
         return finish
+
+    @contextmanager
+    def _waits(self):
+        start = time.perf_counter()
+        self._n_exchanges += 1
+        self.exchange = self._n_exchanges
+        yield
+        self.exchange = None
+        self.seconds += time.perf_counter() - start
 
     _empty = staticmethod(np.empty_like)
     _add = staticmethod(np.add)
 
     def share(self, value) -> list:
-        start = time.perf_counter()
-        values = self._comm.allgather(value)
-        self.seconds += time.perf_counter() - start
-        return values
+        with self._waits():
+            return self._comm.allgather(value)
 
     def gather(self, value) -> list | None:
-        return self._comm.gather(value)
+        with self._waits():
+            return self._comm.gather(value)
 
     def broadcast(self, value):
-        return self._comm.bcast(value)
+        with self._waits():
+            return self._comm.bcast(value)
 
     def barrier(self) -> None:
-        request = self._comm.Ibarrier()
-        while not request.Test():
-            time.sleep(SHORT_WAIT)
+        with self._waits():
+            request = self._comm.Ibarrier()
+            while not request.Test():
+                time.sleep(SHORT_WAIT)
 
     def abort(self, message: str) -> None:
         who = f"rank {self.rank} on {self.host}"

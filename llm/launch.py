@@ -28,8 +28,6 @@ from .errors import CheckpointError, LlmError
 from .report import escape
 
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while no checkpoint is made
-PATIENCE = 600.0  # seconds without a sign of life, or in one step
-LEAST_PATIENCE, LONGEST_PATIENCE = 5 * pulse.PERIOD, 1e6
 MAX_RANKS = 1 << 20
 NAMED = 4  # of many silent ranks
 # What mpiexec says of itself when a job ends: read here, and said in one line.
@@ -45,13 +43,15 @@ def launch(
     arguments: Sequence[str],
     folder: Path,
     hosts: str | None = None,
-    patience: float = PATIENCE,
+    patience: float = pulse.PATIENCE,
 ) -> int:
     """Runs `python -m llm ARGUMENTS`, a training in `folder`, as n_ranks ranks until it ends well,
     refuses to begin, is stopped, or has failed max_restarts + 1 times; returns the status of the
     last attempt (128 + the signal that ended a rank). patience: seconds until one that hangs has
     failed; 0: for ever."""
     command = [*starter(n_ranks, hosts), sys.executable, "-m", "llm", *arguments]
+    if n_ranks > 1:  # twice: it is the launcher that names who hangs, as long as it reaches them
+        command += ["--patience", f"{min(2 * patience, pulse.LONGEST_PATIENCE):g}"]
     clear(folder)
     before = stamps(folder)
     pause = PAUSE
@@ -191,18 +191,26 @@ def pass_on(source: Iterable[str], target: TextIO, noise: list[str]) -> None:
 
 def read_noise(noise: str, status: int, folder: Path) -> tuple[int, str]:
     """The same of a job of ranks, from what mpiexec said when it ended."""
-    dead = re.search(r"PID (\d+) RUNNING AT (\S+)", noise)
-    ended = re.search(r"EXIT STRING: (.*\(signal (\d+)\))", noise)
-    if ended:
-        status = 128 + int(ended[2])
+    dead = re.search(r"PID (\d+) RUNNING AT (\S+)\n=   EXIT CODE: (\d+)", noise)
     if not dead:  # a rank that ended all of them has said why
-        return status, f"the ranks ended with status {status}"
-    process, host = int(dead[1]), escape(dead[2])
-    ranks = [rank for rank, number, _ in read_ranks(folder) if number == process]
-    who = f"rank {ranks[0]}" if len(ranks) == 1 else "a rank"
-    code = re.search(r"EXIT CODE: (\d+)", noise)  # of a rank on another host it says only this
-    why = escape(ended[1]) if ended else f"exit code {code[1] if code else status}"
-    return status, f"{who} on {host} (process {process}): {why}"
+        return status, unexplained(noise, status, folder)
+    process, number = int(dead[1]), int(dead[3]) & 0x7F  # of signals alone, as wait() gives them
+    name, ranks = signal.strsignal(number), [row for row in read_ranks(folder) if row[1] == process]
+    if len(ranks) > 1:  # hosts count their processes alike
+        ranks = [row for row in ranks if row[2].split(".")[0] == dead[2].split(".")[0]]
+    who = f"rank {ranks[0][0]}" if len(ranks) == 1 else "a rank"
+    where = f"on {escape(dead[2])} (process {process})"
+    return 128 + number, f"{who} {where}: {name} (signal {number})"
+
+
+def unexplained(noise: str, status: int, folder: Path) -> str:
+    hosts = list(dict.fromkeys(host for _, _, host in read_ranks(folder)))
+    far = [host for host in hosts if host != socket.gethostname()]
+    if re.search(r"\[mpiexec@\S+ control_cb .*!closed", noise) and far:
+        more = f" and {len(far) - NAMED} more" if len(far) > NAMED else ""
+        which = f"one of {', '.join(far[:NAMED])}{more}" if len(far) > 1 else far[0]
+        return f"mpiexec lost the connection to {which}"
+    return f"the ranks ended with status {status}" if hosts else f"no rank began, status {status}"
 
 
 def read_ranks(folder: Path) -> list[tuple[int, int, str]]:
@@ -269,12 +277,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--patience",
         type=float,
-        default=PATIENCE,
+        default=pulse.PATIENCE,
         metavar="S",
-        help=f"seconds without a sign of a rank, or in one step, till it hangs ({PATIENCE:g}; 0: "
-        "for ever)",
+        help="seconds without a sign of a rank, or in one step, till it hangs "
+        f"({pulse.PATIENCE:g}; 0: for ever); signs may come a minute late over NFS",
     )
-    command.add_argument("--hosts", help="where, as mpiexec -hosts: A:8,B:8 (this one)")
+    command.add_argument(
+        "--hosts", help="where, as mpiexec -hosts: A:8,B:8 (this one, or as HYDRA_HOST_FILE says)"
+    )
     command.add_argument("run", nargs=argparse.REMAINDER, help="train, with its options")
 
 
@@ -286,9 +296,7 @@ def check(options: argparse.Namespace) -> list[str]:
         raise ValueError("--hosts goes with two ranks or more: one runs here")
     if options.max_restarts < 0:
         raise ValueError(f"--max-restarts is {options.max_restarts}, expected at least 0")
-    low, high = LEAST_PATIENCE, LONGEST_PATIENCE
-    if not (options.patience == 0 or low <= options.patience <= high):
-        raise ValueError(f"--patience is {options.patience:g}, expected 0 or {low:g} to {high:g}")
+    pulse.check_patience(options.patience)
     arguments = options.run[1:] if options.run[:1] == ["--"] else options.run
     if arguments[:1] != ["train"]:
         raise ValueError("launch runs a training: put -- train OPTIONS behind its own options")

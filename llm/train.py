@@ -20,7 +20,7 @@ from . import __version__, guard
 from .budget import BATCH, Costs, choose, split
 from .checkpoint import checkpoints, load_checkpoint, load_newest, locked, run_folder
 from .data import Examples
-from .distributed import Group, check_alike, cores, world
+from .distributed import Group, check_alike, cores, end_all, world
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
@@ -30,7 +30,7 @@ from .model import Transformer, init_params
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, AdamW
-from .pulse import pulse
+from .pulse import bounded, pulse
 from .report import Report
 from .run_files import (
     Run,
@@ -64,11 +64,18 @@ MEASURE_SECONDS = 20.0  # of steps that count, at most the warm-up: fix their nu
 # ---- the story ----
 
 
-def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=None) -> int:
+def train(
+    given: dict,
+    resume: bool,
+    profiled: bool = False,
+    patience: float = 0.0,
+    start=None,
+    go_on=None,
+) -> int:
     """Trains as asked by `given` (fields of Settings); returns the exit status: 0, or 128 + the
     signal that ended the run early, in good order. profiled: tells where the time of some steps
-    goes, and writes nothing. start, go_on: start_run and resume_run, or what makes another kind of
-    Run."""
+    goes, and writes nothing. patience: seconds in one step after which ranks end; 0: never.
+    start, go_on: start_run and resume_run, or what makes another kind of Run."""
     began = time.perf_counter()
     group = world()
     facts = {"--resume": resume, "--device": given.get("device"), **asked(given)}
@@ -78,7 +85,15 @@ def train(given: dict, resume: bool, profiled: bool = False, start=None, go_on=N
     if resume and not folder.is_dir():
         raise CheckpointError(f"{folder}: no such run to resume")
     run = None
-    with run_folder(folder, group), pulse(folder, group.rank, lambda: run and run.step_begun):
+
+    def at() -> str | None:
+        if run and run.step_begun is not None:
+            return f"step-{run.step_begun}"
+        exchange = (run.group if run else group).exchange
+        return exchange and f"exchange-{exchange}"
+
+    bound = bounded(at, patience * (group.size > 1), hang)
+    with run_folder(folder, group), pulse(folder, group.rank, at), bound:
         saved = folder / "checkpoint.npz"
         goes_on = resume and bool(checkpoints(folder, group))
         if goes_on:
@@ -188,6 +203,10 @@ def asked(settings: dict) -> dict:
 def check_ranks(group: Group, settings: Settings, material: Material) -> None:
     """Refuses ranks that would not do the same."""
     check_alike(group, {"the text's SHA-256": material.sha256, **asked(asdict(settings))})
+
+
+def hang(what: str) -> None:
+    end_all(f"{what}: a rank, a host or a link hangs; --resume goes on, --patience waits longer")
 
 
 # ---- steps, and what a fault asks for ----

@@ -73,10 +73,10 @@ class TunedRun(Run):
         return f"{self.prompt}\n> {said}"
 
 
-def tune(given: dict, resume: bool, profiled: bool = False) -> int:
+def tune(given: dict, resume: bool, profiled: bool = False, patience: float = 0.0) -> int:
     """As train.train, from the file that given["init"] names."""
     given = given if resume else with_defaults(given)
-    return train(given, resume, profiled, start_tuned, resume_tuned)
+    return train(given, resume, profiled, patience, start_tuned, resume_tuned)
 
 
 def with_defaults(given: dict) -> dict:

@@ -85,6 +85,7 @@ every = list(range(len(hosts)))
 assert g.share(g.rank) == every and g.broadcast(g.rank) == 0
 assert g.gather(g.rank) == (every if g.rank == 0 else None)
 g.barrier()
+assert g.exchange is None
 print("fine")
 """
 
