@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_file
-from .checkpoint import keep_last, link_file, load_checkpoint, save_checkpoint
+from .checkpoint import RANKS, keep_last, link_file, load_checkpoint, save_checkpoint
 from .data import Examples
 from .distributed import Group, world
 from .documents import format_of
@@ -38,12 +38,14 @@ from .parameter_file import (
     write_proved,
 )
 from .report import PAGES, Report
-from .settings import Settings
+from .settings import MAX_STEPS, Settings
 from .settings_file import to_toml
 from .shards import shard_files
 from .tokenizer import Tokenizer
 from .vocabulary import vocabulary_to_arrays
 
+# Names in the run's folder, of everything that is written there.
+RUN_FILES = ("*.npz", "*.tmp", "lock", RANKS, "pulse-*", "settings.toml")
 CURVES = ("losses", "rates", "norms", "step_seconds")  # of Run: a number for each step
 
 
@@ -127,7 +129,11 @@ def milestones(n_steps: int, count: int) -> set[int]:
 
 
 def check_apart(out: Path, settings: Settings) -> None:
-    """Refuses to write over what the run reads: --resume needs it, and it may be the only copy."""
+    """Refuses to write over what the run reads: --resume needs it, and it may be the only copy. Or
+    over what it keeps in its own folder."""
+    in_run = out.parent.resolve() == Path(settings.run_dir).resolve()
+    if in_run and any(map(Path(out.name).match, RUN_FILES)):
+        raise ValueError(f"{out} is a name that the run itself uses: choose another --out")
     reads = [*settings.text, *settings.chat, *filter(None, [settings.init])]
     if settings.data is not None:
         reads += shard_files(Path(settings.data))
@@ -211,11 +217,11 @@ def save(run: Run, path: Path) -> None:
 
 
 def check_state(state: dict) -> None:
-    """A step beyond the last one would never end."""
+    """A step beyond the last one would never end, nor would more steps than --steps takes."""
     step, n_steps = state["step"], state["n_steps"]
     if type(step) is not int or type(n_steps) not in (int, type(None)):
         raise TypeError(f"step {step!r} of {n_steps!r}")
-    if not 0 <= step <= (step if n_steps is None else n_steps):
+    if not 0 <= step <= (step if n_steps is None else n_steps) <= MAX_STEPS:
         raise TypeError(f"step {step} of {n_steps}")
     for name, kind in (("seconds", (int, float)), ("kernels", str)):
         if not isinstance(state[name], kind):
@@ -231,8 +237,8 @@ def check_state(state: dict) -> None:
 def restore(run: Run, state: dict, arrays: dict) -> None:
     """The run as it was when the checkpoint was saved. TypeError for what save() never writes."""
     check_state(state)
-    if state["n_steps"] is None and run.n_steps:
-        raise TypeError(f"n_steps is None, expected {run.n_steps}")
+    if run.n_steps and state["n_steps"] != run.n_steps:
+        raise TypeError(f"n_steps is {state['n_steps']}, expected {run.n_steps}")
     check_arrays(state, arrays, run.model.trained.size)
     restore_weights(run, state, arrays)
     run.skipped, run.rollbacks = state["skipped"], state["rollbacks"]

@@ -20,6 +20,7 @@ FREE = {
 BUDGETS = ("minutes", "tokens", "steps", "epochs")  # at most one is given
 
 DEFAULT_MINUTES = 5.0
+MAX_STEPS = 1 << 40
 DEFAULT_LR = {"adamw": 1.5e-3, "muon": 0.02}
 HEAD_WIDTH = 48  # about; a block for each 48 of width, too
 
@@ -80,7 +81,7 @@ class Settings:
         for name, low, high in (
             ("minutes", 0.01, 1e6),
             ("tokens", 1, 1 << 50),
-            ("steps", 1, 1 << 40),
+            ("steps", 1, MAX_STEPS),
             ("depth", 1, LIMITS["n_layer"]),
             ("tokens_per_param", 1e-3, 1e6),
             *((name, 1, limit) for name, limit in LIMITS.items()),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -124,13 +125,16 @@ def train(
         return 0 if run.is_done else 128 + interrupt.agreed
 
 
+@contextmanager
 def place_for(out: Path, run: Run):
     """Held until the parameter file is written: a lock."""
     check_writable(out)
     check_apart(out, run.settings)
-    return locked(
-        out.with_name(f".{out.name}.lock"), f"{out}: process", "writing this file", "--out"
-    )
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, f"{out}: process", "writing this file", "--out"):
+        for leftover in out.parent.glob(f"{escape(out.name)}.????????.*tmp"):
+            leftover.unlink()  # of a run that was killed while it wrote
+        yield
 
 
 def publish(run: Run, folder: Path, out: Path, report: Report) -> None:

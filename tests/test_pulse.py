@@ -54,9 +54,7 @@ def test_a_step_that_does_not_end_is_seen(tmp_path):
     assert found == ([], "step 9 has not ended in 5 s")
 
 
-@pytest.mark.parametrize(
-    ("other", "named"), [("step-8", "step 8"), ("exchange-70", "exchange 71")]
-)
+@pytest.mark.parametrize(("other", "named"), [("step-8", "step 8"), ("exchange-70", "exchange 71")])
 def test_ranks_that_wait_for_each_other_between_steps_are_seen(tmp_path, other, named):
     watch = Watch(tmp_path, 2, 5.0)
     for count in range(6):

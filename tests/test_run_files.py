@@ -165,6 +165,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(text, tmp_path, capfd
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_what_a_killed_run_left_half_written_goes(text, tmp_path):
+    """A second signal may come amid anything, and SIGKILL of an impatient launcher does."""
+    (tmp_path / "run").mkdir()
+    left = ["out.bin.0123abcd.tmp", "out.bin.0123abcd.unproved.tmp", ".out.bin.lock"]
+    left += ["run/checkpoint.npz.0123abcd.tmp", "run/lock"]
+    for name in left:
+        (tmp_path / name).write_bytes(b"half")
+    other = tmp_path / "another.bin.0123abcd.tmp"
+    other.write_bytes(b"half")
+    finish(text, tmp_path, "--steps", 2)
+    assert not any((tmp_path / name).exists() for name in left) and other.exists()
+
+
 def test_milestones():
     assert milestones(100, 4) == {25, 50, 75, 100}
     assert milestones(3, 10) == {1, 2, 3}

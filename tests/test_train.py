@@ -20,6 +20,7 @@ from llm.compare import compare_files
 from llm.engine import Model
 from llm.ops_numpy import OpsNumpy
 from llm.optim import SCHEDULES
+from llm.run_files import check_state
 from llm.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -229,6 +230,7 @@ def begun_fp32(text, tmp_path):
         ("step", -1),
         ("n_steps", "x"),
         ("n_steps", None),
+        ("n_steps", 81),
         ("seconds", "x"),
         ("samples", 3),
         ("kernels", 3),
@@ -244,6 +246,12 @@ def test_a_state_that_no_run_has_is_refused(text, begun, capfd, key, value):
     save_checkpoint(path, state | {key: value}, arrays)
     line = refused(capfd, *arguments(text, begun, *STEPS, "--resume"))
     assert "checkpoint.npz: not a checkpoint of this program" in line
+
+
+def test_a_state_that_would_train_for_ever_is_refused():
+    """Of a run whose minutes gave the number of steps, as its settings do not."""
+    with pytest.raises(TypeError, match=f"step 0 of {1 << 70}"):
+        check_state({"step": 0, "n_steps": 1 << 70})
 
 
 def load_whole(path):
@@ -324,6 +332,16 @@ def test_a_text_that_looks_like_options(tmp_path):
     said = finish(text, tmp_path, "--steps", 4)
     assert "sample     - one -" in said.split("written", 1)[1]
     assert "try        ./run -- " in said
+
+
+@pytest.mark.parametrize("name", ["checkpoint.npz", "good.npz", "lock", "settings.toml", "x.tmp"])
+def test_what_the_run_keeps_is_not_written_over(text, begun, capfd, name):
+    before = {path: path.read_bytes() for path in (begun / "run").iterdir()}
+    line = refused(
+        capfd, *arguments(text, begun, *STEPS, "--resume", "--out", begun / "run" / name)
+    )
+    assert f"{name} is a name that the run itself uses: choose another --out" in line
+    assert {path: path.read_bytes() for path in (begun / "run").iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["a.txt", "folder"])
