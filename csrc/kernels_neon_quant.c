@@ -43,50 +43,61 @@ DOTPROD_INLINE int32x4_t add_dot(int32x4_t sum, int8x16_t w, int8x16_t a) {
 
 /* ---- blocks of weights ---- */
 
-/* What is to be taken off the quants as load_piece gives them: Q8_0's are signed as they lie. */
+/* What is to be taken off the quants as load_piece gives them: all of them signed. */
 ALWAYS_INLINE int too_great_by(const llm_type type) {
-  return type == LLM_TYPE_Q8_0 ? 0 : zero_point(type);
+  switch (type) {
+  case LLM_TYPE_Q8_0:
+  case LLM_TYPE_Q5_0: return 0;
+  case LLM_TYPE_Q5_1: return -16;
+  default: return zero_point(type);
+  }
 }
 
-/* Adds 16 to the bytes of y whose bit is set; bits has all 32 in each dword. */
-ALWAYS_INLINE uint8x16_t add_fifths(uint8x16_t y, uint8x16_t bits, const int first_byte) {
+/* Bits of two bytes, all ones where one is set; each dword of `bits` is the same. */
+ALWAYS_INLINE uint8x16_t spread_bits(uint8x16_t bits, const int first_byte) {
   const uint8x16_t each = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
   const uint8x16_t at =
       vcombine_u8(vdup_n_u8((uint8_t)first_byte), vdup_n_u8((uint8_t)(first_byte + 1)));
-  const uint8x16_t set = vtstq_u8(vqtbl1q_u8(bits, at), each);
-  return vorrq_u8(y, vandq_u8(set, vdupq_n_u8(16)));
+  return vtstq_u8(vqtbl1q_u8(bits, at), each);
 }
 
-ALWAYS_INLINE uint8x16_t shift_right(uint8x16_t x, size_t n) {
-  return vshlq_u8(x, vdupq_n_s8((int8_t) - (int)n));
+ALWAYS_INLINE uint8x16_t shift_left(uint8x16_t x, int n) {
+  return vshlq_u8(x, vdupq_n_s8((int8_t)n));
 }
 
-/* Piece k of a block: its two chunks as bytes. */
+/* Piece k of a block: its two chunks as bytes. Above four bits, x and y have what belongs there: x
+ * in its low bits, y in place. */
 ALWAYS_INLINE void load_piece(const llm_type type, const uint8_t *block, size_t k, int8x16_t *low,
                               int8x16_t *high) {
   const uint8_t *q = block + quants_at(type) + 16 * k, *h = block + high_at(type);
-  uint8x16_t x = vld1q_u8(q), y = x;
+  const uint8x16_t w = vld1q_u8(q);
+  uint8x16_t x, y;
   if (type == LLM_TYPE_Q8_0) {
-    y = vld1q_u8(q + 16);
-  } else {
-    x = vandq_u8(x, vdupq_n_u8(15));
-    y = vshrq_n_u8(y, 4);
+    *low = vreinterpretq_s8_u8(w);
+    *high = vld1q_s8((const int8_t *)q + 16);
+    return;
   }
-  if (type == LLM_TYPE_Q5_0 || type == LLM_TYPE_Q5_1) {
-    const uint8x16_t bits = vreinterpretq_u8_s32(vdupq_n_s32(load_i32(h)));
-    x = add_fifths(x, bits, 0);
-    y = add_fifths(y, bits, 2);
+  if (type == LLM_TYPE_Q5_0 || type == LLM_TYPE_Q5_1) { /* ones where no bit is set: 16 less */
+    const uint8x16_t bits = vreinterpretq_u8_s32(vdupq_n_s32(~load_i32(h)));
+    x = spread_bits(bits, 0);
+    y = spread_bits(bits, 2);
   } else if (type == LLM_TYPE_Q5_K) { /* bit b is of block b */
-    const uint8x16_t bits = shift_right(vld1q_u8(h + k % 2 * 16), k / 2 * 2), one = vdupq_n_u8(1);
-    x = vsliq_n_u8(x, vandq_u8(bits, one), 4);
-    y = vsliq_n_u8(y, vandq_u8(vshrq_n_u8(bits, 1), one), 4);
+    const uint8x16_t bits = vld1q_u8(h + k % 2 * 16);
+    const int b = (int)(k / 2 * 2);
+    x = vandq_u8(shift_left(bits, -b), vdupq_n_u8(1));
+    y = vandq_u8(shift_left(bits, 3 - b), vdupq_n_u8(0x10));
   } else if (type == LLM_TYPE_Q6_K) { /* pairs of bits */
-    const uint8x16_t bits = shift_right(vld1q_u8(h + k / 4 * 32 + k % 2 * 16), k % 4 / 2 * 2);
-    x = vsliq_n_u8(x, vandq_u8(bits, vdupq_n_u8(3)), 4);
-    y = vsliq_n_u8(y, vandq_u8(vshrq_n_u8(bits, 4), vdupq_n_u8(3)), 4);
+    const int b = (int)(k % 4 / 2 * 2);
+    const uint8x16_t bits = shift_left(vld1q_u8(h + k / 4 * 32 + k % 2 * 16), -b);
+    x = vandq_u8(bits, vdupq_n_u8(3));
+    y = vandq_u8(bits, vdupq_n_u8(0x30));
+  } else {
+    *low = vreinterpretq_s8_u8(vandq_u8(w, vdupq_n_u8(15)));
+    *high = vreinterpretq_s8_u8(vshrq_n_u8(w, 4));
+    return;
   }
-  *low = vreinterpretq_s8_u8(x);
-  *high = vreinterpretq_s8_u8(y);
+  *high = vreinterpretq_s8_u8(vsriq_n_u8(y, w, 4));
+  *low = vreinterpretq_s8_u8(vsliq_n_u8(w, x, 4));
 }
 
 /* 16 bytes of 4 rows: d[j] is dword j of all. */
