@@ -24,6 +24,21 @@ void kernels_set_avx2_quant(kernels *k); /* products with quantized weights */
 void kernels_set_avx2_rows(kernels *k);  /* everything that works on rows */
 void kernels_set_avx2_attention(kernels *k);
 
+/* Where L1 is small (32 KiB: Zen 4), lines are fetched into L2, or they would be gone again before
+ * they are read. Elsewhere (48 KiB: Zen 5) into L1, each asked for three times: a single request is
+ * lost when the miss buffers are full. */
+extern int small_l1;
+AVX2_INLINE void prefetch(const uint8_t *p) {
+  if (small_l1) {
+    _mm_prefetch((const char *)p + (16 << 10), _MM_HINT_T1);
+    _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T1);
+    return;
+  }
+  _mm_prefetch((const char *)p + (16 << 10), _MM_HINT_T0);
+  _mm_prefetch((const char *)p + (20 << 10), _MM_HINT_T0);
+  _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T0);
+}
+
 /* Eight elements from element k on, a multiple of 8. */
 AVX2_INLINE __m256 load8(const llm_type type, const void *src, size_t k) {
   if (type == LLM_TYPE_F32) return _mm256_loadu_ps((const float *)src + k);
@@ -65,6 +80,23 @@ AVX2_INLINE float sum_lanes(__m256 low, __m256 high) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* Lanes l + 8, then l + 4 added, of two dots, each of lanes 0 to 7 and 8 to 15: their sums of four
+ * lanes side by side. */
+AVX2_INLINE __m256 halve_two(__m256 a_low, __m256 a_high, __m256 b_low, __m256 b_high) {
+  __m256 a = _mm256_add_ps(a_low, a_high), b = _mm256_add_ps(b_low, b_high);
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+/* Of four such pairs: the eight results in order. */
+AVX2_INLINE __m256 sum_eight(const __m256 v[4]) {
+  __m256 a =
+      _mm256_add_ps(_mm256_shuffle_ps(v[0], v[1], 0x44), _mm256_shuffle_ps(v[0], v[1], 0xee));
+  __m256 b =
+      _mm256_add_ps(_mm256_shuffle_ps(v[2], v[3], 0x44), _mm256_shuffle_ps(v[2], v[3], 0xee));
+  __m256 even_odd = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+  return _mm256_permutevar8x32_ps(even_odd, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
 /* All ones in the first n lanes of 8 (n may be negative or more). */

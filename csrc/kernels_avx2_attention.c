@@ -21,22 +21,6 @@ AVX2_INLINE void fetch(const char *p) { _mm_prefetch(p + AHEAD, _MM_HINT_T0); }
 
 /* ---- scores of float keys ---- */
 
-/* Lanes l + 8, then l + 4 added, of two dots: their sums of four lanes side by side. */
-AVX2_INLINE __m256 halve_two(const __m256 a[2], const __m256 b[2]) {
-  __m256 x = _mm256_add_ps(a[0], a[1]), y = _mm256_add_ps(b[0], b[1]);
-  return _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
-}
-
-/* Of four such pairs: the eight results in order. */
-AVX2_INLINE __m256 sum_eight(const __m256 v[4]) {
-  __m256 a =
-      _mm256_add_ps(_mm256_shuffle_ps(v[0], v[1], 0x44), _mm256_shuffle_ps(v[0], v[1], 0xee));
-  __m256 b =
-      _mm256_add_ps(_mm256_shuffle_ps(v[2], v[3], 0x44), _mm256_shuffle_ps(v[2], v[3], 0xee));
-  __m256 even_odd = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
-  return _mm256_permutevar8x32_ps(even_odd, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
-
 /* The keys at k and one position further, times n_q queries. */
 AVX2_INLINE void dot_two(const llm_type type, const int n_q, const attention_args *a, const char *k,
                          const float *q, __m256 out[SIDE]) {
@@ -59,7 +43,8 @@ AVX2_INLINE void dot_two(const llm_type type, const int n_q, const attention_arg
     }
   }
   UNROLL
-  for (int j = 0; j < n_q; j++) out[j] = halve_two(sum[j][0], sum[j][1]);
+  for (int j = 0; j < n_q; j++)
+    out[j] = halve_two(sum[j][0][0], sum[j][0][1], sum[j][1][0], sum[j][1][1]);
 }
 
 AVX2_INLINE void float_scores(const llm_type type, const int n_q, const chunk *c, size_t h) {
@@ -68,6 +53,8 @@ AVX2_INLINE void float_scores(const llm_type type, const int n_q, const chunk *c
   for (size_t pos = c->from; pos + 8 <= c->to; pos += 8) {
     const char *k = (const char *)a->k + pos * a->k_bytes;
     __m256 pair[SIDE][4], two[SIDE];
+    for (size_t i = 0; h == 0 && i < 8 * a->v_bytes; i += 64) /* values, which come next, to L2 */
+      _mm_prefetch((const char *)a->v + pos * a->v_bytes + i, _MM_HINT_T1);
     UNROLL
     for (size_t i = 0; i < 4; i++) {
       dot_two(type, n_q, a, k + 2 * i * a->k_bytes, q, two);
@@ -201,36 +188,42 @@ AVX2_INLINE void scores_q8_0(const int n_q, const chunk *c, size_t h) {
 
 /* ---- softmax ---- */
 
-/* p = num_expf(p * scale - max) in place; returns their sum in 16 lanes. */
-AVX2 static float softmax(float *p, size_t n, float scale, float *largest) {
+/* exp(p - max) of the lanes in `used`, in place; the others count nothing: no lane of a sum is ever
+ * -0, so that adding +0 leaves it. */
+AVX2_INLINE __m256 exp_some(float *p, __m256 max, __m256i used) {
+  __m256 e = expf8(_mm256_sub_ps(_mm256_maskload_ps(p, used), max));
+  e = _mm256_and_ps(e, _mm256_castsi256_ps(used));
+  _mm256_maskstore_ps(p, used, e);
+  return e;
+}
+
+AVX2 static float softmax_avx2(float *p, size_t n, float scale, float *largest) {
   const __m256 scales = _mm256_set1_ps(scale);
-  const size_t n_whole = n / 8 * 8;
-  const __m256i tail = first_lanes((int)(n - n_whole));
-  __m256 maxima = _mm256_set1_ps(-INFINITY);
-  for (size_t i = 0; i < n_whole; i += 8) {
+  __m256 max = _mm256_set1_ps(-INFINITY), low = _mm256_setzero_ps(), high = low;
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
     __m256 v = _mm256_mul_ps(_mm256_loadu_ps(p + i), scales);
     _mm256_storeu_ps(p + i, v);
-    maxima = _mm256_max_ps(maxima, v);
+    max = _mm256_max_ps(max, v);
   }
-  float max = horizontal_max(maxima);
-  for (size_t i = n_whole; i < n; i++) {
+  *largest = horizontal_max(max);
+  for (; i < n; i++) {
     p[i] *= scale;
-    max = p[i] > max ? p[i] : max;
+    *largest = p[i] > *largest ? p[i] : *largest;
   }
-  *largest = max;
-  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-  for (size_t i = 0; i < n_whole; i += 8) {
-    __m256 e = expf8(_mm256_sub_ps(_mm256_loadu_ps(p + i), _mm256_set1_ps(max)));
+  max = _mm256_set1_ps(*largest);
+  for (i = 0; i + LANES <= n; i += LANES) {
+    __m256 e = expf8(_mm256_sub_ps(_mm256_loadu_ps(p + i), max));
+    __m256 f = expf8(_mm256_sub_ps(_mm256_loadu_ps(p + i + 8), max));
     _mm256_storeu_ps(p + i, e);
-    sum[i / 8 % 2] = _mm256_add_ps(sum[i / 8 % 2], e);
+    _mm256_storeu_ps(p + i + 8, f);
+    low = _mm256_add_ps(low, e);
+    high = _mm256_add_ps(high, f);
   }
-  if (n_whole < n) { /* lanes stay at their value by adding +0: none is ever -0 */
-    __m256 e = _mm256_sub_ps(_mm256_maskload_ps(p + n_whole, tail), _mm256_set1_ps(max));
-    e = _mm256_and_ps(expf8(e), _mm256_castsi256_ps(tail));
-    _mm256_maskstore_ps(p + n_whole, tail, e);
-    sum[n_whole / 8 % 2] = _mm256_add_ps(sum[n_whole / 8 % 2], e);
-  }
-  return sum_lanes(sum[0], sum[1]);
+  if (i < n) low = _mm256_add_ps(low, exp_some(p + i, max, first_lanes((int)(n - i))));
+  if (i + 8 < n)
+    high = _mm256_add_ps(high, exp_some(p + i + 8, max, first_lanes((int)(n - i) - 8)));
+  return sum_lanes(low, high);
 }
 
 /* ---- values ---- */
@@ -381,7 +374,7 @@ AVX2 static void attention_avx2(const attention_args *a) {
     FOR_TYPES(a->k_type, chunk_scores, &c)
   }
   for (size_t h = 0; h < a->n_q; h++)
-    a->sum[h] = softmax(a->scores + h * a->n_pos, a->n_pos, a->scale, &a->max[h]);
+    a->sum[h] = softmax_avx2(a->scores + h * a->n_pos, a->n_pos, a->scale, &a->max[h]);
   for (c.from = 0; c.from < a->n_pos; c.from = c.to) {
     c.to = min_size(c.from + CHUNK, a->n_pos);
     FOR_TYPES(a->v_type, chunk_values, &c)

@@ -7,7 +7,10 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#include "cpu.h"
 #include "kernels_avx2_quant.h"
+
+int small_l1;
 
 static kernels below; /* the set that this one started from: takes matrices of fewer than 8 rows */
 
@@ -127,10 +130,13 @@ AVX2_INLINE __m256 decode_super(const llm_type type, const uint8_t *w, size_t st
 AVX2_INLINE __m256 decode_rows(const llm_type type, const uint8_t *w, size_t stride,
                                const act_rows *act) {
   const size_t per = is_super(type) ? QK_SUPER / QK : 1, size = block_bytes(type);
+  const uint8_t *ahead = w; /* in the order of the file */
   __m256 y = _mm256_setzero_ps();
-  for (size_t b = 0; b < act->n_in / QK; b += per, w += size)
+  for (size_t b = 0; b < act->n_in / QK; b += per, w += size, ahead += ROWS * size) {
+    for (size_t k = 0; k < ROWS * size; k += 64) prefetch(ahead + k);
     y = is_super(type) ? decode_super(type, w, stride, act->q + b, y)
                        : decode_block(type, w, stride, act->q + b, y);
+  }
   return y;
 }
 
@@ -155,6 +161,7 @@ FOR_QUANTIZED_TYPES(DEFINE_QUANTIZED_MATMUL)
 
 void kernels_set_avx2_quant(kernels *k) {
   below = *k;
+  small_l1 = cpu_l1_bytes() <= 32 << 10;
 #define SET_QUANTIZED(name, type) k->matmul[type] = matmul_##name##_avx2;
   FOR_QUANTIZED_TYPES(SET_QUANTIZED)
 }

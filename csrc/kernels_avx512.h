@@ -6,10 +6,8 @@
 #ifdef LLM_EMULATE_AVX512 /* tests on machines without it, all files as one */
 #include "emulate_avx512.h"
 #define AVX512_SHARED static
-#define AVX512_EXTERN static
 #else
 #define AVX512_SHARED
-#define AVX512_EXTERN extern
 #include <immintrin.h>
 #define AVX512                                                                                     \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
@@ -29,21 +27,6 @@ AVX512_SHARED size_t prefill_scratch_avx512(size_t n_in);
   AVX512_SHARED void prefill_##name##_avx512(const matmul_args *m, size_t r0, size_t r1,           \
                                              void *scratch);
 FOR_QUANTIZED_TYPES(DECLARE_QUANTIZED)
-
-/* Where L1 is small (32 KiB: Zen 4), lines are fetched into L2, or they would be gone again before
- * they are read. Elsewhere (48 KiB: Zen 5) into L1, each asked for three times: a single request is
- * lost when the miss buffers are full. */
-AVX512_EXTERN int avx512_small_l1;
-AVX512_INLINE void prefetch(const uint8_t *p) {
-  if (avx512_small_l1) {
-    _mm_prefetch((const char *)p + (16 << 10), _MM_HINT_T1);
-    _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T1);
-    return;
-  }
-  _mm_prefetch((const char *)p + (16 << 10), _MM_HINT_T0);
-  _mm_prefetch((const char *)p + (20 << 10), _MM_HINT_T0);
-  _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T0);
-}
 
 /* 16 bytes from each of four places, one a 128-bit lane. */
 AVX512_INLINE __m512i load_four(const uint8_t *p, size_t o1, size_t o2, size_t o3) {
