@@ -113,7 +113,7 @@ def wait_until_clear(folder: Path, n_ranks: int, stop: Stop) -> None:
         except CheckpointError:
             if not is_told:
                 what = f"{name([0], n_ranks, folder)}holds {folder / 'lock'} still"
-                hint = "end it there, or wait: it ends itself, or the file system lets go of its host"
+                hint = "end it there, or wait: it ends itself, or its host is let go of"
                 print(f"waiting    {what}; {hint}", flush=True)
             is_told = True
         stop.wait(pulse.PERIOD)
