@@ -60,7 +60,8 @@ class TwoHosts:
         (self._folder / "hosts").write_text("10.99.0.1 hosta\n10.99.0.2 hostb\n")
         (self._folder / "host").write_text(HOST)
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", *NAMESPACES.split()]
-        with open(self._folder / "errors", "wb") as errors:
+        said = self._folder / "errors"
+        with open(said, "wb") as errors:
             self._process = subprocess.Popen(
                 [*command, "sh", "-c", HOSTA, self._folder, HOSTB],
                 stdin=subprocess.DEVNULL,
@@ -69,9 +70,9 @@ class TwoHosts:
             )
         names, end = [self._folder / "hosta", self._folder / "hostb"], time.monotonic() + 10
         while not all(name.exists() for name in names):
-            if self._process.poll() is not None or time.monotonic() > end:
+            if said.stat().st_size or time.monotonic() > end:
                 self.__exit__()
-                why = (self._folder / "errors").read_text().strip()
+                why = said.read_text().strip() or "they took too long"
                 pytest.skip(f"two hosts cannot be made on this machine: {why}")
             time.sleep(0.01)
         hosta = child_of(self._process.pid)
