@@ -50,9 +50,13 @@ void bpe_free(bpe *b) {
   free(b);
 }
 
+static uint64_t pair_of(int32_t left, int32_t right) {
+  return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+}
+
 /* The slot of a pair, or the free one where it would go. */
 static merge *merge_slot(const bpe *b, int32_t left, int32_t right) {
-  uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+  uint64_t pair = pair_of(left, right);
   size_t i = (size_t)hash_mix(0, pair) & b->mask;
   while (b->slots[i].rank && b->slots[i].pair != pair) i = (i + 1) & b->mask;
   return &b->slots[i];
@@ -61,8 +65,12 @@ static merge *merge_slot(const bpe *b, int32_t left, int32_t right) {
 int bpe_add_merge(bpe *b, int32_t left, int32_t right, int32_t product, int64_t rank) {
   merge *slot = merge_slot(b, left, right);
   if (slot->rank) return 0;
-  *slot = (merge){(uint64_t)(uint32_t)left << 32 | (uint32_t)right, (uint32_t)rank + 1, product};
+  *slot = (merge){pair_of(left, right), (uint32_t)rank + 1, product};
   return 1;
+}
+
+void bpe_prefetch_merge(const bpe *b, int32_t left, int32_t right) {
+  __builtin_prefetch(&b->slots[hash_mix(0, pair_of(left, right)) & b->mask]);
 }
 
 void bpe_take_whole(bpe *b, whole_tokens whole) { b->whole = whole; }

@@ -26,6 +26,8 @@ void bpe_free(bpe *b);
 /* Ranks are below 2^31, the lowest merges first. 0: the pair has a merge already, nothing was
  * added. */
 int bpe_add_merge(bpe *b, int32_t left, int32_t right, int32_t product, int64_t rank);
+/* Asks for what bpe_add_merge will look at. */
+void bpe_prefetch_merge(const bpe *b, int32_t left, int32_t right);
 
 /* From now on a piece that is a normal token is that token at once. The table is borrowed. */
 void bpe_take_whole(bpe *b, whole_tokens whole);

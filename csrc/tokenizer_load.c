@@ -35,12 +35,22 @@ llm_status loader_set_name(loader *l, int64_t id, name key) {
     return error_set(l->err, l->bad, "%s: token %" PRId64 " has %zu bytes, expected at most %d",
                      l->where, id, key.n_bytes, MAX_TOKEN_BYTES);
   l->names[id] = key;
-  token_slot *slot = token_table_slot(&l->by_name, key);
-  if (slot->id_plus_1)
-    return error_set(l->err, l->bad, "%s: tokens %" PRId32 " and %" PRId64 " are both \"%.*s\"",
-                     l->where, slot->id_plus_1 - 1, id, gguf_quoted(key.n_bytes),
-                     (const char *)key.bytes);
-  token_slot_set(slot, key, (int32_t)id);
+  return LLM_OK;
+}
+
+llm_status loader_index_names(loader *l) {
+  enum { AHEAD = 16 };
+  const int64_t n = l->t->n_vocab;
+  for (int64_t id = 0; id < n; id++) {
+    const name key = l->names[id];
+    if (id + AHEAD < n) token_table_prefetch(&l->by_name, l->names[id + AHEAD]);
+    token_slot *slot = token_table_slot(&l->by_name, key);
+    if (slot->id_plus_1)
+      return error_set(l->err, l->bad, "%s: tokens %" PRId32 " and %" PRId64 " are both \"%.*s\"",
+                       l->where, slot->id_plus_1 - 1, id, gguf_quoted(key.n_bytes),
+                       (const char *)key.bytes);
+    token_slot_set(slot, key, (int32_t)id);
+  }
   return LLM_OK;
 }
 
@@ -108,6 +118,7 @@ llm_status loader_read_tokens(loader *l, const file_arrays *a, spelling_decoder 
     if (!status) status = decode(l, id, spelling, type, t->text + at, &n_bytes, user);
     t->offsets[id + 1] = at + n_bytes;
   }
+  if (!status) status = loader_index_names(l);
   if (!status) loader_mark_control(l);
   return status;
 }

@@ -34,9 +34,10 @@ llm_status loader_run(llm_tokenizer **out, const char *where, llm_status bad, lo
 /* Room for n_vocab tokens of text_bytes together. */
 llm_status loader_init(loader *l, int64_t n_vocab, uint64_t text_bytes);
 llm_status loader_set_type(loader *l, int64_t id, int32_t type);
-/* The spelling of a token; refuses one that another token has. */
-llm_status loader_set_name(loader *l, int64_t id, name key);
-/* Once all tokens are there: turn markers become control tokens. */
+llm_status loader_set_name(loader *l, int64_t id, name key); /* the spelling of a token */
+/* Once all tokens are there: fills by_name, refuses a spelling that two tokens have. */
+llm_status loader_index_names(loader *l);
+/* Then: turn markers become control tokens. */
 void loader_mark_control(loader *l);
 /* Then, where encoding looks tokens up by their bytes: fills by_bytes. */
 llm_status loader_index_bytes(loader *l);

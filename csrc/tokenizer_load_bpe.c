@@ -67,10 +67,11 @@ static int32_t find_joined(bpe_loader *b, name first, name second) {
   return token_table_find(&b->l->by_name, key);
 }
 
-static llm_status add_merge(bpe_loader *b, uint64_t index, int32_t left, int32_t right) {
+/* first and second: the names of left and right. */
+static llm_status add_merge(bpe_loader *b, uint64_t index, int32_t left, int32_t right, name first,
+                            name second) {
   const loader *l = b->l;
   const llm_tokenizer *t = l->t;
-  name first = l->names[left], second = l->names[right];
   int32_t product = b->likely_product;
   if (product >= t->n_vocab || !is_joined(l->names[product], first, second))
     product = find_joined(b, first, second);
@@ -155,6 +156,7 @@ static llm_status read_spec_tokens(bpe_loader *b, const llm_bpe_spec *s) {
     size_t n_bytes = (size_t)(t->offsets[id + 1] - t->offsets[id]);
     if (!status) status = loader_set_name(l, id, (name){t->text + t->offsets[id], n_bytes});
   }
+  if (!status) status = loader_index_names(l);
   if (!status) loader_mark_control(l);
   return status;
 }
@@ -171,8 +173,10 @@ static llm_status fill_from_spec(loader *l, const void *source) {
     uint64_t n_merges = (uint64_t)(by_rank ? s->n_vocab : s->n_merges);
     status = begin_merges(b, s->pre, strlen(s->pre), n_merges);
   }
-  for (int64_t m = 0; !status && m < s->n_merges; m++)
-    status = add_merge(b, (uint64_t)m, s->merges[2 * m], s->merges[2 * m + 1]);
+  for (int64_t m = 0; !status && m < s->n_merges; m++) {
+    int32_t left = s->merges[2 * m], right = s->merges[2 * m + 1];
+    status = add_merge(b, (uint64_t)m, left, right, l->names[left], l->names[right]);
+  }
   if (!status && by_rank) status = add_ranked_merges(l);
   if (!status && by_rank) status = take_whole(l); /* as tiktoken does */
   free(b);
@@ -226,31 +230,62 @@ static llm_status decode_spelling(loader *l, int64_t id, name spelling, int32_t 
   return LLM_OK;
 }
 
-static llm_status read_merges(bpe_loader *b, const gguf *g, const llm_meta *merges) {
-  loader *l = b->l;
-  gguf_string pre = {"", 0};
-  llm_status status = gguf_get_string(g, "tokenizer.ggml.pre", 1, &pre, l->err);
-  if (!status) status = begin_merges(b, pre.data, pre.n_bytes, merges->n_elements);
-  const char *cursor = merges->data;
-  for (uint64_t m = 0; !status && m < merges->n_elements; m++) {
-    gguf_string s = gguf_next_string(&cursor);
-    const char *space = s.n_bytes ? memchr(s.data, ' ', s.n_bytes) : NULL;
-    if (!space)
-      return error_set(l->err, l->bad,
-                       "%s: merge %" PRIu64 " is \"%.*s\", expected two tokens and a space between",
-                       l->where, m, gguf_quoted(s.n_bytes), s.data);
-    name halves[2] = {{(const uint8_t *)s.data, (size_t)(space - s.data)},
-                      {(const uint8_t *)space + 1, s.n_bytes - (size_t)(space - s.data) - 1}};
-    int32_t ids[2];
-    for (int i = 0; i < 2; i++) {
-      ids[i] = token_table_find(&l->by_name, halves[i]);
-      if (ids[i] < 0)
-        return error_set(l->err, l->bad, "%s: merge %" PRIu64 " names \"%.*s\", which is no token",
-                         l->where, m, gguf_quoted(halves[i].n_bytes),
-                         (const char *)halves[i].bytes);
-    }
-    status = add_merge(b, m, ids[0], ids[1]);
+/* Merges of a file are read some at a time: what a step will look at in the tables is asked for by
+ * the step before it, for all of them. */
+enum { MERGE_BATCH = 16 };
+
+typedef struct file_merge {
+  name first, second;
+  int32_t left, right;
+} file_merge;
+
+static llm_status read_merge(const bpe_loader *b, uint64_t index, const char **cursor,
+                             file_merge *m) {
+  gguf_string s = gguf_next_string(cursor);
+  const char *space = s.n_bytes ? memchr(s.data, ' ', s.n_bytes) : NULL;
+  if (!space)
+    return error_set(b->l->err, b->l->bad,
+                     "%s: merge %" PRIu64 " is \"%.*s\", expected two tokens and a space between",
+                     b->l->where, index, gguf_quoted(s.n_bytes), s.data);
+  m->first = (name){(const uint8_t *)s.data, (size_t)(space - s.data)};
+  m->second = (name){(const uint8_t *)space + 1, s.n_bytes - m->first.n_bytes - 1};
+  token_table_prefetch(&b->l->by_name, m->first);
+  token_table_prefetch(&b->l->by_name, m->second);
+  return LLM_OK;
+}
+
+static llm_status find_half(const bpe_loader *b, uint64_t index, name half, int32_t *id) {
+  *id = token_table_find(&b->l->by_name, half);
+  if (*id >= 0) return LLM_OK;
+  return error_set(b->l->err, b->l->bad, "%s: merge %" PRIu64 " names \"%.*s\", which is no token",
+                   b->l->where, index, gguf_quoted(half.n_bytes), (const char *)half.bytes);
+}
+
+static llm_status read_batch(bpe_loader *b, uint64_t from, size_t n, const char **cursor) {
+  file_merge merges[MERGE_BATCH];
+  llm_status status = LLM_OK;
+  for (size_t i = 0; !status && i < n; i++) status = read_merge(b, from + i, cursor, &merges[i]);
+  for (size_t i = 0; !status && i < n; i++) {
+    file_merge *m = &merges[i];
+    status = find_half(b, from + i, m->first, &m->left);
+    if (!status) status = find_half(b, from + i, m->second, &m->right);
+    if (!status) bpe_prefetch_merge(b->l->t->bpe, m->left, m->right);
   }
+  for (size_t i = 0; !status && i < n; i++) {
+    const file_merge *m = &merges[i];
+    status = add_merge(b, from + i, m->left, m->right, m->first, m->second);
+  }
+  return status;
+}
+
+static llm_status read_merges(bpe_loader *b, const gguf *g, const llm_meta *merges) {
+  const uint64_t n = merges->n_elements;
+  gguf_string pre = {"", 0};
+  llm_status status = gguf_get_string(g, "tokenizer.ggml.pre", 1, &pre, b->l->err);
+  if (!status) status = begin_merges(b, pre.data, pre.n_bytes, n);
+  const char *cursor = merges->data;
+  for (uint64_t m = 0; !status && m < n; m += MERGE_BATCH)
+    status = read_batch(b, m, n - m < MERGE_BATCH ? (size_t)(n - m) : MERGE_BATCH, &cursor);
   return status;
 }
 

@@ -20,6 +20,10 @@ void token_table_free(token_table *table) {
   table->slots = NULL;
 }
 
+void token_table_prefetch(const token_table *table, name key) {
+  __builtin_prefetch(&table->slots[hash_bytes(key.bytes, key.n_bytes) & table->mask]);
+}
+
 token_slot *token_table_slot(const token_table *table, name key) {
   uint64_t head = key_head(key.bytes, key.n_bytes);
   size_t i = (size_t)hash_bytes(key.bytes, key.n_bytes) & table->mask;

@@ -28,6 +28,8 @@ typedef struct token_table {
 llm_status token_table_init(token_table *table, size_t n, llm_error *err);
 void token_table_free(token_table *table);
 
+/* Asks for what token_table_slot will look at: a large table lies in no near cache. */
+void token_table_prefetch(const token_table *table, name key);
 /* The slot of a name, or the free one where it would go. */
 token_slot *token_table_slot(const token_table *table, name key);
 void token_slot_set(token_slot *slot, name key, int32_t id);
