@@ -33,6 +33,11 @@ AVX2_INLINE void float_tile(const llm_type type, const int n_row, const int n_ve
     UNROLL
     for (size_t half = 0; half < 2; half++) {
       __m256 wk[4];
+      if (n_vec > 1 && v == 0 && half == 0 && (type == LLM_TYPE_F32 || k % (2 * LANES) == 0)) {
+        UNROLL
+        for (size_t i = 0; i < (size_t)n_row; i++)
+          prefetch((const uint8_t *)w + i * stride + k * (type == LLM_TYPE_F32 ? 4 : 2));
+      }
       UNROLL
       for (int i = 0; i < n_row; i++) wk[i] = load8(type, w + (size_t)i * stride, k + 8 * half);
       UNROLL

@@ -146,19 +146,24 @@ AVX2_INLINE void dot_eight(const int n_q, const uint8_t *k, size_t row_bytes, in
   }
 }
 
-/* Scores of fewer than eight positions, from copies of their blocks. */
-AVX2_INLINE void last_scores_q8_0(const int n_q, const attention_args *a, const uint8_t *k, int n,
-                                  int16_t q[SIDE][QK], const float *scale, float *y, int begins) {
-  block_q8_0 copy[8] = {0};
-  const __m256i used = first_lanes(n);
-  __m256 sum[SIDE];
-  for (int i = 0; i < n; i++) memcpy(&copy[i], k + (size_t)i * a->k_bytes, sizeof copy[i]);
-  UNROLL
-  for (size_t j = 0; j < (size_t)n_q; j++)
-    sum[j] = begins ? _mm256_setzero_ps() : _mm256_maskload_ps(y + j * a->n_pos, used);
-  dot_eight(n_q, (const uint8_t *)copy, sizeof *copy, q, scale, sum);
-  UNROLL
-  for (size_t j = 0; j < (size_t)n_q; j++) _mm256_maskstore_ps(y + j * a->n_pos, used, sum[j]);
+/* Where eight scores of a block come from and go to. */
+typedef struct eight {
+  const uint8_t *k;
+  size_t k_bytes, ld; /* from one key, one query's scores to the next */
+  float *y;
+} eight;
+
+/* Fewer than eight positions as copies, the scores so far in y; nothing is read past the last. */
+typedef struct copied {
+  block_q8_0 k[8];
+  float y[SIDE][8];
+} copied;
+
+AVX2 static eight copy_last(const eight *e, size_t n, size_t n_q, int begins, copied *c) {
+  memset(c, 0, sizeof *c);
+  for (size_t i = 0; i < n; i++) memcpy(&c->k[i], e->k + i * e->k_bytes, sizeof c->k[i]);
+  for (size_t j = 0; !begins && j < n_q; j++) memcpy(c->y[j], e->y + j * e->ld, n * sizeof *e->y);
+  return (eight){(const uint8_t *)c->k, sizeof *c->k, 8, c->y[0]};
 }
 
 AVX2_INLINE void scores_q8_0(const int n_q, const chunk *c, size_t h) {
@@ -166,23 +171,26 @@ AVX2_INLINE void scores_q8_0(const int n_q, const chunk *c, size_t h) {
   for (size_t b = 0; b < a->head_dim / QK; b++) {
     int16_t q[SIDE][QK];
     float scale[SIDE];
-    size_t pos = c->from;
-    const uint8_t *k = (const uint8_t *)a->k + pos * a->k_bytes + b * sizeof(block_q8_0);
+    copied last;
     UNROLL
     for (size_t j = 0; j < (size_t)n_q; j++)
       scale[j] = round_query(a->q + (h + j) * a->head_dim + b * QK, q[j]);
-    float *y = a->scores + h * a->n_pos + pos;
-    for (; pos + 8 <= c->to; pos += 8, y += 8, k += 8 * a->k_bytes) {
+    for (size_t pos = c->from; pos < c->to; pos += 8) {
+      const size_t n = min_size(8, c->to - pos);
+      const eight place = {(const uint8_t *)a->k + pos * a->k_bytes + b * sizeof(block_q8_0),
+                           a->k_bytes, a->n_pos, a->scores + h * a->n_pos + pos};
+      const eight e = n < 8 ? copy_last(&place, n, (size_t)n_q, b == 0, &last) : place;
       __m256 sum[SIDE];
-      for (size_t i = 0; i < 8; i++) fetch((const char *)k + i * a->k_bytes);
+      for (size_t i = 0; i < 8; i++) fetch((const char *)place.k + i * a->k_bytes);
       UNROLL
       for (size_t j = 0; j < (size_t)n_q; j++)
-        sum[j] = b ? _mm256_loadu_ps(y + j * a->n_pos) : _mm256_setzero_ps();
-      dot_eight(n_q, k, a->k_bytes, q, scale, sum);
+        sum[j] = b ? _mm256_loadu_ps(e.y + j * e.ld) : _mm256_setzero_ps();
+      dot_eight(n_q, e.k, e.k_bytes, q, scale, sum);
       UNROLL
-      for (size_t j = 0; j < (size_t)n_q; j++) _mm256_storeu_ps(y + j * a->n_pos, sum[j]);
+      for (size_t j = 0; j < (size_t)n_q; j++) _mm256_storeu_ps(e.y + j * e.ld, sum[j]);
+      for (size_t j = 0; n < 8 && j < (size_t)n_q; j++)
+        memcpy(place.y + j * place.ld, last.y[j], n * sizeof *place.y);
     }
-    if (pos < c->to) last_scores_q8_0(n_q, a, k, (int)(c->to - pos), q, scale, y, !b);
   }
 }
 
@@ -296,8 +304,11 @@ AVX2_INLINE void float_values(const llm_type type, const int n_q, const chunk *c
   const shares s = {a->scores + h * a->n_pos + c->from, a->n_pos, h};
   size_t d = 0;
   for (; d + 32 <= a->head_dim; d += 32) values_tile(type, n_q, 4, c, &s, d);
-  for (; d + 8 <= a->head_dim; d += 8) values_tile(type, n_q, 1, c, &s, d);
-  if (d < a->head_dim) values_tail(type, n_q, c, &s, d);
+  for (size_t j = 0; j < (size_t)n_q; j++) {
+    const shares one = {s.p + j * s.stride, s.stride, s.h + j};
+    for (size_t e = d; e + 8 <= a->head_dim; e += 8) values_tile(type, 1, 1, c, &one, e);
+  }
+  if (a->head_dim % 8) values_tail(type, n_q, c, &s, a->head_dim / 8 * 8);
 }
 
 /* A block's scale goes to the positions' shares, its integers meet them. */

@@ -87,7 +87,10 @@ AVX2_INLINE void fill_panel(const llm_type type, const uint8_t *w, size_t n_bloc
                             panel_block *out) {
   const size_t per = is_super(type) ? QK_SUPER / QK : 1, size = block_bytes(type);
   const size_t row_bytes = n_blocks / per * size;
+  const uint8_t *ahead = w;
   for (size_t b = 0; b < n_blocks; b += per, w += size, out = block_at(type, out, per)) {
+    for (size_t k = 0; k < ROWS * size; k += 64) prefetch(ahead + k);
+    ahead += ROWS * size;
     for (size_t k = 0; k < n_pieces(type); k++) {
       __m256i low[4], high[4];
       UNROLL

@@ -60,6 +60,11 @@ AVX512_INLINE void float_tile(const llm_type type, const int n_tok, const matmul
   for (int i = 0; i < n_row * n_tok; i++) sum[i] = _mm512_setzero_ps();
   for (size_t k = 0; k < n_in; k += LANES) {
     __m512 wk[TILE_ROWS];
+    if (n_tok > 1 && t == 0 && (type == LLM_TYPE_F32 || k % (2 * LANES) == 0)) {
+      UNROLL
+      for (size_t i = 0; i < n_row; i++)
+        prefetch((const uint8_t *)w + i * row_bytes + k * (row_bytes / n_in));
+    }
     UNROLL
     for (int i = 0; i < n_row; i++) wk[i] = load_lanes(type, w + (size_t)i * apart * row_bytes, k);
     UNROLL
