@@ -140,6 +140,63 @@ static void test_bad_vocabulary(void) {
   refuse(&r, LLM_ERR_FORMAT, "tokens 7 and 8 are both \"?[2J\"");
 }
 
+/* Merges, which are read some at a time: "A B", "AB C", "ABC D" ..., a longer token each. */
+enum { MOST_MERGES = 33 };
+
+static recipe chain_of(size_t n_merges) {
+  static char letters[MOST_MERGES + 1][2], words[MOST_MERGES][64], pairs[MOST_MERGES][64];
+  recipe r = good_recipe();
+  char word[MOST_MERGES + 2] = "A";
+  memset(r.tokens, 0, sizeof r.tokens);
+  for (size_t i = 0; i <= MOST_MERGES; i++) {
+    letters[i][0] = (char)(i < 26 ? 'A' + i : 'a' + i - 26);
+    r.tokens[i] = letters[i];
+  }
+  for (size_t i = 0; i < MOST_MERGES; i++) {
+    snprintf(pairs[i], sizeof pairs[i], "%s %s", word, letters[i + 1]);
+    strcat(word, letters[i + 1]);
+    r.tokens[MOST_MERGES + 1 + i] = strcpy(words[i], word);
+    r.merges[i] = pairs[i];
+  }
+  r.n_tokens = 2 * MOST_MERGES + 1, r.n_types = 0, r.n_merges = n_merges;
+  r.bos = r.add_bos = -1;
+  return r;
+}
+
+static void test_many_merges(void) {
+  for (size_t n = 0; n <= MOST_MERGES; n++) {
+    const recipe r = chain_of(n);
+    llm_tokenizer *t = accept(&r);
+    const char *all = r.tokens[2 * MOST_MERGES];
+    int32_t ids[MOST_MERGES + 1];
+    size_t n_ids = 0;
+    CHECK(llm_tokenizer_encode(t, all, MOST_MERGES + 1, 0, ids, MOST_MERGES + 1, &n_ids, NULL) ==
+          LLM_OK);
+    CHECK_MSG(n_ids == MOST_MERGES + 1 - n && ids[0] == (n ? MOST_MERGES + (int32_t)n : 0),
+              "%zu merges: %zu ids, the first %d", n, n_ids, (int)ids[0]);
+    llm_tokenizer_free(t);
+  }
+}
+
+static void test_bad_merges(void) {
+  static const struct {
+    const char *merge, *fault; /* NULL: the one before again */
+  } cases[] = {
+      {"", "is \"\", expected two tokens"},         {"AB", "is \"AB\", expected two tokens"},
+      {"? B", "names \"?\", which is no token"},    {"B ?", "names \"?\", which is no token"},
+      {"B A", "of \"B\" and \"A\" makes no token"}, {NULL, "of \"A"}};
+  for (size_t n = 1; n <= MOST_MERGES; n += n == 1 ? 14 : n == 17 ? 16 : 1) /* 1, 15, 16, 17, 33 */
+    for (size_t m = 0; m < n; m++)
+      for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        recipe r = chain_of(n);
+        char fragment[64];
+        if (!cases[i].merge && !m) continue;
+        r.merges[m] = cases[i].merge ? cases[i].merge : r.merges[m - 1];
+        snprintf(fragment, sizeof fragment, "merge %zu %s", m, cases[i].fault);
+        refuse(&r, LLM_ERR_FORMAT, fragment);
+      }
+}
+
 /* ---- specs ---- */
 
 static void refuse_spec(const llm_bpe_spec *spec, llm_status want, const char *fragment) {
@@ -288,6 +345,8 @@ int main(void) {
   test_good();
   test_bad_keys();
   test_bad_vocabulary();
+  test_many_merges();
+  test_bad_merges();
   test_bad_spec();
   test_long_token();
   test_long_special();
