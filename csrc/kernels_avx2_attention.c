@@ -9,7 +9,7 @@
 enum {
   CHUNK = 64,     /* positions */
   SIDE = 3,       /* query heads side by side */
-  AHEAD = 4 << 10 /* bytes; rows of Q8_0 need requests, those of floats come faster without */
+  AHEAD = 4 << 10 /* bytes; rows of Q8_0 need requests, keys in floats come faster without */
 };
 
 typedef struct chunk { /* positions from `from` to `to` */
