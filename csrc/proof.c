@@ -238,7 +238,10 @@ llm_status llm_model_verify(const llm_model *model, const llm_context_options *o
                             llm_verify_report *report, llm_error *err) {
   memset(report, 0, sizeof *report);
   const kernels *active = kernels_find(options ? options->kernels : NULL);
-  if (!active) return error_set(err, LLM_ERR_ARG, "kernel set \"%s\" is unknown", options->kernels);
+  if (!active)
+    return error_set(err, LLM_ERR_ARG,
+                     "kernel set \"%s\" is unknown or not on this processor: the best here is %s",
+                     options->kernels, kernels_find(NULL)->name);
   snprintf(report->kernels, sizeof report->kernels, "%s", active->name);
   llm_status status = verify_hash(model, report, err);
   if (!status) status = verify_proof(model, options, report, err);

@@ -359,7 +359,9 @@ def test_failures(file, tmp_path):
     fails(1, "cut.bin", tmp_path / "cut.bin", "x")
     fails(1, "--allow-long-context", file, "x", "--ctx", 65)
     assert run(file, "x", "--ctx", 65, "--allow-long-context", "-n", 1).returncode == 0
-    fails(1, "abacus", file, "x", "--kernels", "abacus")
+    wrong = 'kernel set "abacus" is unknown or not on this processor: the best here is '
+    fails(1, wrong, file, "x", "--kernels", "abacus")
+    fails(1, wrong, file, "--verify", "--kernels", "abacus")
     fails(1, "outside the vocabulary of 259", file, "x", "--logit-bias", "259=1")
 
 
