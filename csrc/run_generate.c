@@ -84,7 +84,7 @@ static llm_status begin(generation *g, llm_sampler *sampler, llm_generator **gen
   if (status == LLM_ERR_CONTEXT_FULL)
     snprintf(err->message, sizeof err->message,
              "the prompt has %" PRId64 " tokens, the context holds %" PRId64
-             ": shorten it or raise --ctx",
+             ": shorten it, raise --ctx or let it --on-full forget",
              err->found, err->limit);
   return status;
 }

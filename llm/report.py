@@ -194,7 +194,8 @@ class Report:
             f"{run.bits_per_byte:.3f} validation bits per byte"
         )
         best_step, _, best = min(run.validations, key=lambda point: point[2])
-        if run.bits_per_byte > 1.02 * best:
+        kept = run.settings.weights == "best" and best_step  # said where the file was written
+        if run.bits_per_byte > 1.02 * best and not kept:
             self.say(
                 f"note       step {best_step:,} was better on held-out text ({best:.3f}): "
                 "the text is small for so many steps"
@@ -210,7 +211,7 @@ class Report:
                 f"stopped    at step {run.step:,} of {run.n_steps:,}; to go on, the same "
                 "command with --resume (make: with ARGS=--resume)"
             )
-        if PROGRAM.exists():
+        if PROGRAM.exists() and not run.settings.chat:  # which has shown answers on the way
             said = subprocess.run(command, input=raw, capture_output=True, check=False)
             self.sample(said.stdout.decode("utf-8", "replace").rstrip())
         prompt, out_quoted = shlex.quote(escape(run.prompt)), shlex.quote(str(out))

@@ -278,7 +278,7 @@ def mark_good(run: Run, folder: Path) -> None:
     if run.step not in milestones(run.n_steps, run.n_validations) or last_step != run.step:
         return
     link_file(folder / "checkpoint.npz", folder / "good.npz")
-    if bits == min(point[2] for point in run.validations):
+    if run.step and bits == min(point[2] for point in run.validations if point[0]):
         link_file(folder / "checkpoint.npz", folder / "best.npz")
 
 
@@ -286,7 +286,8 @@ def best_run(run: Run, folder: Path, report: Report) -> Run:
     """The run as it was where it predicted held-out text best, if the settings ask for that; its
     model now has the weights of that step."""
     points = run.validations
-    best = min(range(len(points)), key=lambda i: points[i][2])
+    trained = [i for i, point in enumerate(points) if point[0]]  # what step 0 had is no result
+    best = min(trained, key=lambda i: points[i][2], default=0)
     saved = folder / "best.npz"
     if run.settings.weights == "last" or points[best][0] == run.step or not saved.exists():
         return run

@@ -87,8 +87,10 @@ def with_defaults(given: dict) -> dict:
     own = {"optimizer": "adamw", "schedule": "cosine", "batch": BATCH, "weight_decay": 0.0}
     own["save_seconds"] = SAVE_SECONDS
     own["lr"] = LORA_LR if given.get("lora_rank") else LR[given.get("optimizer", "adamw")]
-    if given.get("chat"):
-        own["n_ctx"] = CHAT_N_CTX
+    if given.get("n_ctx") is None:
+        with Model(given["init"]) as model:
+            wanted = CHAT_N_CTX if given.get("chat") else Settings.n_ctx
+            own["n_ctx"] = min(wanted, model.config.n_ctx_train)
     if not any(given.get(name) for name in BUDGETS):
         own["epochs"] = EPOCHS
     return own | given

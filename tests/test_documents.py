@@ -167,7 +167,7 @@ def test_a_wrong_field_says_which_there_are(tmp_path, field):
     with pytest.raises(CorpusError, match=r"no field 'te?xt'; there are: first, second.*--field"):
         read(path, field)
     path = write_parquet(tmp_path / "a.parquet", {"first": ["a"], "second": ["b"], "n": [1]})
-    with pytest.raises(CorpusError, match=r"no field 'te?xt'; there are: first, second; choose"):
+    with pytest.raises(CorpusError, match=r"no field 'te?xt'; there are: first, second; name one"):
         read(path, field)
 
 

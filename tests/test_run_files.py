@@ -66,8 +66,11 @@ def test_a_file_of_settings_repeats_the_run(text, unbroken, tmp_path):
         assert compare_files(unbroken.out, tmp_path / f"{i}.bin") == []
 
 
-def test_the_file_holds_the_best_weights(text, begun, unbroken, capsys, monkeypatch, tmp_path):
-    bits = iter([5.0, 4.0, 3.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+@pytest.mark.parametrize("untrained", [5.0, 1.0])  # a text that training makes worse counts, too
+def test_the_file_holds_the_best_weights(
+    untrained, text, begun, unbroken, capsys, monkeypatch, tmp_path
+):
+    bits = iter([untrained, 4.0, 3.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])
     monkeypatch.setattr(train.Validation, "bits_per_byte", lambda *_: next(bits))
     assert cli.main(arguments(text, tmp_path, *STEPS)) == 0
     assert "the file gets the weights of step 24: 2.000 held-out" in capsys.readouterr().out
