@@ -271,7 +271,8 @@ def _records(file: BinaryIO, source: Source, field: str | None, skip) -> Iterato
 
 def _no_field(where: str, field: str, known) -> CorpusError:
     names = ", ".join(name[:40] for name in list(known)[:12]) or "none"
-    return CorpusError(f"{where}: no field {field!r}; there are: {names}; name one: llm data --field")
+    choose = f"there are: {names}; name one: llm data --field"
+    return CorpusError(f"{where}: no field {field!r}; {choose}")
 
 
 def guess_field(record: dict, where: str) -> str:
