@@ -27,9 +27,9 @@ void kernels_set_avx2_attention(kernels *k);
 /* Where L1 is small (32 KiB: Zen 4), lines are fetched into L2, or they would be gone again before
  * they are read. Elsewhere (48 KiB: Zen 5) into L1, each asked for three times: a single request is
  * lost when the miss buffers are full. */
-extern int small_l1;
+extern int avx2_small_l1;
 AVX2_INLINE void prefetch(const uint8_t *p) {
-  if (small_l1) {
+  if (avx2_small_l1) {
     _mm_prefetch((const char *)p + (16 << 10), _MM_HINT_T1);
     _mm_prefetch((const char *)p + (24 << 10), _MM_HINT_T1);
     return;

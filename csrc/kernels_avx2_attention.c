@@ -4,18 +4,12 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#include "kernels_attention.h"
 #include "kernels_avx2.h"
 
 enum {
-  CHUNK = 64,     /* positions */
-  SIDE = 3,       /* query heads side by side */
   AHEAD = 4 << 10 /* bytes; rows of Q8_0 need requests, keys in floats come faster without */
 };
-
-typedef struct chunk { /* positions from `from` to `to` */
-  const attention_args *a;
-  size_t from, to;
-} chunk;
 
 AVX2_INLINE void fetch(const char *p) { _mm_prefetch(p + AHEAD, _MM_HINT_T0); }
 
@@ -236,11 +230,6 @@ AVX2 static float softmax_avx2(float *p, size_t n, float scale, float *largest) 
 
 /* ---- values ---- */
 
-typedef struct shares { /* of n_q heads from h on: p[j * stride + i] of position from + i */
-  const float *p;
-  size_t stride, h;
-} shares;
-
 /* Eight elements of a value from element d on; of Q8_0 the integers. */
 AVX2_INLINE __m256 load_value(const llm_type type, const char *v, size_t d) {
   if (type != LLM_TYPE_Q8_0) return load8(type, v, d);
@@ -282,21 +271,8 @@ AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg
   }
 }
 
-/* The values behind the last whole register, one at a time; a row of Q8_0 has none. */
-AVX2 static void values_tail(llm_type type, int n_q, const chunk *c, const shares *s,
-                             size_t first) {
-  const attention_args *a = c->a;
-  for (int j = 0; j < n_q; j++)
-    for (size_t d = first; d < a->head_dim; d++) {
-      float *out = a->out + (s->h + (size_t)j) * a->head_dim + d, sum = c->from ? *out : 0;
-      for (size_t pos = c->from; pos < c->to; pos++) {
-        const char *row = (const char *)a->v + pos * a->v_bytes;
-        float v =
-            type == LLM_TYPE_F16 ? f16_to_f32(((const uint16_t *)row)[d]) : ((const float *)row)[d];
-        sum = fmaf(s->p[(size_t)j * s->stride + pos - c->from], v, sum);
-      }
-      *out = sum;
-    }
+AVX2 static void values_tail(llm_type type, size_t n_q, const chunk *c, const shares *x, size_t d) {
+  add_tail(type, n_q, c, x, d);
 }
 
 AVX2_INLINE void float_values(const llm_type type, const int n_q, const chunk *c, size_t h) {
@@ -308,7 +284,7 @@ AVX2_INLINE void float_values(const llm_type type, const int n_q, const chunk *c
     const shares one = {s.p + j * s.stride, s.stride, s.h + j};
     for (size_t e = d; e + 8 <= a->head_dim; e += 8) values_tile(type, 1, 1, c, &one, e);
   }
-  if (a->head_dim % 8) values_tail(type, n_q, c, &s, a->head_dim / 8 * 8);
+  if (a->head_dim % 8) values_tail(type, (size_t)n_q, c, &s, a->head_dim / 8 * 8);
 }
 
 /* A block's scale goes to the positions' shares, its integers meet them. */
@@ -354,14 +330,6 @@ AVX2_INLINE void values_of(const llm_type type, const int n_q, const chunk *c, s
     float_values(type, n_q, c, h);
 }
 
-#define FOR_HEADS(of)                                                                              \
-  do {                                                                                             \
-    size_t h = 0;                                                                                  \
-    for (; h + 3 <= c->a->n_q; h += 3) of(type, 3, c, h);                                          \
-    if (c->a->n_q - h == 2) of(type, 2, c, h);                                                     \
-    if (c->a->n_q - h == 1) of(type, 1, c, h);                                                     \
-  } while (0)
-
 AVX2_INLINE void chunk_scores(const llm_type type, const chunk *c) {
   const size_t whole = c->a->head_dim % LANES ? c->from : c->to - (c->to - c->from) % 8;
   if (type == LLM_TYPE_Q8_0 || whole > c->from) FOR_HEADS(scores_of);
@@ -369,14 +337,6 @@ AVX2_INLINE void chunk_scores(const llm_type type, const chunk *c) {
 }
 
 AVX2_INLINE void chunk_values(const llm_type type, const chunk *c) { FOR_HEADS(values_of); }
-
-#define FOR_TYPES(type, of, c)                                                                     \
-  if (type == LLM_TYPE_F16)                                                                        \
-    of(LLM_TYPE_F16, c);                                                                           \
-  else if (type == LLM_TYPE_Q8_0)                                                                  \
-    of(LLM_TYPE_Q8_0, c);                                                                          \
-  else                                                                                             \
-    of(LLM_TYPE_F32, c);
 
 AVX2 static void attention_avx2(const attention_args *a) {
   chunk c = {.a = a};

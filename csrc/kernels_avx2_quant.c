@@ -10,7 +10,7 @@
 #include "cpu.h"
 #include "kernels_avx2_quant.h"
 
-int small_l1;
+int avx2_small_l1;
 
 static kernels below; /* the set that this one started from: takes matrices of fewer than 8 rows */
 
@@ -93,8 +93,8 @@ AVX2_INLINE __m256 decode_super(const llm_type type, const uint8_t *w, size_t st
   __m256 scale[8], second[8], total[16];                       /* Q6_K's, of 16 elements each */
   super_scales(type, w, stride, scale, second);
   for (size_t k = 0; k < 8; k += apart) {
-    const size_t at = q6 ? k / 4 * 4 + k % 4 / 2 : k; /* the block of the low halves */
-    const act_block *low_a = a + at, *high_a = low_a + (q6 ? 2 : 1);
+    const size_t at = low_block(type, k);
+    const act_block *low_a = a + at, *high_a = low_a + high_after(type);
     __m256i low_dot[4], high_dot[4];
     UNROLL
     for (size_t j = 0; j < apart; j++) {
@@ -112,7 +112,7 @@ AVX2_INLINE __m256 decode_super(const llm_type type, const uint8_t *w, size_t st
     const __m256i low_sum = sum_rows(type, low_dot), high_sum = sum_rows(type, high_dot);
     if (q6) {
       total[2 * at + k % 2] = half_total(low_sum, low_a, k % 2);
-      total[2 * at + 4 + k % 2] = half_total(high_sum, high_a, k % 2);
+      total[2 * (at + high_after(type)) + k % 2] = half_total(high_sum, high_a, k % 2);
     } else {
       y = add_block(type, low_sum, scale[k], second[k], low_a, y);
       y = add_block(type, high_sum, scale[k + 1], second[k + 1], high_a, y);
@@ -161,7 +161,7 @@ FOR_QUANTIZED_TYPES(DEFINE_QUANTIZED_MATMUL)
 
 void kernels_set_avx2_quant(kernels *k) {
   below = *k;
-  small_l1 = cpu_l1_bytes() <= 32 << 10;
+  avx2_small_l1 = cpu_l1_bytes() <= 32 << 10;
 #define SET_QUANTIZED(name, type) k->matmul[type] = matmul_##name##_avx2;
   FOR_QUANTIZED_TYPES(SET_QUANTIZED)
 }

@@ -130,7 +130,7 @@ static size_t scratch_bytes_avx512(size_t n_in) {
 /* Whether one token goes through this file's kernel. Zen 4, which has the small L1 and splits every
  * operation of 512 bits in two, is faster by AVX2's where unpacking is cheap there. */
 static int decodes(llm_type type) {
-  return !small_l1 || type == LLM_TYPE_Q8_0 || type == LLM_TYPE_Q5_K || type == LLM_TYPE_Q6_K;
+  return !avx2_small_l1 || type == LLM_TYPE_Q8_0 || type == LLM_TYPE_Q5_K || type == LLM_TYPE_Q6_K;
 }
 
 #define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \

@@ -3,18 +3,10 @@
 #include "kernels.h"
 
 #if defined(__aarch64__)
+#include "kernels_attention.h"
 #include "kernels_neon.h"
 
-enum {
-  CHUNK = 64, /* positions */
-  SIDE = 3,   /* query heads side by side */
-  TILE = 16   /* elements of their values */
-};
-
-typedef struct chunk { /* positions from `from` to `to` */
-  const attention_args *a;
-  size_t from, to;
-} chunk;
+enum { TILE = 16 }; /* elements of the values of heads side by side */
 
 /* ---- scores ---- */
 
@@ -116,11 +108,6 @@ static float softmax(float *p, size_t n, float scale, float *largest) {
 
 /* ---- values ---- */
 
-typedef struct shares { /* of n_q heads from h on: p[j * stride + i] of position from + i */
-  const float *p;
-  size_t stride, h;
-} shares;
-
 /* 16 elements of a value from element d on; of Q8_0 the integers. */
 ALWAYS_INLINE void load_value(const llm_type type, const char *v, size_t d, float32x4_t x[4]) {
   if (type != LLM_TYPE_Q8_0) {
@@ -166,28 +153,12 @@ ALWAYS_INLINE void values_tile(const llm_type type, const size_t n_q, const chun
   }
 }
 
-/* The elements behind the last tile, one at a time; a row of Q8_0 has none. */
-static void values_tail(const chunk *c, const shares *s, size_t n_q, size_t first) {
-  const attention_args *a = c->a;
-  for (size_t j = 0; j < n_q; j++)
-    for (size_t d = first; d < a->head_dim; d++) {
-      float *out = a->out + (s->h + j) * a->head_dim + d, sum = c->from ? *out : 0;
-      for (size_t pos = c->from; pos < c->to; pos++) {
-        const void *row = (const char *)a->v + pos * a->v_bytes;
-        const float v = a->v_type == LLM_TYPE_F16 ? f16_to_f32(((const uint16_t *)row)[d])
-                                                  : ((const float *)row)[d];
-        sum = fmaf(s->p[j * s->stride + pos - c->from], v, sum);
-      }
-      *out = sum;
-    }
-}
-
 ALWAYS_INLINE void float_values(const llm_type type, const size_t n_q, const chunk *c, size_t h) {
   const attention_args *a = c->a;
   const shares s = {a->scores + h * a->n_pos + c->from, a->n_pos, h};
   size_t d = 0;
   for (; d + TILE <= a->head_dim; d += TILE) values_tile(type, n_q, c, &s, d);
-  if (d < a->head_dim) values_tail(c, &s, n_q, d);
+  if (d < a->head_dim) add_tail(type, n_q, c, &s, d);
 }
 
 /* A block's scale goes to the positions' shares, its integers meet them. */
@@ -215,12 +186,7 @@ ALWAYS_INLINE void values_of(const llm_type type, const size_t n_q, const chunk 
     float_values(type, n_q, c, h);
 }
 
-ALWAYS_INLINE void chunk_values(const llm_type type, const chunk *c) {
-  size_t h = 0;
-  for (; h + SIDE <= c->a->n_q; h += SIDE) values_of(type, SIDE, c, h);
-  if (c->a->n_q - h == 2) values_of(type, 2, c, h);
-  if (c->a->n_q - h == 1) values_of(type, 1, c, h);
-}
+ALWAYS_INLINE void chunk_values(const llm_type type, const chunk *c) { FOR_HEADS(values_of); }
 
 static void attention_neon(const attention_args *a) {
   chunk c = {.a = a};
@@ -235,12 +201,7 @@ static void attention_neon(const attention_args *a) {
     a->sum[h] = softmax(a->scores + h * a->n_pos, a->n_pos, a->scale, &a->max[h]);
   for (c.from = 0; c.from < a->n_pos; c.from = c.to) {
     c.to = min_size(c.from + CHUNK, a->n_pos);
-    if (a->v_type == LLM_TYPE_F16)
-      chunk_values(LLM_TYPE_F16, &c);
-    else if (a->v_type == LLM_TYPE_Q8_0)
-      chunk_values(LLM_TYPE_Q8_0, &c);
-    else
-      chunk_values(LLM_TYPE_F32, &c);
+    FOR_TYPES(a->v_type, chunk_values, &c)
   }
 }
 

@@ -196,8 +196,8 @@ DOTPROD_INLINE float32x4_t decode_super(const llm_type type, const uint8_t *w, s
   float32x4_t scale[8], second[8], total[16];                  /* Q6_K's, of 16 elements each */
   super_scales(type, w, stride, scale, second);
   for (size_t k = 0; k < 8; k += apart) {
-    const size_t at = q6 ? k / 4 * 4 + k % 4 / 2 : k; /* the block of the low halves */
-    const act_block *low_a = a + at, *high_a = low_a + (q6 ? 2 : 1);
+    const size_t at = low_block(type, k);
+    const act_block *low_a = a + at, *high_a = low_a + high_after(type);
     int32x4_t low_dot[4], high_dot[4];
     UNROLL
     for (size_t i = 0; i < 4; i++) low_dot[i] = high_dot[i] = vdupq_n_s32(0);
@@ -215,7 +215,7 @@ DOTPROD_INLINE float32x4_t decode_super(const llm_type type, const uint8_t *w, s
     }
     if (q6) {
       total[2 * at + k % 2] = totals(type, low_dot, half_sum(low_a, k % 2));
-      total[2 * at + 4 + k % 2] = totals(type, high_dot, half_sum(high_a, k % 2));
+      total[2 * (at + high_after(type)) + k % 2] = totals(type, high_dot, half_sum(high_a, k % 2));
     } else {
       y = add_block(type, totals(type, low_dot, 0), scale[k], second[k], low_a, y);
       y = add_block(type, totals(type, high_dot, 0), scale[k + 1], second[k + 1], high_a, y);

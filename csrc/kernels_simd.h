@@ -121,6 +121,14 @@ ALWAYS_INLINE size_t high_chunk(const llm_type type, size_t k) {
   return low_chunk(type, k) + (type == LLM_TYPE_Q6_K ? 4 : is_super(type) ? 2 : 1);
 }
 
+/* Of piece k of a super-block (Q4_K, Q5_K: k even): the block of the low halves, and how many
+ * blocks further that of the high ones is. */
+ALWAYS_INLINE size_t low_block(const llm_type type, size_t k) {
+  return type == LLM_TYPE_Q6_K ? k / 4 * 4 + k % 4 / 2 : k;
+}
+
+ALWAYS_INLINE size_t high_after(const llm_type type) { return type == LLM_TYPE_Q6_K ? 2 : 1; }
+
 /* The sum of the first or second 16 activations. */
 ALWAYS_INLINE int half_sum(const act_block *a, const size_t half) {
   return half ? a->sum - a->sum_of_half : a->sum_of_half;

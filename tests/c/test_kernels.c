@@ -500,7 +500,7 @@ static int print_digest(void) {
 #endif
 
 #if defined(__x86_64__)
-extern int small_l1;
+extern int avx2_small_l1;
 #endif
 
 int main(int argc, char **argv) {
@@ -517,7 +517,7 @@ int main(int argc, char **argv) {
   test_tables();
   test_products(tables);
 #if defined(__x86_64__)
-  small_l1 = !small_l1; /* what another processor would take */
+  avx2_small_l1 = !avx2_small_l1; /* what another processor would take */
   test_products(tables);
 #endif
   test_attention(tables);
