@@ -11,13 +11,12 @@ from contextlib import contextmanager
 import pytest
 from test_distributed import needs_mpi
 from test_launch import wait_until
-from training import STEPS, arguments, finish
+from training import STEPS, arguments, finish, without_pictures
 from two_hosts import TwoHosts
 
 from llm.compare import compare_files
 from llm.distributed import mpiexec
 from llm.launch import read_ranks
-from llm.report import Report
 
 pytestmark = needs_mpi
 SLOTS = ("--slot-sequences", 2)
@@ -37,8 +36,7 @@ def hosts(tmp_path):
 def undisturbed(text, tmp_path_factory):
     """The file of one process on one host."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Report, "_write_pages", lambda *_: None)
+    with without_pictures():
         finish(text, folder, *STEPS, *SLOTS)
     return folder / "out.bin"
 

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_distributed import needs_mpi, ranks
-from training import STEPS, arguments, finish, refused
+from training import STEPS, arguments, finish, refused, without_pictures
 
 from conftest import ROOT
 from llm import cli, distributed, launch
 from llm.checkpoint import RANKS, checkpoints, folder_lock, save_checkpoint
 from llm.compare import compare_files
-from llm.report import Report
 
 KILLS = int(os.environ.get("LLM_KILLS", "3"))
 TWO_HOSTS = ["--hosts", "127.0.0.1:1,127.0.0.2:1"]
@@ -87,8 +86,7 @@ def wait_until(condition):
 def undisturbed(text, tmp_path_factory):
     """The file of one process, with slots that two ranks can share. No pictures in this module."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Report, "_write_pages", lambda *_: None)
+    with without_pictures():
         finish(text, folder, *STEPS, *SLOTS)
         yield folder / "out.bin"
 

@@ -6,12 +6,13 @@ The corpus `text` and the finished run `unbroken` are fixtures of conftest.py.
 import io
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 
 import pytest
 
 from conftest import ROOT
 from llm import cli
+from llm.report import Report
 
 SIZES = "--n-embd 32 --n-layer 2 --n-vocab 300 --n-ctx 32 --threads 1".split()
 STEPS = ("--steps", 80, "--save-seconds", 0)
@@ -33,6 +34,14 @@ def finish(text, folder, *more):
     with redirect_stdout(io.StringIO()) as said:
         assert cli.main(arguments(text, folder, *more)) == 0, said.getvalue()
     return said.getvalue()
+
+
+@contextmanager
+def without_pictures():
+    """Runs in this process draw none: they take half of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Report, "_write_pages", lambda *_: None)
+        yield
 
 
 def wait_for(process, line):

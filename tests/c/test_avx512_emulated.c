@@ -20,25 +20,9 @@
 #include "../../csrc/kernels_avx512_panels.c"
 #include "../../csrc/kernels_avx512_quant.c"
 
-static const kernels *emulated(void) {
-  static kernels k;
-  k = *kernels_find("avx2");
-  kernels_set_emulated(&k);
-  k.name = "emulated avx512";
-  return &k;
-}
-
-#define EXTRA_TABLE emulated()
-#define TEST_NAME   "test_avx512_emulated"
-#define main        test_main
-#include "test_kernels.c"
-#undef main
-
-int main(int argc, char **argv) {
-  if (kernels_find("avx2")) return test_main(argc, argv);
-  puts("test_avx512_emulated: skipped, this machine has no AVX2");
-  return 0;
-}
+#define EMULATED "avx512"
+#define BELOW    "avx2"
+#include "emulated_set.h"
 #else
 int main(void) {
   puts("test_avx512_emulated: skipped, it needs gcc on x86-64 without the address sanitizer "
