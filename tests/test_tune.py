@@ -53,6 +53,17 @@ def test_conversations_are_learned(base, talk, tmp_path, capfd, more):
         assert before.score(ids)[1] > model.score(ids)[1] + 1, said
 
 
+def test_windows_are_as_long_as_the_file_knows_unless_given(base, monkeypatch):
+    with Model(base) as model:
+        trained = model.config.n_ctx_train
+    monkeypatch.setattr(tune, "CHAT_N_CTX", trained + 1)
+    given = {"init": str(base), "chat": ("talk.jsonl",)}
+    assert tune.with_defaults(given)["n_ctx"] == trained
+    assert tune.with_defaults({**given, "n_ctx": 7})["n_ctx"] == 7
+    monkeypatch.setattr(tune, "CHAT_N_CTX", 5)
+    assert tune.with_defaults(given)["n_ctx"] == 5
+
+
 def test_a_run_without_a_rate_changes_nothing(base, talk, tmp_path):
     assert cli.main(arguments(base, tmp_path, "--chat", talk, *CHAT[:4], "--lr", 1e-9)) == 0
     with Model(tmp_path / "out.gguf") as after, Model(base) as before:
