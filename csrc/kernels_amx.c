@@ -135,7 +135,10 @@ AMX static void tiles_begin(size_t halved) {
   _tile_loadconfig(&c);
 }
 
-AMX static void tiles_end(void) { _tile_release(); }
+AMX static void tiles_end(void) {
+  _tile_release();
+  LEAVE_AVX();
+}
 
 /* Blocks of n panels from w on, times all tokens' from a on. The last tile is moved up to end with
  * the tokens, as rows are; sums that grow from chunk to chunk must not be met twice. */

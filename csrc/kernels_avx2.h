@@ -24,6 +24,11 @@ void kernels_set_avx2_quant(kernels *k); /* products with quantized weights */
 void kernels_set_avx2_rows(kernels *k);  /* everything that works on rows */
 void kernels_set_avx2_attention(kernels *k);
 
+/* The last act of what is called from elsewhere: SSE code, which all the rest is, runs at half its
+ * speed or less while the upper halves of registers hold something. gcc does it by itself, but not
+ * in files that it makes small. */
+#define LEAVE_AVX() _mm256_zeroupper()
+
 /* Where L1 is small (32 KiB: Zen 4), lines are fetched into L2, or they would be gone again before
  * they are read. Elsewhere (48 KiB: Zen 5) into L1, each asked for three times: a single request is
  * lost when the miss buffers are full. */

@@ -350,6 +350,7 @@ AVX2 static void attention_avx2(const attention_args *a) {
     c.to = min_size(c.from + CHUNK, a->n_pos);
     FOR_TYPES(a->v_type, chunk_values, &c)
   }
+  LEAVE_AVX();
 }
 
 void kernels_set_avx2_attention(kernels *k) { k->attention = attention_avx2; }

@@ -186,8 +186,14 @@ AVX2_INLINE void multiply_tile(const llm_type type, const int n_tok, const tile_
 }
 
 #define DEFINE_TILES(name, type)                                                                   \
-  AVX2 static void name##_most(const tile_args *p) { multiply_tile(type, tile_tokens(type), p); }  \
-  AVX2 static void name##_two(const tile_args *p) { multiply_tile(type, 2, p); }
+  AVX2 static void name##_most(const tile_args *p) {                                               \
+    multiply_tile(type, tile_tokens(type), p);                                                     \
+    LEAVE_AVX();                                                                                   \
+  }                                                                                                \
+  AVX2 static void name##_two(const tile_args *p) {                                                \
+    multiply_tile(type, 2, p);                                                                     \
+    LEAVE_AVX();                                                                                   \
+  }
 DEFINE_TILES(q8_0, LLM_TYPE_Q8_0)
 DEFINE_TILES(q4_0, LLM_TYPE_Q4_0)
 DEFINE_TILES(q4_1, LLM_TYPE_Q4_1)

@@ -148,6 +148,7 @@ SHARED_CODE void decode(rows_decoder decode_rows, size_t row_bytes, const matmul
 #define DEFINE_QUANTIZED_MATMUL(name, type)                                                        \
   AVX2 static void decode_##name(const uint8_t *w, size_t stride, const act_rows *act, float *y) { \
     _mm256_storeu_ps(y, decode_rows(type, w, stride, act));                                        \
+    LEAVE_AVX();                                                                                   \
   }                                                                                                \
   static void matmul_##name##_avx2(const matmul_args *m, size_t r0, size_t r1, void *scratch) {    \
     if (m->n_out < ROWS)                                                                           \

@@ -128,7 +128,10 @@ AVX512_INLINE void multiply_tile(const llm_type type, const int n_tok, const til
 }
 
 #define DEFINE_TILE(name, type, n_tok)                                                             \
-  AVX512 static void name(const tile_args *p) { multiply_tile(type, n_tok, p); }
+  AVX512 static void name(const tile_args *p) {                                                    \
+    multiply_tile(type, n_tok, p);                                                                 \
+    LEAVE_AVX();                                                                                   \
+  }
 DEFINE_TILE(minima_6, LLM_TYPE_Q4_1, 6)
 DEFINE_TILE(minima_2, LLM_TYPE_Q4_1, 2)
 DEFINE_TILE(halves_4, LLM_TYPE_Q6_K, 4)

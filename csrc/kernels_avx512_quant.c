@@ -16,10 +16,7 @@ enum { ROWS = 4, MAX_GROUPS = 2 };
 enum { TWO_GROUPS_BYTES = 28 << 10 };
 
 AVX512_INLINE void store_rows(float *y, const row_group *g, const __m128 sums[MAX_GROUPS]) {
-  float all[2 * ROWS];
-  _mm_storeu_ps(all, sums[0]);
-  _mm_storeu_ps(all + ROWS, sums[1]);
-  memcpy(y + g->from, all + (g->from - g->first), (g->to - g->from) * sizeof *y);
+  store_panel(y, g, _mm512_castps256_ps512(_mm256_set_m128(sums[1], sums[0])));
 }
 
 /* ---- blocks of 32: 4 rows x 4 blocks ---- */
@@ -342,6 +339,7 @@ AVX512_SHARED size_t decode_scratch_avx512(size_t n_in) { return quads_for(n_in)
       decode_supers(type, n_groups, m, r0, r1, scratch);                                           \
     else                                                                                           \
       decode_blocks(type, n_groups, m, r0, r1, scratch);                                           \
+    LEAVE_AVX();                                                                                   \
   }
 FOR_QUANTIZED_TYPES(DEFINE_DECODE)
 #endif

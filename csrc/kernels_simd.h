@@ -170,9 +170,9 @@ ALWAYS_INLINE void decode_groups(rows_decoder decode_rows, const size_t n, size_
                                  const matmul_args *m, size_t r0, size_t r1) {
   for (size_t r = r0; r < r1; r += n) {
     row_group g = group_at(r, r1, m->n_out, n);
-    float y[MOST_ROWS];
-    decode_rows((const uint8_t *)m->w + g.first * row_bytes, row_bytes, m->act, y);
-    memcpy(m->y + g.from, y + (g.from - g.first), (g.to - g.from) * sizeof *y);
+    float y[MOST_ROWS], *to = g.to - g.from == n ? m->y + g.from : y;
+    decode_rows((const uint8_t *)m->w + g.first * row_bytes, row_bytes, m->act, to);
+    if (to == y) memcpy(m->y + g.from, y + (g.from - g.first), (g.to - g.from) * sizeof *y);
   }
 }
 

@@ -18,6 +18,7 @@
 #define _mm512_and_si512       simde_mm512_and_si512
 #define _mm512_broadcast_i64x4 simde_mm512_broadcast_i64x4
 #define _mm512_castpd512_pd256 simde_mm512_castpd512_pd256
+#define _mm512_castps256_ps512 simde_mm512_castps256_ps512
 #define _mm512_castps_pd       simde_mm512_castps_pd
 #define _mm512_castsi256_si512 simde_mm512_castsi256_si512
 #define _mm512_castsi512_ps    simde_mm512_castsi512_ps
