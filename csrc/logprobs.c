@@ -8,6 +8,8 @@
 #include "error.h"
 #include "numeric.h"
 
+enum { CHUNK = 256 }; /* logits at a time */
+
 /* The largest logit and the sum of e^(logit - max): ln p = logit - max - ln sum. */
 typedef struct normalizer {
   double max, log_sum;
@@ -25,9 +27,12 @@ static normalizer normalize(const float *logits, size_t n_vocab) {
     double l = (double)logit_tame((double)logits[i]);
     if (l > max) max = l;
   }
-  for (size_t i = 0; i < n_vocab; i++) {
-    double x = below_max(logits[i], max);
-    if (x > -700) sum += num_exp(x); /* below, the term is lost in the sum */
+  for (size_t i = 0, n; i < n_vocab; i += n) {
+    double x[CHUNK];
+    n = n_vocab - i < CHUNK ? n_vocab - i : CHUNK;
+    for (size_t k = 0; k < n; k++) x[k] = below_max(logits[i + k], max);
+    num_exp_all(x, n);
+    for (size_t k = 0; k < n; k++) sum += x[k];
   }
   return (normalizer){max, num_log(sum)};
 }

@@ -6,6 +6,7 @@
 #define LLM_NUMERIC_H
 
 #ifndef __CUDACC_RTC__ /* which has no headers: port.h names the types */
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #endif
@@ -26,8 +27,12 @@ static inline float f32_from_bits(uint32_t bits) {
  * [-87.3, 88.72]; 0 under that, +infinity over it, NaN for NaN. */
 float num_expf(float x);
 
+/* The largest of x; minus infinity for none. NaN counts as minus infinity. */
+float num_most(const float *x, size_t n);
+
 /* Double precision. */
 double num_exp(double x);                        /* relative error below 1e-15; inf, 0 beyond */
+void num_exp_all(double *x, size_t n);           /* each x <= 0 to num_exp(x), the same bits */
 double num_log(double x);                        /* the same, x > 0 and normal */
 void num_sincos(double x, double *s, double *c); /* absolute error below 1e-15, |x| < 2^31 */
 

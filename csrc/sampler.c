@@ -15,19 +15,25 @@ typedef struct candidate {
   float logit;
 } candidate;
 
-enum { MAX_LAST_N = 1 << 20 }; /* of penalty_last_n: bounds the memory of the history */
+enum {
+  MAX_LAST_N = 1 << 20, /* of penalty_last_n: bounds the memory of the history */
+  GROUP = 64            /* logits */
+};
 
 struct llm_sampler {
   llm_sampler_options options;
   size_t n_vocab;
   uint64_t state[4];
-  candidate *heap;    /* (n_vocab) */
-  double *weight;     /* (n_vocab) of the kept candidates */
-  int32_t *history;   /* (penalty_last_n) ring of the newest accepted tokens */
-  size_t n_accepted;  /* ever; the next one goes to history[n_accepted % penalty_last_n] */
-  int32_t *count;     /* (n_vocab) zeros, but while the history is being counted */
-  int32_t *bias_ids;  /* (n_biases) */
-  float *bias_values; /* (n_biases) */
+  const float *logits; /* (n_vocab) that the choice is from: the caller's, or own_logits */
+  float *own_logits;   /* (n_vocab) changed by penalties and bias */
+  float *most;         /* (n_groups) the largest of each GROUP of them */
+  candidate *heap;     /* (n_vocab) */
+  double *weight;      /* (n_vocab) of the kept candidates */
+  int32_t *history;    /* (penalty_last_n) ring of the newest accepted tokens */
+  size_t n_accepted;   /* ever; the next one goes to history[n_accepted % penalty_last_n] */
+  int32_t *count;      /* (n_vocab) zeros, but while the history is being counted */
+  int32_t *bias_ids;   /* (n_biases) */
+  float *bias_values;  /* (n_biases) */
 };
 
 /* ---- random numbers ---- */
@@ -95,6 +101,8 @@ static int has_penalties(const llm_sampler_options *o) {
   return o->repeat_penalty != 1 || o->presence_penalty != 0 || o->frequency_penalty != 0;
 }
 
+static float logit_at(const llm_sampler *s, size_t id) { return logit_tame((double)s->logits[id]); }
+
 /* Each token of the history once, with the number of times that it stands there. */
 static void apply_penalties(llm_sampler *s) {
   const llm_sampler_options *o = &s->options;
@@ -104,49 +112,72 @@ static void apply_penalties(llm_sampler *s) {
   for (size_t i = 0; i < n; i++) s->count[s->history[i]]++;
   for (size_t i = 0; i < n; i++) {
     int32_t id = s->history[i];
-    if (s->count[id]) s->heap[id].logit = penalize(o, s->heap[id].logit, s->count[id]);
+    if (s->count[id]) s->own_logits[id] = penalize(o, logit_at(s, (size_t)id), s->count[id]);
     s->count[id] = 0;
   }
 }
 
 static void apply_bias(llm_sampler *s) {
   for (size_t i = 0; i < s->options.n_biases; i++) {
-    candidate *c = &s->heap[s->bias_ids[i]];
-    c->logit = logit_tame((double)c->logit + (double)s->bias_values[i]);
+    size_t id = (size_t)s->bias_ids[i];
+    s->own_logits[id] = logit_tame((double)logit_at(s, id) + (double)s->bias_values[i]);
   }
 }
 
-/* All candidates by rising id; returns the likeliest one. Where all are minus infinity, nothing
+/* ---- the largest of each group: few groups hold what can be chosen, and only those are looked at
+ * one by one: a scan of all would take as long as a layer. Loops of a fixed length become vectors
+ * ---- */
+
+static size_t n_groups(const llm_sampler *s) { return (s->n_vocab + GROUP - 1) / GROUP; }
+
+static size_t group_end(const llm_sampler *s, size_t g) {
+  return (g + 1) * GROUP < s->n_vocab ? (g + 1) * GROUP : s->n_vocab;
+}
+
+/* The logits as the choice sees them; returns the likeliest. Where all are minus infinity, nothing
  * tells them apart: all become 0. */
 static candidate fill(llm_sampler *s, const float *logits) {
-  for (size_t i = 0; i < s->n_vocab; i++)
-    s->heap[i] = (candidate){(int32_t)i, logit_tame((double)logits[i])};
-  apply_penalties(s);
-  apply_bias(s);
-  candidate best = s->heap[0];
-  for (size_t i = 1; i < s->n_vocab; i++)
-    if (s->heap[i].logit > best.logit) best = s->heap[i];
-  if (best.logit > -INFINITY) return best;
-  for (size_t i = 0; i < s->n_vocab; i++) s->heap[i].logit = 0;
-  return s->heap[0];
+  size_t best = 0;
+  s->logits = logits;
+  if (has_penalties(&s->options) || s->options.n_biases) {
+    s->logits = memcpy(s->own_logits, logits, s->n_vocab * sizeof *logits);
+    apply_penalties(s);
+    apply_bias(s);
+  }
+  for (size_t g = 0; g < n_groups(s); g++) {
+    size_t from = g * GROUP;
+    s->most[g] = logit_tame((double)num_most(s->logits + from, group_end(s, g) - from));
+    if (s->most[g] > s->most[best]) best = g;
+  }
+  if (s->most[best] == -INFINITY) {
+    s->logits = memset(s->own_logits, 0, s->n_vocab * sizeof *logits);
+    for (size_t g = 0; g < n_groups(s); g++) s->most[g] = 0;
+  }
+  size_t id = best * GROUP;
+  while (logit_at(s, id) < s->most[best]) id++;
+  return (candidate){(int32_t)id, s->most[best]};
 }
 
 /* ---- the choice ---- */
 
-/* Moves those that can be among the k best to the beginning and returns how many: of k groups each
- * has a likeliest one, and what is worse than the worst of these is not among the k best. Few are
- * left, where a heap of all would take as long as a layer. */
-static size_t drop_hopeless(llm_sampler *s, size_t k) {
-  float worst = INFINITY;
+/* The k-th largest of the groups' largest: what is below it is not among the k best. */
+static float threshold(llm_sampler *s, size_t k) {
+  size_t n = n_groups(s);
+  if (k > n) return -INFINITY;
+  for (size_t g = 0; g < n; g++) s->heap[g] = (candidate){(int32_t)g, s->most[g]};
+  for (size_t i = n / 2; i-- > 0;) sift_down(s->heap, n, i);
+  while (--k) heap_pop(s->heap, &n);
+  return s->heap[0].logit;
+}
+
+/* Puts those that can be among the k best into the heap and returns how many. */
+static size_t gather(llm_sampler *s, size_t k) {
+  float least = threshold(s, k);
   size_t n = 0;
-  for (size_t g = 0; g < k; g++) {
-    float most = -INFINITY;
-    for (size_t i = s->n_vocab * g / k; i < s->n_vocab * (g + 1) / k; i++)
-      if (s->heap[i].logit > most) most = s->heap[i].logit;
-    if (most < worst) worst = most;
-  }
-  for (size_t i = 0; i < s->n_vocab; i++)
-    if (s->heap[i].logit >= worst) s->heap[n++] = s->heap[i];
+  for (size_t g = 0; g < n_groups(s); g++)
+    for (size_t i = g * GROUP; s->most[g] >= least && i < group_end(s, g); i++)
+      if (logit_at(s, i) >= least) s->heap[n++] = (candidate){(int32_t)i, logit_at(s, i)};
+  for (size_t i = n / 2; i-- > 0;) sift_down(s->heap, n, i);
   return n;
 }
 
@@ -155,11 +186,13 @@ static size_t drop_hopeless(llm_sampler *s, size_t k) {
 static size_t keep_best(llm_sampler *s, double max, size_t *end) {
   size_t limit = s->n_vocab, kept = 0;
   if (s->options.top_k > 0 && (size_t)s->options.top_k < limit) limit = (size_t)s->options.top_k;
-  size_t left = *end = drop_hopeless(s, limit);
-  for (size_t i = left / 2; i-- > 0;) sift_down(s->heap, left, i);
+  size_t left = *end = gather(s, limit);
   double total = 0, sum = 0;
-  if (limit == s->n_vocab)
-    for (size_t i = 0; i < s->n_vocab; i++) total += num_exp(s->heap[i].logit - max);
+  if (limit == s->n_vocab) {
+    for (size_t i = 0; i < s->n_vocab; i++) s->weight[i] = s->heap[i].logit - max;
+    num_exp_all(s->weight, s->n_vocab);
+    for (size_t i = 0; i < s->n_vocab; i++) total += s->weight[i];
+  }
   while (kept < limit) {
     s->weight[kept++] = num_exp(heap_pop(s->heap, &left).logit - max);
     sum += s->weight[kept - 1];
@@ -173,27 +206,17 @@ static size_t keep_best(llm_sampler *s, double max, size_t *end) {
   return kept;
 }
 
-/* The share of a candidate in the draw. Its probability over the largest one is e^below, with
- * below = logit - max; min-p looks at it as it is before temperature. */
-static double draw_weight(const llm_sampler_options *o, double below) {
-  if (o->min_p > 0 && num_exp(below) < (double)o->min_p) return 0;
-  return num_exp(below / (double)o->temperature);
-}
-
-/* As fill finds it, where nothing is to be changed before. */
-static int32_t likeliest(const float *logits, size_t n_vocab) {
-  candidate best = {0, -INFINITY};
-  for (size_t i = 0; i < n_vocab; i++) {
-    if (!(logits[i] > best.logit)) continue;
-    candidate c = {(int32_t)i, logit_tame((double)logits[i])};
-    if (c.logit > best.logit) best = c; /* not infinity behind infinity */
-  }
-  return best.id;
+/* From logits below the largest, to shares in the draw. The probability over the largest one is
+ * e^below; min-p looks at it as it is before temperature. */
+static void draw_weights(const llm_sampler_options *o, double *below, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    below[i] = o->min_p > 0 && num_exp(below[i]) < (double)o->min_p
+                   ? -INFINITY
+                   : below[i] / (double)o->temperature;
+  num_exp_all(below, n);
 }
 
 int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
-  if (s->options.temperature == 0 && !has_penalties(&s->options) && s->options.n_biases == 0)
-    return likeliest(logits, s->n_vocab);
   candidate best = fill(s, logits);
   if (s->options.temperature == 0) return best.id;
   double max = best.logit, sum = 0;
@@ -201,16 +224,17 @@ int32_t llm_sampler_sample(llm_sampler *s, const float *logits) {
   int sorted = s->options.top_k > 0 || s->options.top_p < 1;
   if (sorted) kept = keep_best(s, max, &end);
   for (size_t i = 0; i < kept; i++) {
-    const candidate *c = &s->heap[sorted ? end - 1 - i : i];
-    s->weight[i] = draw_weight(&s->options, c->logit - max);
-    sum += s->weight[i];
+    float logit = sorted ? s->heap[end - 1 - i].logit : logit_at(s, i);
+    s->weight[i] = logit - max;
   }
+  draw_weights(&s->options, s->weight, kept);
+  for (size_t i = 0; i < kept; i++) sum += s->weight[i];
   double u = random_double(s->state) * sum;
   size_t pick = 0;
   while (pick + 1 < kept && (u -= s->weight[pick]) >= 0) pick++;
   while (pick > 0 && s->weight[pick] == 0)
     pick--; /* rounding walked past the last that can be drawn */
-  return s->heap[sorted ? end - 1 - pick : pick].id;
+  return sorted ? s->heap[end - 1 - pick].id : (int32_t)pick;
 }
 
 /* ---- history ---- */
@@ -295,13 +319,16 @@ llm_status llm_sampler_new(llm_sampler **out, int64_t n_vocab, const llm_sampler
   if (!s) return error_nomem(err, sizeof *s, "a sampler");
   s->options = o;
   s->n_vocab = (size_t)n_vocab;
+  s->own_logits = array_of(s->n_vocab, sizeof *s->own_logits);
+  s->most = array_of(n_groups(s), sizeof *s->most);
   s->heap = array_of(s->n_vocab, sizeof *s->heap);
   s->weight = array_of(s->n_vocab, sizeof *s->weight);
   s->count = array_of(s->n_vocab, sizeof *s->count);
   s->history = array_of((size_t)o.penalty_last_n, sizeof *s->history);
   s->bias_ids = array_of(o.n_biases, sizeof *s->bias_ids);
   s->bias_values = array_of(o.n_biases, sizeof *s->bias_values);
-  if (!s->heap || !s->weight || !s->count || !s->history || !s->bias_ids || !s->bias_values) {
+  if (!s->own_logits || !s->most || !s->heap || !s->weight || !s->count || !s->history ||
+      !s->bias_ids || !s->bias_values) {
     llm_sampler_free(s);
     return error_nomem(err, (uint64_t)n_vocab * sizeof *s->heap, "a sampler");
   }
@@ -314,6 +341,8 @@ llm_status llm_sampler_new(llm_sampler **out, int64_t n_vocab, const llm_sampler
 
 void llm_sampler_free(llm_sampler *sampler) {
   if (!sampler) return;
+  free(sampler->own_logits);
+  free(sampler->most);
   free(sampler->heap);
   free(sampler->weight);
   free(sampler->count);

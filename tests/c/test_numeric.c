@@ -61,6 +61,40 @@ static void test_exp(void) {
   CHECK(isnan(num_exp(NAN)));
 }
 
+static void test_exp_all(void) {
+  enum { N = 1000 };
+  double x[N], y[N];
+  for (int i = 0; i < N; i++) x[i] = i % 3 ? uniform(-750, 0) : uniform(-2, 0);
+  x[0] = 0;
+  x[1] = -INFINITY;
+  x[2] = -708.3;
+  x[3] = nextafter(-708.3, -INFINITY);
+  x[4] = -DBL_MAX;
+  for (size_t n = 0; n <= N; n += n < 70 ? 1 : 155) {
+    memcpy(y, x, sizeof x);
+    num_exp_all(y, n);
+    for (size_t i = 0; i < N; i++)
+      CHECK_MSG(y[i] == (i < n ? num_exp(x[i]) : x[i]), "e^%.17g, %zu of %zu", x[i], i, n);
+  }
+}
+
+static void test_most(void) {
+  float x[200];
+  for (size_t n = 0; n <= 200; n++)
+    for (size_t at = 0; at < n; at += 1 + n / 7) {
+      float expected = -INFINITY;
+      for (size_t i = 0; i < n; i++) {
+        x[i] = i % 5 == 3 ? NAN : (float)uniform(-9, 9);
+        if (i == at) x[i] = n % 3 == 0 ? INFINITY : n % 3 == 1 ? FLT_MAX : 9.5f;
+        if (x[i] > expected) expected = x[i];
+      }
+      CHECK_MSG(num_most(x, n) == expected, "%zu numbers, the largest at %zu", n, at);
+    }
+  for (size_t i = 0; i < 200; i++) x[i] = i % 2 ? NAN : -INFINITY;
+  CHECK(num_most(x, 0) == -INFINITY && num_most(x, 1) == -INFINITY);
+  CHECK(num_most(x, 128) == -INFINITY && num_most(x, 200) == -INFINITY);
+}
+
 static void test_log(void) {
   double worst = 0;
   for (int i = 0; i < 200000; i++) {
@@ -102,6 +136,8 @@ static void test_sincos(void) {
 int main(void) {
   test_expf();
   test_exp();
+  test_exp_all();
+  test_most();
   test_log();
   test_sincos();
   return check_report("test_numeric");
