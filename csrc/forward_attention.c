@@ -131,9 +131,13 @@ static void point_at(const attention_job *job, size_t t, size_t head, size_t pos
   }
 }
 
+enum { FEW_UNITS = 4 }; /* a thread */
+
+static size_t heads_per_key(const llm_config *m) { return (size_t)(m->n_head / m->n_kv_head); }
+
 /* Floats that a unit leaves: p v of its n_q heads, their maxima, their sums. */
 static size_t part_floats(const llm_config *m) {
-  return (size_t)(m->n_head / m->n_kv_head * (m->head_dim + 2));
+  return heads_per_key(m) * (size_t)(m->head_dim + 2);
 }
 
 static float *part_at(const attention_job *job, size_t t, size_t part, size_t head) {
@@ -142,19 +146,23 @@ static float *part_at(const attention_job *job, size_t t, size_t part, size_t he
   return job->c->parts + at * part_floats(m);
 }
 
-static void attention_unit(const attention_job *job, size_t t, size_t part, size_t head,
+/* Query heads q0 to q1 of those that share a unit's key/value head. */
+static void attention_unit(const attention_job *job, size_t unit, size_t q0, size_t q1,
                            float *scores) {
   llm_context *c = job->c;
   const llm_config *m = &c->model->config;
-  size_t d = (size_t)m->head_dim, n_q = (size_t)(m->n_head / m->n_kv_head);
+  size_t d = (size_t)m->head_dim, n_q = heads_per_key(m), n_kv_head = (size_t)m->n_kv_head;
+  size_t head = unit % n_kv_head, part = unit / n_kv_head % job->n_part;
+  size_t t = job->t0 + unit / n_kv_head / job->n_part;
+  if (part >= parts_of(job, t)) return;
   size_t from = sees_from(job, t) + part * ATTENTION_PART, to = context_position(c, t) + 1;
   float *out = part_at(job, t, part, head);
   attention_args args = {
-      .out = out,
-      .max = out + n_q * d,
-      .sum = out + n_q * (d + 1),
-      .q = c->q + (t * (size_t)m->n_head + head * n_q) * d,
-      .n_q = n_q,
+      .out = out + q0 * d,
+      .max = out + n_q * d + q0,
+      .sum = out + n_q * (d + 1) + q0,
+      .q = c->q + (t * (size_t)m->n_head + head * n_q + q0) * d,
+      .n_q = q1 - q0,
       .n_pos = to - from < ATTENTION_PART ? to - from : ATTENTION_PART,
       .head_dim = d,
       .scale = c->model->attention_scale,
@@ -164,18 +172,31 @@ static void attention_unit(const attention_job *job, size_t t, size_t part, size
   c->kernels->attention(&args);
 }
 
-/* Units are dealt in turn, heads first: the last parts of a token are short, and later tokens have
- * more of them, so blocks would be uneven. */
+/* Many units are dealt in turn, heads first: the last parts of a token are short, and later tokens
+ * have more of them, so blocks would be uneven. Of few a thread may get one more than another, so
+ * these are dealt by query heads: keys and values of a head between two threads are read twice. */
 static void attention_thread(void *arg, int thread, int n_threads) {
   const attention_job *job = arg;
   const llm_config *m = &job->c->model->config;
-  size_t n_kv_head = (size_t)m->n_kv_head, n_units = (job->t1 - job->t0) * job->n_part * n_kv_head;
-  float *scores =
-      job->c->scores + (size_t)thread * (size_t)(m->n_head / m->n_kv_head) * ATTENTION_PART;
-  for (size_t u = (size_t)thread; u < n_units; u += (size_t)n_threads) {
-    size_t t = job->t0 + u / n_kv_head / job->n_part, part = u / n_kv_head % job->n_part;
-    if (part < parts_of(job, t)) attention_unit(job, t, part, u % n_kv_head, scores);
+  size_t n_q = heads_per_key(m), n = (size_t)n_threads;
+  size_t n_units = (job->t1 - job->t0) * job->n_part * (size_t)m->n_kv_head;
+  float *scores = job->c->scores + (size_t)thread * n_q * ATTENTION_PART;
+  if (n_units >= FEW_UNITS * n || n_units % n == 0) {
+    for (size_t u = (size_t)thread; u < n_units; u += n) attention_unit(job, u, 0, n_q, scores);
+    return;
   }
+  size_t begin, end;
+  thread_share(n_units * n_q, 1, thread, n_threads, &begin, &end);
+  for (size_t i = begin, q0, q1; i < end; i += q1 - q0) {
+    q0 = i % n_q;
+    q1 = q0 + end - i < n_q ? q0 + end - i : n_q;
+    attention_unit(job, i / n_q, q0, q1, scores);
+  }
+}
+
+/* out[j] += share * part[j] for a group of elements; loops of a fixed length become vectors. */
+static void add_share(float *restrict out, const float *restrict part, float share) {
+  for (size_t j = 0; j < LANES; j++) out[j] += share * part[j];
 }
 
 void merge_head(const float *parts, size_t n, size_t apart, size_t h, size_t n_q, size_t d,
@@ -188,7 +209,9 @@ void merge_head(const float *parts, size_t n, size_t apart, size_t h, size_t n_q
     const float *restrict part = parts + i * apart + h * d;
     float share = max[i * apart] == all ? 1 : num_expf(max[i * apart] - all);
     total += share * sum[i * apart];
-    for (size_t j = 0; j < d; j++) out[j] += share * part[j];
+    size_t j = 0;
+    for (; j + LANES <= d; j += LANES) add_share(out + j, part + j, share);
+    for (; j < d; j++) out[j] += share * part[j];
   }
   float inverse = 1.0f / total;
   for (size_t j = 0; j < d; j++) out[j] *= inverse;
@@ -199,7 +222,7 @@ static void merge_row(llm_context *c, size_t row, const void *arg) {
   const attention_job *job = arg;
   const llm_config *m = &c->model->config;
   size_t d = (size_t)m->head_dim, n = (size_t)m->n_head * d, t = job->t0 + row;
-  size_t n_q = (size_t)(m->n_head / m->n_kv_head), apart = (size_t)m->n_kv_head * part_floats(m);
+  size_t n_q = heads_per_key(m), apart = (size_t)m->n_kv_head * part_floats(m);
   for (size_t h = 0; h < (size_t)m->n_head; h++)
     merge_head(part_at(job, t, 0, h / n_q), parts_of(job, t), apart, h % n_q, n_q, d,
                c->att + t * n + h * d);
