@@ -17,15 +17,47 @@
 
 enum { ROW_UNIT = 16 }; /* rows are dealt to threads in groups of this many */
 
-typedef struct product {
-  const weight *w;
-  float *y; /* (T, w->n_out) */
-} product;
+/* The products of a pass in order: those of each layer, then the logits. */
+enum { QKV, ATTENTION_OUT, GATE_UP, DOWN, N_PRODUCTS, LOGITS = N_PRODUCTS };
+
+static size_t product_at(size_t layer, size_t product) { return layer * N_PRODUCTS + product; }
+
+typedef struct matrices {
+  const weight *w[3];
+  size_t n, n_rows; /* n_rows: of all */
+} matrices;
+
+static matrices matrices_of(const llm_model *m, size_t at) {
+  size_t layer = at / N_PRODUCTS;
+  const layer_weights *l = &m->layers[layer];
+  matrices all;
+  switch (layer < (size_t)m->config.n_layer ? at % N_PRODUCTS : LOGITS) {
+  case QKV: all = (matrices){{&l->wq, &l->wk, &l->wv}, 3, 0}; break;
+  case ATTENTION_OUT: all = (matrices){{&l->wo}, 1, 0}; break;
+  case GATE_UP: all = (matrices){{&l->w_gate, &l->w_up}, 2, 0}; break;
+  case DOWN: all = (matrices){{&l->w_down}, 1, 0}; break;
+  default: all = (matrices){{&m->output}, 1, 0};
+  }
+  if (all.n == 2 && m->arch->ffn == FFN_GELU) all = (matrices){{&l->w_up}, 1, 0};
+  for (size_t i = 0; i < all.n; i++) all.n_rows += all.w[i]->n_out;
+  return all;
+}
+
+/* The rows r0 to r1 of matrix i that rows begin to end of all are. */
+static void rows_of(const matrices *all, size_t i, size_t begin, size_t end, size_t *r0,
+                    size_t *r1) {
+  size_t base = 0, n = all->w[i]->n_out;
+  for (size_t k = 0; k < i; k++) base += all->w[k]->n_out;
+  *r0 = begin > base ? begin - base : 0;
+  *r1 = end > base ? end - base : 0;
+  if (*r0 > n) *r0 = n;
+  if (*r1 > n) *r1 = n;
+}
 
 typedef struct matmul_job {
   llm_context *c;
-  product products[3];
-  size_t n_products, total_rows;
+  matrices all, next; /* next: those of the product that follows */
+  float *const *y;    /* (T, n_out) of each matrix */
 } matmul_job;
 
 static void add_bias(const llm_context *c, const matmul_args *m, const float *bias, size_t r0,
@@ -34,32 +66,50 @@ static void add_bias(const llm_context *c, const matmul_args *m, const float *bi
     c->kernels->add(m->y + t * m->ldy + r0, bias + r0, r1 - r0);
 }
 
-static void matmul_thread(void *arg, int thread, int n_threads) {
-  const matmul_job *job = arg;
+static void matmul_rows(const matmul_job *job, size_t begin, size_t end, void *scratch) {
   llm_context *c = job->c;
-  void *scratch = c->matmul_scratch + (size_t)thread * c->matmul_scratch_bytes;
-  size_t begin, end, base = 0;
-  thread_share(job->total_rows, ROW_UNIT, thread, n_threads, &begin, &end);
-  for (size_t i = 0; i < job->n_products; i++) {
-    const weight *w = job->products[i].w;
-    size_t r0 = begin > base ? begin - base : 0, r1 = end > base ? end - base : 0;
-    if (r1 > w->n_out) r1 = w->n_out;
-    matmul_args args = {w->data, w->n_out, &c->act, job->products[i].y, w->n_out};
+  for (size_t i = 0, r0, r1; i < job->all.n; i++) {
+    const weight *w = job->all.w[i];
+    matmul_args args = {w->data, w->n_out, &c->act, job->y[i], w->n_out};
+    rows_of(&job->all, i, begin, end, &r0, &r1);
     if (r0 < r1) c->kernels->matmul[w->type](&args, r0, r1, scratch);
     if (r0 < r1 && w->bias) add_bias(c, &args, w->bias, r0, r1);
-    base += w->n_out;
   }
 }
 
-/* y_i = W_i x + b_i for the prepared input c->act. */
-static void matmul(llm_context *c, const product *products, size_t n_products) {
-  matmul_job job = {.c = c, .n_products = n_products};
-  for (size_t i = 0; i < n_products; i++) {
-    job.products[i] = products[i];
-    if (c->observer)
-      c->observer(c->observer_user, products[i].w->data, c->act.x, c->act.n_tok, c->act.n_in);
-    job.total_rows += products[i].w->n_out;
+/* A thread that waits, while another works on rows alone or is slower, asks for the weights that it
+ * will read next: those with which its share of the next product begins. */
+static void ask_ahead(const matmul_job *job, int share, int n_shares) {
+  thread_ahead ahead = {0};
+  size_t begin, end, r0, r1;
+  thread_share(job->next.n_rows, ROW_UNIT, share, n_shares, &begin, &end);
+  for (size_t i = 0; i < job->next.n; i++) {
+    const weight *w = job->next.w[i];
+    size_t row_bytes = type_row_bytes(w->type, w->n_in);
+    rows_of(&job->next, i, begin, begin + (end - begin) / 2, &r0, &r1);
+    ahead.from[i] = (const char *)w->data + r0 * row_bytes;
+    ahead.n_bytes[i] = (r1 - r0) * row_bytes;
   }
+  thread_pool_ahead(job->c->pool, share, &ahead);
+}
+
+static void matmul_thread(void *arg, int thread, int n_threads) {
+  const matmul_job *job = arg;
+  thread_pool *pool = job->c->pool;
+  void *scratch = job->c->matmul_scratch + (size_t)thread * job->c->matmul_scratch_bytes;
+  size_t begin, end;
+  int share = thread;
+  while (thread_pool_take(pool, job->all.n_rows, ROW_UNIT, &share, n_threads, &begin, &end))
+    matmul_rows(job, begin, end, scratch);
+  ask_ahead(job, thread, n_threads);
+}
+
+/* y_i = W_i x + b_i of all matrices of a product, for the prepared input c->act. */
+static void matmul(llm_context *c, size_t at, float *const *y) {
+  size_t n_products = product_at((size_t)c->model->config.n_layer - 1, LOGITS) + 1;
+  matmul_job job = {c, matrices_of(c->model, at), matrices_of(c->model, (at + 1) % n_products), y};
+  for (size_t i = 0; c->observer && i < job.all.n; i++)
+    c->observer(c->observer_user, job.all.w[i]->data, c->act.x, c->act.n_tok, c->act.n_in);
   thread_pool_run(c->pool, matmul_thread, &job);
 }
 
@@ -180,11 +230,11 @@ static void attention_block(llm_context *c, size_t layer, size_t n_tok) {
   norm_args args = {post, &l->attn_norm, any_quantized(&l->wq, &l->wk, &l->wv)};
   for_rows(c, n_tok, norm_row, &args);
   set_input(c, c->xn, n_tok, (size_t)m->n_embd);
-  matmul(c, (product[]){{&l->wq, c->q}, {&l->wk, c->k}, {&l->wv, c->v}}, 3);
+  matmul(c, product_at(layer, QKV), (float *[]){c->q, c->k, c->v});
   for_rows(c, n_tok, place_and_store_row, &layer);
   attention(c, layer, n_tok);
   set_input(c, c->att, n_tok, (size_t)(m->n_head * m->head_dim));
-  matmul(c, (product[]){{&l->wo, c->xn}}, 1);
+  matmul(c, product_at(layer, ATTENTION_OUT), &c->xn);
 }
 
 static void ffn_block(llm_context *c, size_t layer, size_t n_tok) {
@@ -195,13 +245,10 @@ static void ffn_block(llm_context *c, size_t layer, size_t n_tok) {
   int quantize = type_is_quantized(l->w_down.type);
   for_rows(c, n_tok, norm_row, &args);
   set_input(c, c->xn, n_tok, (size_t)m->n_embd);
-  if (c->model->arch->ffn == FFN_GELU)
-    matmul(c, (product[]){{&l->w_up, c->gate}}, 1);
-  else
-    matmul(c, (product[]){{&l->w_gate, c->gate}, {&l->w_up, c->up}}, 2);
+  matmul(c, product_at(layer, GATE_UP), (float *[]){c->gate, c->up});
   for_rows(c, n_tok, activate_row, &quantize);
   set_input(c, c->gate, n_tok, (size_t)m->n_ff);
-  matmul(c, (product[]){{&l->w_down, c->xn}}, 1);
+  matmul(c, product_at(layer, DOWN), &c->xn);
 }
 
 static void add_output_row(llm_context *c, size_t t, const void *arg) { add_output(c, t, arg); }
@@ -248,7 +295,7 @@ void forward_logits(llm_context *c, size_t first_row, size_t n_rows, float *logi
   for (size_t t = 0; t < n_rows && type_is_quantized(m->output.type); t++)
     prepare_row(c, t, c->xn + t * n_embd, n_embd);
   set_input(c, c->xn, n_rows, n_embd);
-  matmul(c, (product[]){{&m->output, logits}}, 1);
+  matmul(c, product_at((size_t)m->config.n_layer - 1, LOGITS), &logits);
 }
 
 /* ---- public ---- */

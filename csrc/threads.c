@@ -15,19 +15,30 @@
 
 #include "error.h"
 
-enum { MIN_SPINS = 200, MAX_SPINS = 4000 }; /* MAX_SPINS: about 50 us, longer than a layer's gaps */
+enum {
+  MIN_SPINS = 200,
+  MAX_SPINS = 10000,      /* over 100 us, longer than sampling and the gaps of a layer */
+  AHEAD_STEP = 256,       /* bytes asked for between two looks at a counter */
+  AHEAD_BYTES = 256 << 10 /* of L2, which the rest of a pass needs too */
+};
 
 typedef struct worker {
   struct thread_pool *pool;
   pthread_t id;
   int thread, spins;
+  thread_ahead ahead; /* what is left of it */
+  size_t may_ask;     /* for so many bytes of it */
 } worker;
 
+typedef struct front {
+  _Alignas(64) atomic_size_t taken; /* units of a share that threads have begun in this job */
+} front;
+
 struct thread_pool {
+  front *fronts;  /* n_shares of them */
   int n_started;  /* workers that exist; the caller is one thread more */
   int n_shares;   /* of a job, the same number for each thread */
-  int spins;      /* of the caller */
-  pid_t process;  /* that the workers live in: fork copies the pool without them */
+  int n_forks;    /* of the process that the workers live in: fork copies the pool without them */
   thread_job job; /* NULL tells the workers to leave */
   void *arg;
   _Alignas(64) atomic_uint generation;
@@ -44,8 +55,38 @@ static void spin_pause(void) {
 #endif
 }
 
+/* Counted in the child, by every fork: asking for the process at each job is a system call. */
+static int n_forks;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void count_fork(void) { n_forks++; }
+
+static void count_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+
 static int is_orphan(const thread_pool *pool) { /* in a forked process */
-  return pool->n_started > 0 && pool->process != getpid();
+  return pool->n_started > 0 && pool->n_forks != n_forks;
+}
+
+/* Asks for the next lines; 0 when there are none. */
+static int fetch_ahead(worker *w) {
+  for (int i = 0; i < 3 && w->may_ask; i++) {
+    size_t left = w->ahead.n_bytes[i], n = left < AHEAD_STEP ? left : AHEAD_STEP;
+    if (n == 0) continue;
+    for (size_t k = 0; k < n; k += 64) __builtin_prefetch(w->ahead.from[i] + k, 0, 2);
+    w->ahead.from[i] += n;
+    w->ahead.n_bytes[i] -= n;
+    w->may_ask -= AHEAD_STEP;
+    return 1;
+  }
+  return 0;
+}
+
+void thread_pool_ahead(thread_pool *pool, int share, const thread_ahead *ahead) {
+  int each = pool->n_shares / (pool->n_started + 1);
+  worker *w = &pool->workers[share / each];
+  if (share % each) return; /* the thread begins with the first of its shares */
+  w->ahead = *ahead;
+  w->may_ask = AHEAD_BYTES;
 }
 
 /* A condition on one of the two counters. */
@@ -61,15 +102,16 @@ static int workers_done(thread_pool *pool, unsigned seen) {
 /* spins: how long this thread waits awake, learned from what the last waits needed. Where another
  * program has the core that is waited for, or both threads share one, waiting awake keeps the
  * others from ever getting done. */
-static void pool_wait(thread_pool *pool, pool_condition holds, unsigned seen, int *spins) {
-  for (int i = 0; i < *spins; i++) {
+static void pool_wait(worker *w, pool_condition holds, unsigned seen) {
+  thread_pool *pool = w->pool;
+  for (int i = 0; i < w->spins; i++) {
     if (holds(pool, seen)) {
-      *spins = *spins + *spins / 4 < MAX_SPINS ? *spins + *spins / 4 : MAX_SPINS;
+      w->spins = w->spins + w->spins / 4 < MAX_SPINS ? w->spins + w->spins / 4 : MAX_SPINS;
       return;
     }
-    spin_pause();
+    if (!fetch_ahead(w)) spin_pause();
   }
-  *spins = *spins / 2 > MIN_SPINS ? *spins / 2 : MIN_SPINS;
+  w->spins = w->spins / 2 > MIN_SPINS ? w->spins / 2 : MIN_SPINS;
   pthread_mutex_lock(&pool->mutex);
   pool->sleepers++;
   while (!holds(pool, seen)) pthread_cond_wait(&pool->wake, &pool->mutex);
@@ -93,14 +135,20 @@ static void *worker_main(void *arg) {
   worker *w = arg;
   thread_pool *pool = w->pool;
   for (unsigned seen = 0;; seen++) { /* each generation is served once: none starts before */
-    pool_wait(pool, job_arrived, seen, &w->spins);
+    pool_wait(w, job_arrived, seen);
     if (!pool->job) return NULL;
     run_shares(pool, w->thread);
     if (--pool->busy == 0) pool_wake(pool);
   }
 }
 
+static void clear_fronts(thread_pool *pool) {
+  for (int i = 0; i < pool->n_shares; i++)
+    atomic_store_explicit(&pool->fronts[i].taken, 0, memory_order_relaxed);
+}
+
 static void pool_start(thread_pool *pool, thread_job job, void *arg) {
+  clear_fronts(pool);
   pool->job = job;
   pool->arg = arg;
   pool->busy = pool->n_started;
@@ -129,6 +177,7 @@ llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err) {
 
 llm_status thread_pool_new_on(thread_pool **out, int n_threads, int n_cores, llm_error *err) {
   *out = NULL;
+  pthread_once(&once, count_forks);
   if (n_threads < 1 || n_threads > MAX_THREADS)
     return error_set(err, LLM_ERR_ARG, "threads: found %d, expected 1 to %d", n_threads,
                      MAX_THREADS);
@@ -139,19 +188,24 @@ llm_status thread_pool_new_on(thread_pool **out, int n_threads, int n_cores, llm
   if (!pool) return error_nomem(err, n_bytes, "a thread pool");
   memset(pool, 0, n_bytes);
   pool->n_shares = n_threads / n_real * n_real;
-  pool->process = getpid();
-  pool->spins = MAX_SPINS;
+  pool->fronts = aligned_alloc(64, (size_t)pool->n_shares * sizeof(front));
+  if (!pool->fronts) {
+    free(pool);
+    return error_nomem(err, (uint64_t)n_threads * sizeof(front), "a thread pool");
+  }
+  pool->n_forks = n_forks;
   pthread_mutex_init(&pool->mutex, NULL);
   pthread_cond_init(&pool->wake, NULL);
-  for (int i = 0; i < n_real - 1; i++) {
+  for (int i = 0; i < n_real; i++) {
     worker *w = &pool->workers[i];
     w->pool = pool;
-    w->thread = i + 1;
+    w->thread = i;
     w->spins = MAX_SPINS;
+    if (i == 0) continue;
     int failure = pthread_create(&w->id, NULL, worker_main, w);
     if (failure) {
       thread_pool_free(pool);
-      return error_set_errno(err, failure, "cannot start thread %d of %d", i + 2, n_real);
+      return error_set_errno(err, failure, "cannot start thread %d of %d", i + 1, n_real);
     }
     pool->n_started++;
   }
@@ -163,10 +217,11 @@ void thread_pool_free(thread_pool *pool) {
   if (!pool) return;
   if (!is_orphan(pool)) {
     pool_start(pool, NULL, NULL);
-    for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i].id, NULL);
+    for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i + 1].id, NULL);
     pthread_cond_destroy(&pool->wake); /* waits for sleepers, dead ones too */
     pthread_mutex_destroy(&pool->mutex);
   }
+  free(pool->fronts);
   free(pool);
 }
 
@@ -174,12 +229,13 @@ int thread_pool_size(const thread_pool *pool) { return pool->n_shares; }
 
 void thread_pool_run(thread_pool *pool, thread_job job, void *arg) {
   if (is_orphan(pool)) {
+    clear_fronts(pool);
     job(arg, 0, 1);
     return;
   }
   pool_start(pool, job, arg);
   run_shares(pool, 0);
-  pool_wait(pool, workers_done, 0, &pool->spins);
+  pool_wait(&pool->workers[0], workers_done, 0);
 }
 
 void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begin, size_t *end) {
@@ -188,4 +244,24 @@ void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begi
   *end = n_units * ((size_t)thread + 1) / (size_t)n_threads * unit;
   if (*begin > n) *begin = n;
   if (*end > n) *end = n;
+}
+
+/* Piece k of a share of n units is half of what the pieces before have left, n >> k: long ones
+ * while nobody is done, short ones when threads would wait for each other. */
+int thread_pool_take(thread_pool *pool, size_t n, size_t unit, int *share, int n_shares,
+                     size_t *begin, size_t *end) {
+  for (int tried = 0; tried < n_shares; tried++) {
+    size_t k = atomic_fetch_add_explicit(&pool->fronts[*share].taken, 1, memory_order_relaxed);
+    size_t first, last;
+    thread_share(n, unit, *share, n_shares, &first, &last);
+    size_t n_units = (last - first + unit - 1) / unit, left = k < 64 ? n_units >> k : 0;
+    if (left) {
+      *begin = first + (n_units - left) * unit;
+      *end = *begin + (left + 1) / 2 * unit;
+      if (*end > last) *end = last;
+      return 1;
+    }
+    *share = (*share + 1) % n_shares;
+  }
+  return 0;
 }

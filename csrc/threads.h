@@ -33,4 +33,21 @@ void thread_pool_run(thread_pool *pool, thread_job job, void *arg);
  * last item's remainder. */
 void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begin, size_t *end);
 
+/* The next piece [*begin, *end) of n items dealt as thread_share deals them; 0 when all is taken. A
+ * share is taken in rising order, in pieces of which each is half of what is left. At first *share
+ * is the caller's own; behind its end come pieces of the others', so that no thread waits while
+ * there is something to do. A job uses it for one set of items. */
+int thread_pool_take(thread_pool *pool, size_t n, size_t unit, int *share, int n_shares,
+                     size_t *begin, size_t *end);
+
+/* Memory that the thread of a share will read in the next job, in the order in which it reads. */
+typedef struct thread_ahead {
+  const char *from[3];
+  size_t n_bytes[3];
+} thread_ahead;
+
+/* Called in a job for its own share: while the thread waits for the next, it asks for this memory,
+ * up to AHEAD_BYTES, in place of what the last call named. */
+void thread_pool_ahead(thread_pool *pool, int share, const thread_ahead *ahead);
+
 #endif

@@ -1,6 +1,7 @@
 /* test_threads.c: every share of every job runs once, jobs do not overlap, and sleeping, crowded
  * and failing pools behave. Run it under the thread sanitizer too. */
 #define _DEFAULT_SOURCE /* usleep */
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -74,6 +75,69 @@ static void test_share(void) {
       }
 }
 
+/* ---- taking pieces: each item once, in whole units, whoever is slow ---- */
+
+enum { MOST_ITEMS = 300 };
+
+typedef struct items {
+  thread_pool *pool;
+  size_t n, unit;
+  int slow;                     /* this share sleeps before its first piece; -1: none */
+  atomic_int taken[MOST_ITEMS]; /* how often */
+  atomic_int bad, foreign;      /* foreign: pieces taken of another's share */
+} items;
+
+static void take_all(void *arg, int thread, int n_threads) {
+  items *all = arg;
+  size_t begin, end, own_begin, own_end;
+  int share = thread;
+  thread_share(all->n, all->unit, thread, n_threads, &own_begin, &own_end);
+  if (thread == all->slow) usleep(2000);
+  while (thread_pool_take(all->pool, all->n, all->unit, &share, n_threads, &begin, &end)) {
+    if (begin >= end || end > all->n || begin % all->unit || (end % all->unit && end != all->n))
+      all->bad++;
+    if (begin < own_begin || begin >= own_end) all->foreign++;
+    for (size_t i = begin; i < end && i < all->n; i++) all->taken[i]++;
+  }
+  static const char memory[1000];
+  thread_pool_ahead(all->pool, thread,
+                    &(thread_ahead){{memory, memory + 7, NULL}, {sizeof memory, 1, 0}});
+}
+
+static void check_taken(items *all) {
+  for (size_t i = 0; i < all->n; i++) {
+    CHECK_MSG(all->taken[i] == 1, "item %zu of %zu was taken %d times", i, all->n, all->taken[i]);
+    all->taken[i] = 0;
+  }
+  CHECK(!all->bad);
+}
+
+static void test_take(void) {
+  for (int n_threads = 1; n_threads <= 9; n_threads++) {
+    static items all;
+    llm_error err;
+    all.slow = -1;
+    CHECK(thread_pool_new_on(&all.pool, n_threads, n_threads > 6 ? 3 : 6, &err) == LLM_OK);
+    for (all.unit = 1; all.unit <= 16; all.unit *= 4)
+      for (all.n = 0; all.n < MOST_ITEMS; all.n += 7) {
+        thread_pool_run(all.pool, take_all, &all);
+        check_taken(&all);
+      }
+    thread_pool_free(all.pool);
+  }
+}
+
+/* What a slow thread has not begun is done by the others. */
+static void test_take_from_slow(void) {
+  static items all = {.n = 256, .unit = 16, .slow = 1};
+  llm_error err;
+  CHECK(thread_pool_new_on(&all.pool, 2, 2, &err) == LLM_OK);
+  thread_pool_run(all.pool, take_all, &all);
+  check_taken(&all);
+  CHECK_MSG(all.foreign > 0, "nobody helped");
+  thread_pool_free(all.pool);
+}
+
 static void test_refusals(void) {
   static const int bad[] = {0, -1, 1025, -2147483647 - 1, 2147483647};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -137,6 +201,8 @@ static void test_fork(void) {
 int main(void) {
   CHECK(threads_available() >= 1);
   test_share();
+  test_take();
+  test_take_from_slow();
   test_refusals();
   test_runs(1, 100, 0);
   test_runs(2, 20000, 0);
