@@ -61,7 +61,7 @@ int type_is_quantized(llm_type type) { return llm_type_describe(type).n_per_bloc
 
 static void set_scale(quant_block *out, float scale) { out->scale[0] = out->scale[1] = scale; }
 
-static void set_nibbles(quant_block *out, const uint8_t *q, int offset) {
+static void set_nibbles(quant_block *restrict out, const uint8_t *restrict q, int offset) {
   for (int j = 0; j < QK / 2; j++) {
     out->q[j] = (int8_t)((q[j] & 15) - offset);
     out->q[j + QK / 2] = (int8_t)((q[j] >> 4) - offset);
@@ -69,13 +69,13 @@ static void set_nibbles(quant_block *out, const uint8_t *q, int offset) {
 }
 
 /* Bit j of high is worth 16 in element j. */
-static void add_fifth_bits(quant_block *out, const uint8_t *high) {
+static void add_fifth_bits(quant_block *restrict out, const uint8_t *restrict high) {
   for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(out->q[j] + (high[j / 8] >> j % 8 & 1) * 16);
 }
 
 /* Scale, minimum and low four bits, which Q4_K and Q5_K have in common. */
-static void set_k(quant_block *out, uint16_t d, uint16_t dmin, const uint8_t *scales,
-                  const uint8_t *q, size_t b) {
+static void set_k(quant_block *restrict out, uint16_t d, uint16_t dmin, const uint8_t *scales,
+                  const uint8_t *restrict q, size_t b) {
   int scale, minimum;
   k_scale(scales, b, &scale, &minimum);
   set_scale(out, f16_to_f32(d) * (float)scale);
@@ -87,16 +87,16 @@ static void set_k(quant_block *out, uint16_t d, uint16_t dmin, const uint8_t *sc
     for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(q[j] & 15);
 }
 
-static void get_q4_k(const block_q4_k *s, size_t b, quant_block *out) {
+static void get_q4_k(const block_q4_k *restrict s, size_t b, quant_block *restrict out) {
   set_k(out, s->d, s->dmin, s->scales, s->q, b);
 }
 
-static void get_q5_k(const block_q5_k *s, size_t b, quant_block *out) {
+static void get_q5_k(const block_q5_k *restrict s, size_t b, quant_block *restrict out) {
   set_k(out, s->d, s->dmin, s->scales, s->q, b);
   for (int j = 0; j < QK; j++) out->q[j] = (int8_t)(out->q[j] + (s->high[j] >> b & 1) * 16);
 }
 
-static void get_q6_k(const block_q6_k *s, size_t b, quant_block *out) {
+static void get_q6_k(const block_q6_k *restrict s, size_t b, quant_block *restrict out) {
   const uint8_t *low = s->low + b / 4 * 64 + b % 2 * QK, *high = s->high + b / 4 * QK;
   const int shift = b % 4 / 2 * 4, two = b % 4 * 2;
   for (int j = 0; j < QK; j++)
@@ -104,29 +104,29 @@ static void get_q6_k(const block_q6_k *s, size_t b, quant_block *out) {
   for (size_t i = 0; i < 2; i++) out->scale[i] = f16_to_f32(s->d) * (float)s->scales[2 * b + i];
 }
 
-static void get_q8_0(const block_q8_0 *s, quant_block *out) {
+static void get_q8_0(const block_q8_0 *restrict s, quant_block *restrict out) {
   set_scale(out, f16_to_f32(s->d));
   memcpy(out->q, s->q, QK);
 }
 
-static void get_q4_0(const block_q4_0 *s, quant_block *out) {
+static void get_q4_0(const block_q4_0 *restrict s, quant_block *restrict out) {
   set_scale(out, f16_to_f32(s->d));
   set_nibbles(out, s->q, 8);
 }
 
-static void get_q4_1(const block_q4_1 *s, quant_block *out) {
+static void get_q4_1(const block_q4_1 *restrict s, quant_block *restrict out) {
   set_scale(out, f16_to_f32(s->d));
   out->minimum = f16_to_f32(s->m);
   set_nibbles(out, s->q, 0);
 }
 
-static void get_q5_0(const block_q5_0 *s, quant_block *out) {
+static void get_q5_0(const block_q5_0 *restrict s, quant_block *restrict out) {
   set_scale(out, f16_to_f32(s->d));
   set_nibbles(out, s->q, 16);
   add_fifth_bits(out, s->high);
 }
 
-static void get_q5_1(const block_q5_1 *s, quant_block *out) {
+static void get_q5_1(const block_q5_1 *restrict s, quant_block *restrict out) {
   set_scale(out, f16_to_f32(s->d));
   out->minimum = f16_to_f32(s->m);
   set_nibbles(out, s->q, 0);
