@@ -4,6 +4,8 @@
 #define _GNU_SOURCE /* syscall */
 #include "cpu.h"
 
+#include <stdatomic.h>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <stdint.h>
@@ -28,7 +30,7 @@ static int may_use_tiles(void) {
 #endif
 }
 
-unsigned cpu_features(void) {
+static unsigned ask_features(void) {
   enum { YMM = 0x06, ZMM = 0xe6, TILES = 0x60000 };                      /* of XCR0 */
   enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };             /* leaf 1, ecx */
   enum { AVX2 = 1 << 5 };                                                /* leaf 7, ebx */
@@ -84,9 +86,21 @@ static int has_dotprod(void) {
 #endif
 }
 
-unsigned cpu_features(void) { return has_dotprod() ? CPU_DOTPROD : 0; }
+static unsigned ask_features(void) { return has_dotprod() ? CPU_DOTPROD : 0; }
 unsigned cpu_l1_bytes(void) { return 0; }
 #else
-unsigned cpu_features(void) { return 0; }
+static unsigned ask_features(void) { return 0; }
 unsigned cpu_l1_bytes(void) { return 0; }
 #endif
+
+/* Asked once: a virtual machine leaves to its host, for tens of microseconds, at each CPUID. */
+unsigned cpu_features(void) {
+  enum { ASKED = 1 << 30 };
+  static atomic_uint known;
+  unsigned features = atomic_load_explicit(&known, memory_order_relaxed);
+  if (!features) {
+    features = ask_features() | ASKED;
+    atomic_store_explicit(&known, features, memory_order_relaxed);
+  }
+  return features & ~ASKED;
+}
