@@ -97,7 +97,13 @@ def _loss(run, axes, place) -> None:
     right = axes.secondary_yaxis("right", functions=convert)
     right.set_ylabel("nats per token", color=GREY)
     right.tick_params(colors=GREY)
-    axes.legend(loc="upper right")
+    _legend(axes)
+
+
+def _legend(axes) -> None:
+    """Beside the title: inside it would cover curves that rise."""
+    narrow = {"handlelength": 1.2, "columnspacing": 1.0, "borderaxespad": 0.2}
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, **narrow)
 
 
 def learning_rate(run, axes) -> None:
@@ -116,7 +122,7 @@ def gradient_norm(run, axes) -> None:
     middle, mean, low, high = bins(run.norms)
     if len(middle):
         axes.fill_between(middle, low, high, color=PALE, lw=0)
-        axes.plot(middle, mean, color=BLUE, lw=1.2, label="norm before clipping")
+        axes.plot(middle, mean, color=BLUE, lw=1.2, label="before clipping")
         axes.set_yscale("log")
         ticks = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5)]
         shown = [t for t in ticks if low.min() * 0.7 <= t <= high.max() * 1.5]
@@ -128,7 +134,7 @@ def gradient_norm(run, axes) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("norm")
     axes.set_xlim(left=0)
-    axes.legend(loc="upper right")
+    _legend(axes)
 
 
 def speed(run, axes) -> None:
@@ -160,12 +166,12 @@ def memorisation(run, axes) -> None:
     if found:
         lengths = np.arange(found.n_tokens + 1)
         for runs, color, name in (
-            (found.training, BLUE, "training text"),
-            (found.held_out, RED, "held-out text"),
+            (found.training, BLUE, "training"),
+            (found.held_out, RED, "held out"),
         ):
             share = 100 * (runs[:, None] >= lengths).mean(0)
             axes.step(lengths, share, where="mid", color=color, lw=1.5, label=name)
-        axes.legend(loc="upper right")
+        _legend(axes)
     axes.set_title("Repeated word for word")
     axes.set_xlabel("tokens repeated, at least")
     axes.set_ylabel("% of windows")

@@ -6,9 +6,21 @@ import struct
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from report_runs import finished_run
 
-from llm.curves import BINS, PANELS, bins, draw_png, draw_svg, loss_by_step
+from llm.curves import (
+    BINS,
+    PANELS,
+    STYLE,
+    bins,
+    draw_png,
+    draw_svg,
+    gradient_norm,
+    loss_by_step,
+    memorisation,
+)
 
 
 def test_bins_of_a_short_run_are_its_steps():
@@ -53,6 +65,18 @@ def test_one_panel_alone_is_a_picture_of_its_own_size():
     file = io.BytesIO()
     draw_png(finished_run(3), file, (loss_by_step,))
     assert struct.unpack(">II", file.getvalue()[16:24]) == (1200, 675)
+
+
+@pytest.mark.parametrize("panel", [loss_by_step, gradient_norm, memorisation])
+def test_a_legend_covers_neither_curves_nor_title(panel):
+    with rc_context(STYLE):
+        figure = Figure((5.2, 3.1))
+        axes = figure.subplots()
+        panel(finished_run(50), axes)
+        figure.draw_without_rendering()
+    legend = axes.get_legend().get_window_extent()
+    assert legend.y0 >= axes.get_window_extent().y1
+    assert legend.x0 > axes._left_title.get_window_extent().x1
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.__name__)
