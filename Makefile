@@ -90,10 +90,13 @@ $(B)/%.o: csrc/%.cu Makefile | need-cc
 
 # ---- the Python half ----
 
+OR_NO_INDEX := || { echo "pip cannot get these packages: it needs a package index (PyPI or a mirror)," \
+  "and so a network" >&2; exit 1; }
+
 # The build requirements first, so that the package can be built again without a network.
 .venv/ready: pyproject.toml | $(if $(wildcard $(VENV)),,need-python)
 	test -x $(VENV) || $(PYTHON) -m venv .venv
-	$(VENV) -m pip install --quiet "setuptools>=64" wheel "cffi>=1.15"
+	$(VENV) -m pip install --quiet "setuptools>=64" wheel "cffi>=1.15" $(OR_NO_INDEX)
 	@touch $@
 
 EXT_SOURCES := setup.py llm/_build.py llm/__init__.py $(wildcard csrc/*.[ch] csrc/*.cu)
@@ -102,7 +105,7 @@ EXT_SOURCES := setup.py llm/_build.py llm/__init__.py $(wildcard csrc/*.[ch] csr
 	@touch $@
 
 .venv/%-extra: .venv/installed
-	$(VENV) -m pip install --quiet "two-file-llm[$*]"
+	$(VENV) -m pip install --quiet "two-file-llm[$*]" $(OR_NO_INDEX)
 	@touch $@
 
 ext: .venv/installed ## create .venv and build the Python package into it

@@ -225,7 +225,10 @@ def download(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         said = done.stderr.strip().splitlines() or ["pip left no wheel and said nothing"]
-        raise PackageError(f"cannot get the package {requirement}: {said[-1].strip()}")
+        raise PackageError(
+            f"cannot get the package {requirement} from the package index, which needs a network "
+            f"(pip: {said[-1].strip()})"
+        )
     return wheels[0]
 
 

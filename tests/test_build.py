@@ -123,6 +123,15 @@ def test_old_python(clone, python_with):
     assert "is older than 3.10: make PYTHON=" in refusal(done)
 
 
+def test_no_package_index(clone):
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / ".venv/bin/python").symlink_to(shutil.which("false"))  # pip, where it reaches none
+    done = make(".venv/ready", folder=clone)
+    line = "pip cannot get these packages: it needs a package index (PyPI or a mirror), and so"
+    assert refusal(done) == f"{line} a network"
+    assert not (clone / ".venv/ready").exists()
+
+
 def test_nothing_is_left_after_a_refusal(clone, python_with):
     make("ext", python_with("import sys; sys.modules['ensurepip'] = None"), folder=clone)
     assert not (clone / ".venv").exists()

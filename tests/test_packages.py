@@ -88,7 +88,8 @@ def test_a_package_that_is_gone(index):
     index.returncode = 1
     index.stderr = "ERROR: no versions\nERROR: No matching distribution found for words==1.2\n"
     message = refusal(index)
-    assert "words==1.2" in message and "No matching distribution" in message
+    assert "words==1.2 from the package index, which needs a network" in message
+    assert "No matching distribution" in message
     assert "make train TEXT=" in message
 
 
