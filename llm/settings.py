@@ -17,6 +17,7 @@ FREE = {
     *("text", "data", "chat", "init", "threads", "device", "attention", "out", "run_dir"),
     *("save_seconds", "keep", "weights"),
 }
+OWN_VOCABULARY = ("init", "data")  # with these none is learned: n_vocab is not asked
 BUDGETS = ("minutes", "tokens", "steps", "epochs")  # at most one is given
 
 DEFAULT_MINUTES = 5.0
@@ -191,6 +192,10 @@ def check_given(given: dict) -> None:
     depth, n_layer = given.get("depth"), given.get("n_layer")
     if None not in (depth, n_layer) and depth != n_layer:
         raise ValueError(f"--depth is {depth} and --n-layer {n_layer}: they are the same, give one")
+    brings = next((name for name in OWN_VOCABULARY if given.get(name)), None)
+    if brings and given.get("n_vocab") is not None:
+        asked = given["n_vocab"]
+        raise ValueError(f"--n-vocab is {asked}, but --{brings} has its own: leave it out")
 
 
 def _flag(name: str) -> str:

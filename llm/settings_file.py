@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import get_args, get_type_hints
 
 from .errors import LlmError
-from .settings import BUDGETS, FREE, Settings
+from .settings import BUDGETS, FREE, OWN_VOCABULARY, Settings
 
 LARGEST = 1 << 20  # bytes of a file
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
@@ -87,10 +87,13 @@ def to_toml(settings: Settings, n_steps: int | None = None, all_fields: bool = T
     budget is these steps. all_fields False: without FREE, which cannot change the weights."""
     if n_steps is not None:
         settings = replace(settings, steps=n_steps, minutes=None, tokens=None, depth=None)
+    left_out = set() if all_fields else FREE
+    if any(getattr(settings, name) for name in OWN_VOCABULARY):
+        left_out = left_out | {"n_vocab"}
     lines = []
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if value is not None and (all_fields or field.name not in FREE):
+        if value is not None and field.name not in left_out:
             lines.append(f"{field.name} = {_toml(value)}\n")
     return "".join(lines)
 

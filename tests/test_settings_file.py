@@ -64,6 +64,11 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert Settings(**read(tmp_path, to_toml(settings))) == settings
 
 
+@pytest.mark.parametrize("where", [{"init": "a.gguf"}, {"data": "shards"}])
+def test_a_vocabulary_that_is_not_learned_has_no_size(where):
+    assert "n_vocab" in to_toml(Settings()) and "n_vocab" not in to_toml(Settings(**where))
+
+
 def test_with_its_steps_a_text_repeats_the_run(tmp_path):
     text = to_toml(Settings(minutes=3.0, threads=2, lr=0.5), n_steps=70, all_fields=False)
     values = read(tmp_path, text)

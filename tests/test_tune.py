@@ -136,6 +136,7 @@ def test_text_is_learned(base, tmp_path, more):
         (["--lora-alpha", 2], "--lora-targets and --lora-alpha go with --lora-rank"),
         (["--chat", "no-such-file", "--n-ctx", 64], "no-such-file: No such file"),
         (["--n-ctx", 100000], "n_ctx is 100000,"),
+        (["--n-vocab", 999], "--n-vocab is 999, but --init has its own: leave it out"),
         (["--lora-rank", 2, "--lora-targets", "q,x"], "LoRA target 'x', expected some of q,k,v"),
     ],
 )
