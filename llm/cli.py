@@ -68,13 +68,15 @@ def _fail(message: str) -> int:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Names the nearest flag where one is unknown."""
+    """Names the nearest flag where one is unknown, and --text where a file stands alone."""
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, unknown = super().parse_known_args(args, namespace)
         for flag in (u.split("=")[0] for u in unknown if u.startswith("--")):
             near = get_close_matches(flag, self._option_string_actions, n=1)
             self.error(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+        if unknown and "--text" in self._option_string_actions:
+            self.error(f"unknown argument {unknown[0]}; did you mean --text {unknown[0]}?")
         return namespace, unknown
 
 
@@ -316,20 +318,31 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def add_generate(command: argparse.ArgumentParser) -> None:
     command.set_defaults(command=run_generate)
-    command.add_argument("file")
-    command.add_argument("prompt")
-    command.add_argument("--max-tokens", type=int, default=None)
-    command.add_argument("--temperature", type=float, default=0.8)
-    command.add_argument("--seed", type=int, default=None)
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = (
+        "python -m llm generate weights/weights.bin 'In the beginning' --max-tokens 50 --seed 1\n"
+        "./run FILE has top-k, penalties, stop texts and more."
+    )
+    command.add_argument("file", help="a parameter file")
+    command.add_argument("prompt", help="the text to continue; -: standard input")
+    text = "at most so many new tokens (until the model ends the text or the window is full)"
+    command.add_argument("--max-tokens", type=int, default=None, metavar="N", help=text)
+    text = "what logits are divided by (0.8); 0: always the likeliest token"
+    command.add_argument("--temperature", type=float, default=0.8, metavar="X", help=text)
+    text = "of the random numbers: the same gives the same text (another each time)"
+    command.add_argument("--seed", type=int, default=None, metavar="N", help=text)
 
 
 def run_generate(options: argparse.Namespace) -> int:
     from .engine import Model
+    from .tokenize_command import text_of
 
     with Model(options.file) as model:
-        print(options.prompt, end="", flush=True)
+        given = text_of(options.prompt, f"- < {options.prompt}")
+        prompt = given.decode("utf-8", "surrogateescape")
+        print(prompt, end="", flush=True)
         for piece in model.stream(
-            options.prompt,
+            prompt,
             max_tokens=options.max_tokens,
             temperature=options.temperature,
             seed=options.seed,

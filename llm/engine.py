@@ -121,7 +121,7 @@ class Model:
         template: str | None = None,
         **sampling,
     ) -> Iterator[str]:
-        """The answer to a conversation, piece by piece; sampling: options of Sampler. One that goes
+        """The answer to a conversation, piece by piece; sampling: as at generate(). One that goes
         on where an earlier call ended evaluates its new tokens only; the oldest turns of one that
         does not fit are forgotten. llm.Chat remembers the messages and tells what is forgotten."""
         sampler = Sampler(self.config.n_vocab, **sampling)
@@ -164,7 +164,7 @@ class Model:
     ) -> Iterator[Step]:
         """The continuation of a prompt, a Step per token. special: parse control tokens in the
         prompt. stop: strings that end the text before them. logprobs: how many alternatives to
-        report beside each token's log-probability. sampling: the options of Sampler."""
+        report beside each token's log-probability. sampling: as listed at generate()."""
         ids = self._prompt_ids(prompt, special)
         sampler = Sampler(self.config.n_vocab, **sampling)
         with self._context() as context:
@@ -179,9 +179,25 @@ class Model:
     def generate(
         self, prompt: str | bytes | Sequence[int], *args, n: int | None = None, **options
     ) -> str | list[str]:
-        """The continuation as one str; options as for steps(). n: that many continuations with
-        the seeds seed, seed + 1, ..., as a list; the prompt is read once, and each is what a call
-        of its own would give."""
+        """The continuation of a prompt as one str. Options, here and in stream() and steps():
+
+        max_tokens=None: at most so many; None: until the model ends or the window is full
+        stop=(): strings that end the text before them
+        special=False: control tokens in the prompt are parsed
+        temperature=0.8: what logits are divided by; 0: the likeliest token
+        top_k=40: of so many likeliest tokens; 0: of all
+        top_p=0.95: of the likeliest that have this probability together; 1: of all
+        min_p=0.0: of those at least so likely as a share of the likeliest's probability
+        seed=None: 0 to 2^64 - 1, of the random numbers; None: another each time
+        repeat_penalty=1.0: divides the logits of recent tokens (negative ones: times)
+        presence_penalty=0.0: is taken from the logit of each recent token
+        frequency_penalty=0.0: the same, times how often it occurred
+        penalty_last_n=64: tokens that are recent
+        logit_bias=None: {id: what is added to its logit}; -inf bans
+        n=None: that many continuations, as a list, with the seeds seed, seed + 1, ...; the prompt
+            is read once, and each is what a call of its own would give
+
+        Sampler has their order."""
         if n is None:
             return "".join(self.stream(prompt, *args, **options))
         return ["".join(map(_text, steps)) for steps in self._choices(prompt, n, *args, **options)]

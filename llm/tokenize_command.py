@@ -64,9 +64,20 @@ def run(options: Namespace) -> int:
 def read_text(options: Namespace) -> bytes:
     if options.file is not None:
         return Path(options.file).read_bytes()
-    if options.text is None or options.text == "-":
+    return text_of("-" if options.text is None else options.text, f"--file {options.text}")
+
+
+def text_of(argument: str, how: str) -> bytes:
+    """What stands for a text on the command line; -: standard input. how: to read a file instead,
+    which is said where the text is the name of one."""
+    from .report import escape
+
+    if argument == "-":
         return sys.stdin.buffer.read()
-    return options.text.encode("utf-8", "surrogateescape")
+    if os.path.isfile(argument):
+        line = f"note: {argument} is taken as the text; {how} reads the file of that name"
+        print(escape(line), file=sys.stderr)
+    return argument.encode("utf-8", "surrogateescape")
 
 
 def pieces_of(tokenizer, ids: list[int]) -> list[bytes]:

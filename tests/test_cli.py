@@ -1,5 +1,6 @@
 """`python -m llm`: usage, exit statuses, one line for a failure; inspect and generate."""
 
+import io
 import json
 import os
 import re
@@ -62,6 +63,14 @@ def test_an_unknown_option_names_the_nearest(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--n-embed=5"])
     assert "unknown option --n-embed; did you mean --n-embd?" in capsys.readouterr().err
+
+
+def test_a_text_that_stands_alone_is_told_its_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--steps", "5", "README.md"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "unknown argument README.md; did you mean --text README.md?" in said
 
 
 @pytest.mark.parametrize(
@@ -129,3 +138,26 @@ def test_generate_is_reproducible(tiny, capsys):
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
     assert said[0].startswith("the")
+
+
+def test_generate_takes_standard_input_and_tells_so_of_a_file(tiny, tmp_path, capsys, monkeypatch):
+    more = ["--max-tokens", "5", "--seed", "7"]
+    stdin = type("Stdin", (), {"buffer": io.BytesIO(b"the")})
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert cli.main(["generate", str(tiny), "-", *more]) == 0
+    piped = capsys.readouterr()
+    assert cli.main(["generate", str(tiny), "the", *more]) == 0
+    assert piped == capsys.readouterr() and piped.err == ""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "the").write_text("a")
+    assert cli.main(["generate", str(tiny), "the", *more]) == 0
+    out, err = capsys.readouterr()
+    assert out == piped.out
+    assert err == "note: the is taken as the text; - < the reads the file of that name\n"
+
+
+def test_help_of_generate_has_defaults_and_an_example(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    said = capsys.readouterr().out
+    assert "(0.8)" in said and "python -m llm generate weights/weights.bin 'In the" in said

@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import inspect
+import re
 import subprocess
 import sys
 import threading
@@ -94,6 +96,16 @@ def test_generate_is_stream_joined_and_seeded(model):
     assert model.generate("the", max_tokens=0) == ""
     seeds = {model.generate("the", max_tokens=20, seed=seed) for seed in range(4)}
     assert len(seeds) == 4
+
+
+def test_generate_lists_every_option_with_its_default():
+    listed = dict(re.findall(r"^ +(\w+)=(\S+): ", llm.Model.generate.__doc__, re.M))
+    expected = {}
+    for function in (llm.Model.steps, Sampler, llm.Model.generate):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.default is not parameter.empty:
+                expected[name] = repr(parameter.default)
+    assert listed | {"logprobs": "None"} == expected
 
 
 def test_greedy_follows_the_logits(model):

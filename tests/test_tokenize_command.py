@@ -114,6 +114,15 @@ def test_file(tmp_path, capsys):
     assert "not both" in capsys.readouterr().err
 
 
+def test_a_text_that_names_a_file_is_told_how_to_read_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "I").write_text("I love")
+    assert cli.main(["tokenize", "I", "--ids"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "73\n"
+    assert err == "note: I is taken as the text; --file I reads the file of that name\n"
+
+
 def test_special(capsys):
     assert tokenize(capsys, "I<|endoftext|>", "--special", "--ids") == "73 400\n"
     assert tokenize(capsys, "I<|endoftext|>", "--count") == "14\n"
