@@ -26,7 +26,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     An error of the operating system (a full disk, say) is an OSError that names `path`.
     """
     path = os.fspath(path)
-    _refuse_device(path)
+    refuse_device(path)
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb", buffering=WRITE_BYTES) as file:
@@ -45,14 +45,14 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def _refuse_device(path: str) -> None:
+def refuse_device(path: str | os.PathLike) -> None:
     """A file would take the place of /dev/null, or of a pipe, for all programs."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return  # nothing there, or what opening will report
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "is there and is no regular file", path)
+        raise OSError(errno.EINVAL, "is there and is no regular file", os.fspath(path))
 
 
 def _remove(path: str) -> None:

@@ -163,18 +163,15 @@ class Report:
             self._bar.update()
 
     def _figures(self, run) -> str:
-        return (
-            f"loss {self._loss:.3f}, held-out {run.bits_per_byte:.3f} bits/byte, "
-            f"{human(self.tokens_per_second(run))} tok/s"
-        )
+        return f"loss {self._loss:.3f} nats/token, held-out {run.bits_per_byte:.3f} bits/byte"
 
     def validated(self, run) -> None:
         done = f"{run.step:,} of {run.n_steps:,}"
         step, start = self._start
         seconds = (time.perf_counter() - start) / max(1, run.step - step)
         left = f"{seconds * (run.n_steps - run.step):.0f} s left"
-        peak = f"{self.share_of_peak(run):.0%} of peak"
-        self.say(f"step       {done}: {self._figures(run)}, {peak}, {left}")
+        speed = f"{human(self.tokens_per_second(run))} tok/s, {self.share_of_peak(run):.0%} of peak"
+        self.say(f"step       {done}: {self._figures(run)}, {speed}, {left}")
 
     def sample(self, text: str) -> None:
         self.say("sample     " + escape(text).replace("\n", "\n           "))
@@ -186,23 +183,25 @@ class Report:
 
     # ---- after the last step ----
 
-    def finish(self, run, out: Path) -> None:
+    def finish(self, run, written, out: Path) -> None:
+        """written: the run as it was at the step whose weights `out` has."""
         n_epochs = run.n_tokens / len(run.examples.tokens)
         self.say(
             f"trained    {run.step:,} steps, {run.n_tokens:,} tokens "
             f"({n_epochs:.1f} times the text) in {run.seconds:.0f} s: "
-            f"{run.bits_per_byte:.3f} validation bits per byte"
+            f"{run.bits_per_byte:.3f} held-out bits per byte at the end"
         )
         best_step, _, best = min(run.validations, key=lambda point: point[2])
         kept = run.settings.weights == "best" and best_step  # said where the file was written
         if run.bits_per_byte > 1.02 * best and not kept:
             self.say(
-                f"note       step {best_step:,} was better on held-out text ({best:.3f}): "
-                "the text is small for so many steps"
+                f"note       step {best_step:,} was better on held-out text ({best:.3f} bits per "
+                "byte): the text is small for so many steps"
             )
         if run.memorisation:
             self._memorised(run.memorisation)
-        self.say(f"written    {out} ({out.stat().st_size:,} bytes)")
+        size = f"{out.stat().st_size:,} bytes"
+        self.say(f"written    {out} ({size}), the weights of step {written.step:,}")
         self._write_pages(run, out)
         raw = run.prompt.encode("utf-8", "surrogateescape")  # whatever the locale
         command = [PROGRAM, "--max-tokens", "80", "--seed", "1", "--", out, "-"]

@@ -14,11 +14,19 @@ import secrets
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
-from .atomic import atomic_file
-from .checkpoint import RANKS, keep_last, link_file, load_checkpoint, save_checkpoint
+from .atomic import atomic_file, refuse_device
+from .checkpoint import (
+    RANKS,
+    checkpoints,
+    keep_last,
+    link_file,
+    load_checkpoint,
+    save_checkpoint,
+)
 from .data import Examples
 from .distributed import Group, world
 from .documents import format_of
@@ -150,11 +158,17 @@ def check_apart(out: Path, settings: Settings) -> None:
 
 def check_writable(out: Path) -> None:
     """Makes the folder of the parameter file; what would only fail after the training fails now."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        reason = os.strerror(errno.ENOTDIR if error.errno == errno.EEXIST else error.errno)
+        reason = f"no parameter file can be written here ({reason}): choose another --out"
+        raise OSError(error.errno, reason, str(out.parent)) from error
     if out.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))
-    if not os.access(out.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out.parent))
+        raise IsADirectoryError(errno.EISDIR, "Is a directory: --out names a file", str(out))
+    refuse_device(out)
 
 
 def set_aside(path: Path, report: Report) -> None:
@@ -210,8 +224,10 @@ def save(run: Run, path: Path) -> None:
     try:
         save_checkpoint(path, state, arrays, flat, owned, run.group)
     except OSError as error:
-        hint = f"{error.strerror}; the checkpoint before is whole: make room and --resume"
-        raise OSError(error.errno, hint, error.filename) from error
+        hint = "no checkpoint is there yet: make room and begin again"
+        if checkpoints(path.parent):
+            hint = "the checkpoint before is whole: make room and --resume"
+        raise OSError(error.errno, f"{error.strerror}; {hint}", error.filename) from error
     if run.group.rank == 0:
         keep_last(path, run.settings.keep, run.step)
 

@@ -103,6 +103,8 @@ def train(
             if resume:
                 report.say(f"{folder} holds no checkpoint yet: starting from the beginning")
             check_given(given)
+            if group.rank == 0 and not profiled:
+                check_writable(Path(given.get("out", Settings.out)))  # before the text is read
             run = (start or start_run)(Settings(**given), report)
         run.began = began
         if profiled:
@@ -111,22 +113,22 @@ def train(
         out = Path(run.settings.out)
         with Interrupt() as interrupt, ExitStack() as stack:
             if group.rank == 0:
-                stack.enter_context(place_for(out, run))
+                stack.enter_context(place_for(out, run, report))
             if group.rank == 0 and not goes_on:  # only now: a mistake costs no checkpoint
                 set_aside(saved, report)
                 write_settings(run, folder, report)
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
             if group.rank == 0:
-                publish(run, folder, out, report)
+                written = publish(run, folder, out, report)
         if group.rank == 0:
-            report.finish(run, out)
+            report.finish(run, written, out)
         group.barrier()
         return 0 if run.is_done else 128 + interrupt.agreed
 
 
 @contextmanager
-def place_for(out: Path, run: Run):
+def place_for(out: Path, run: Run, report: Report):
     """Held until the parameter file is written: a lock."""
     check_writable(out)
     check_apart(out, run.settings)
@@ -134,11 +136,13 @@ def place_for(out: Path, run: Run):
     with locked(lock, f"{out}: process", "writing this file", "--out"):
         for leftover in out.parent.glob(f"{escape(out.name)}.????????.*tmp"):
             leftover.unlink()  # of a run that was killed while it wrote
+        if out.exists():
+            report.say(f"note       {out} is there: it stays until the new one, whole, replaces it")
         yield
 
 
-def publish(run: Run, folder: Path, out: Path, report: Report) -> None:
-    """The parameter file, and what it says."""
+def publish(run: Run, folder: Path, out: Path, report: Report) -> Run:
+    """The parameter file, and what it says; returns the run as it was at the file's weights."""
     mark_good(run, folder)
     chosen = best_run(run, folder, report)
     if run.step:
@@ -146,6 +150,7 @@ def publish(run: Run, folder: Path, out: Path, report: Report) -> None:
     export(chosen, out)
     with Model(out) as model:
         run.samples.append([chosen.step, run.sample(model)])
+    return chosen
 
 
 def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report) -> None:

@@ -80,7 +80,7 @@ def test_a_terminal_gets_a_bar_with_the_figures():
     assert max(map(len, lines)) <= 80
     assert [line[11:15] for line in lines if "word" in line] == ["a\\x1", "word", "word"]
     assert "\r100% |" in text
-    assert "loss 5.000, held-out 3.000 bits/byte" in text
+    assert "loss 5.000 nats/token, held-out 3.000 bits/byte" in text
     assert "a\\x1bz" in text
 
 
@@ -88,7 +88,7 @@ def test_a_pipe_gets_plain_lines():
     said = subprocess.run([sys.executable, "-c", BAR], capture_output=True, cwd=ROOT, text=True)
     assert said.stderr == ""
     first, second = said.stdout.splitlines()
-    assert first.startswith("step       3 of 3: loss 5.000, held-out 3.000 bits/byte, ")
+    assert first.startswith("step       3 of 3: loss 5.000 nats/token, held-out 3.000 bits/byte, ")
     assert second == "sample     a\\x1bz" + " word" * 30
 
 
@@ -98,7 +98,7 @@ def finish(tmp_path, capsys):
 
     def end(run) -> str:
         write_trained(tmp_path / "w.bin")
-        Report().finish(run, tmp_path / "w.bin")
+        Report().finish(run, run, tmp_path / "w.bin")
         return capsys.readouterr().out
 
     return end

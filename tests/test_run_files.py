@@ -73,7 +73,10 @@ def test_the_file_holds_the_best_weights(
     bits = iter([untrained, 4.0, 3.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])
     monkeypatch.setattr(train.Validation, "bits_per_byte", lambda *_: next(bits))
     assert cli.main(arguments(text, tmp_path, *STEPS)) == 0
-    assert "the file gets the weights of step 24: 2.000 held-out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the file gets the weights of step 24: 2.000 held-out" in said
+    assert "4.000 held-out bits per byte at the end\n" in said
+    assert "bytes), the weights of step 24\n" in said
     with Model(tmp_path / "out.bin") as model:
         assert model.metadata["two_file.train.steps"] == 24
         assert model.metadata["two_file.validation.bits_per_byte"] == 2.0
@@ -123,6 +126,20 @@ def test_a_new_run_keeps_the_earlier_checkpoint(text, begun, capfd):
     assert (old["step"], new["step"]) == (80, 2)
 
 
+def test_an_older_file_stays_until_the_new_one_is_whole(text, tmp_path, capfd, monkeypatch):
+    def fails(run, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    old, note = tmp_path / "out.bin", f"note       {tmp_path / 'out.bin'} is there: it stays until"
+    finish(text, tmp_path, "--steps", 2)
+    before = old.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "export", fails)
+        assert cli.main(arguments(text, tmp_path, "--steps", 3)) == 1
+    assert note in capfd.readouterr().out and old.read_bytes() == before
+    assert note in finish(text, tmp_path, "--steps", 3) and old.read_bytes() != before
+
+
 @pytest.mark.parametrize("mistake", [["--text", "no-such-file"], ["--n-embd", "7"], ["--out", "."]])
 def test_a_mistake_leaves_the_checkpoint_where_it_is(text, begun, capfd, mistake):
     before = (begun / "run" / "checkpoint.npz").read_bytes()
@@ -166,6 +183,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(text, tmp_path, capfd
     assert "No space left on device" in line
     assert not (tmp_path / "out.bin").exists()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_full_disk_says_what_is_saved(text, tmp_path, capfd, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("llm.run_files.save_checkpoint", full)
+    line = refused(capfd, *arguments(text, tmp_path, "--steps", 2))
+    assert "No space left on device; no checkpoint is there yet: make room and begin" in line
 
 
 def test_what_a_killed_run_left_half_written_goes(text, tmp_path):

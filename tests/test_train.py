@@ -368,12 +368,28 @@ def test_a_prompt_with_a_zero_byte(text, tmp_path):
         (["--prompt", "x" * 33], "--prompt has 33 tokens, more than the context of 32"),
         (["--batch", 1 << 20, "--n-ff", 1 << 20], "GB of memory, this machine has"),
         (["--n-embd", 1 << 17, "--n-layer", 1000], "GB of memory, this machine has"),
-        (["--out", "."], ".: Is a directory"),
     ],
 )
 def test_what_could_only_fail_later_fails_at_once(text, tmp_path, capfd, more, message):
     assert cli.main(arguments(text, tmp_path, "--steps", 5, *more)) == 1
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (".", ".: Is a directory: --out names a file"),
+        ("/dev/null", "/dev/null: is there and is no regular file"),
+        ("/dev/null/x.bin", "/dev/null: no parameter file can be written here (Not a directory)"),
+        ("/proc/x.bin", "/proc: no parameter file can be written here ("),
+        ("/proc/x/y.bin", "/proc/x: no parameter file can be written here ("),
+    ],
+)
+def test_where_no_file_can_be_written_is_said_before_the_text_is_read(
+    tmp_path, capfd, out, message
+):
+    line = refused(capfd, *arguments("no-such-text", tmp_path, "--steps", 5, "--out", out))
+    assert message in line
 
 
 def test_a_corpus_shorter_than_a_window(tmp_path, capfd):
