@@ -77,7 +77,7 @@ static inline uint32_t port_pair(float low, float high) {
 static inline float port_exp2(float x) { return port_exp(x * 0.693147181f); }
 #include "train_kernels.cu"
 """
-NO_FEATURES = "unsigned cpu_features(void) { return 0; } // asked by numeric.c, for what none calls\n"
+NO_FEATURES = "unsigned cpu_features(void) { return 0; }  // numeric.c asks; none here calls\n"
 C, CPP = ("cc", "-x", "c", "-std=c11"), ("c++", "-x", "c++", "-std=c++17")
 
 
