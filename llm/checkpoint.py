@@ -199,6 +199,11 @@ def load_checkpoint(path: Path, group: Group = ALONE) -> tuple[dict, dict]:
     return together(group, lambda: _load(path, group))
 
 
+def read_step(path: Path) -> int:
+    """Of a checkpoint, without its arrays."""
+    return _read(path, "state")[0]["step"]
+
+
 def load_newest(
     path: Path, say: Callable[[str], None], group: Group = ALONE
 ) -> tuple[Path, dict, dict]:

@@ -22,12 +22,13 @@ from threading import Thread
 from typing import TextIO
 
 from . import pulse
-from .checkpoint import RANKS, checkpoints, folder_lock
+from .checkpoint import RANKS, checkpoints, folder_lock, read_step
 from .distributed import mpiexec
 from .errors import CheckpointError, LlmError
 from .report import escape
 
-PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while no checkpoint is made
+RESTARTS = 10  # without getting further: together they wait four minutes for a host or a link
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while none gets further
 MAX_RANKS = 1 << 20
 NAMED = 4  # of many silent ranks
 # What mpiexec says of itself when a job ends: read here, and said in one line.
@@ -46,35 +47,38 @@ def launch(
     patience: float = pulse.PATIENCE,
 ) -> int:
     """Runs `python -m llm ARGUMENTS`, a training in `folder`, as n_ranks ranks until it ends well,
-    refuses to begin, is stopped, or has failed max_restarts + 1 times; returns the status of the
-    last attempt (128 + the signal that ended a rank). patience: seconds until one that hangs has
-    failed; 0: for ever."""
+    refuses to begin, is stopped, or max_restarts restarts have brought it no further; returns the
+    status of the last attempt (128 + the signal that ended a rank). patience: seconds until one
+    that hangs has failed; 0: for ever."""
     command = [*starter(n_ranks, hosts), sys.executable, "-m", "llm", *arguments]
     if n_ranks > 1:  # twice: it is the launcher that names who hangs, as long as it reaches them
         command += ["--patience", f"{min(2 * patience, pulse.LONGEST_PATIENCE):g}"]
     clear(folder)
-    before = stamps(folder)
-    pause = PAUSE
+    before, furthest = stamps(folder), -1
+    n_left, pause = max_restarts, PAUSE
     with Stop() as stop:
-        for n_left in range(max_restarts, -1, -1):
-            last = stamps(folder)
-            resume = ["--resume"] if last - before else []
+        while True:
+            resume = ["--resume"] if stamps(folder) - before else []
             status, cause = attempt(command + resume, n_ranks, folder, stop, patience)
-            now = stamps(folder)
+            has_saved = bool(stamps(folder) - before)
             if status == 0 or stop.signal:
                 return status and 128 + stop.signal
-            if status == 2 or (status == 1 and not now - before):
+            if status == 2 or (status == 1 and not has_saved):
                 return status  # it has said what it refuses, and would again
+            if has_saved and (step := newest_step(folder)) > furthest:
+                furthest, n_left, pause = step, max_restarts, 0.0
             if not n_left:
                 break
-            pause = PAUSE if now - last else min(2 * pause, LONGEST_PAUSE)
-            source = f"from {checkpoints(folder)[0]}" if now - before else "from the beginning"
+            n_left -= 1
+            source = f"from {checkpoints(folder)[0]}" if has_saved else "from the beginning"
+            when = f"in {pause:g} s" if pause else "at once"
             print(f"died       {cause}", flush=True)
-            print(f"restart    {source} in {pause:g} s; {n_left - 1} left after it", flush=True)
+            print(f"restart    {source} {when}; {n_left} left after it", flush=True)
             stop.wait(pause)
             wait_until_clear(folder, n_ranks, stop)
             if stop.signal:
                 return 128 + stop.signal
+            pause = min(max(PAUSE, 2 * pause), LONGEST_PAUSE)
     print(f"llm: {cause}; no restart is left of {max_restarts}", file=sys.stderr)
     return status
 
@@ -92,6 +96,14 @@ def stamps(folder: Path) -> set[tuple]:
     """Tells checkpoints of this job from those that lay there before."""
     found = [(path.name, path.stat()) for path in checkpoints(folder)]
     return {(name, stat.st_ino, stat.st_mtime_ns) for name, stat in found}
+
+
+def newest_step(folder: Path) -> int:
+    """Of the newest checkpoint; -1 of one that cannot be read."""
+    try:
+        return read_step(checkpoints(folder)[0])
+    except (CheckpointError, OSError):
+        return -1
 
 
 def clear(folder: Path) -> None:
@@ -270,9 +282,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-restarts",
         type=int,
-        default=3,
+        default=RESTARTS,
         metavar="R",
-        help="from the newest whole checkpoint, when a rank dies or hangs (3)",
+        help="from the newest whole checkpoint, when a rank dies or hangs: at once where it "
+        f"saved further steps since the last one, else after 1, 2, 4 ... {LONGEST_PAUSE:g} s; R is "
+        f"how often without further steps ({RESTARTS})",
     )
     command.add_argument(
         "--patience",

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -232,12 +233,40 @@ def test_the_checkpoint_of_an_earlier_run_is_not_gone_on_from(attempts, tmp_path
     assert attempts.ran == [["train"], ["train"], ["train", "--resume"]]
 
 
-def test_pauses_grow_while_nothing_is_saved(attempts, capsys):
-    saved, not_saved = (137, 1), (137, None)
-    plays = [not_saved] * 3 + [saved] + [not_saved] * 8
-    assert attempts(*plays, max_restarts=11) == 137
-    assert attempts.pauses == [2, 4, 8, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert capsys.readouterr().err == "llm: it; no restart is left of 11\n"
+def test_pauses_grow_while_it_gets_no_further(attempts, capsys):
+    """A link that is down for minutes does not use up the restarts of a run that got on before."""
+    lost = (255, None)
+    plays = [lost] * 3 + [(137, 1)] + [lost] * 7 + [(137, 2), (137, 3), (0, 4)]
+    assert attempts(*plays, max_restarts=8) == 0
+    assert attempts.pauses == [1, 2, 4, 0, 1, 2, 4, 8, 16, 32, 60, 0, 0]
+    said = capsys.readouterr().out.splitlines()[1::2]
+    saved = r"restart    from \S+/checkpoint.npz"
+    for line, expected in (
+        (said[2], "restart    from the beginning in 4 s; 5 left after it"),
+        (said[3], f"{saved} at once; 7 left after it"),
+        (said[10], f"{saved} in 60 s; 0 left after it"),
+    ):
+        assert re.fullmatch(expected, line), line
+
+
+def test_restarts_that_get_no_further_are_used_up(attempts, capsys):
+    """What a run saves as it begins, at the step of the checkpoint before, is no progress."""
+    assert attempts((137, 5), (137, 5), (137, None), (137, 5), max_restarts=3) == 137
+    assert attempts.pauses == [0, 1, 2]
+    assert capsys.readouterr().err == "llm: it; no restart is left of 3\n"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_progress(tmp_path):
+    (tmp_path / "checkpoint.npz").write_bytes(b"PK")
+    assert launch.newest_step(tmp_path) == -1
+
+
+def test_a_signal_ends_a_pause_at_once():
+    with launch.Stop() as stop:
+        Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        start = time.monotonic()
+        stop.wait(60)
+    assert stop.signal == signal.SIGINT and time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("status", [1, 2])
