@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .settings import BUDGETS, DEFAULT_MINUTES, HEAD_WIDTH, Settings
+from .settings import BUDGETS, DEFAULT_MINUTES, DEFAULT_WIDTH, HEAD_WIDTH, Settings
 
 # Settings.tokens_per_param: the widest model that is affordable sees 2.5 tokens for each parameter,
 # not Hoffmann's 20, which holds where no text is read twice. Of five minutes on the default corpus,
 # one seed each (bench/README.md, "A recipe for minutes"), 128 wide with 6.3 tokens a parameter and
 # 160 wide with 2.2 were equal within 0.004 bits per byte; the wider one has more to gain.
 WIDTHS = range(64, 1025, 32)
-DEFAULT_WIDTH = 224  # of a run whose budget is in steps
 
 # Sequences of a step up to 2e14 operations, about five minutes on two cores; from there the batch
 # grows with the 0.327th power, as DeepSeek found for its own models.
@@ -74,7 +73,8 @@ def choose_width(settings: Settings, n_vocab: int, tokens_for) -> int:
         config = settings.with_width(n_embd).model_config(n_vocab)
         return tokens_for(config) >= settings.tokens_per_param * config.n_multiplied
 
-    widths = [w for w in WIDTHS if not settings.n_head or w % (2 * settings.n_head) == 0]
+    step = settings.head_step * (settings.n_head or 0)
+    widths = [w for w in WIDTHS if not step or w % step == 0]
     if not widths:
         raise ValueError(f"n_head is {settings.n_head}: give --n-embd too")
     return max(filter(is_affordable, widths), default=widths[0])

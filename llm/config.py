@@ -66,6 +66,16 @@ LIMITS = {  # what is absurd rather than large
     "n_kv_head": 1 << 12,
     "n_ff": 1 << 20,
 }
+FUSED_HEADS = range(8, 129, 8)  # widths that a GPU's fused attention takes (csrc/train_flash.h)
+
+
+def check_fused(head_dim: int) -> None:
+    if head_dim not in FUSED_HEADS:
+        first, second, most = *FUSED_HEADS[:2], FUSED_HEADS[-1]
+        raise ValueError(
+            f"--attention fused takes heads of {first}, {second} ... {most}, not of {head_dim} "
+            "(n_embd / n_head): choose other sizes, or leave it out"
+        )
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,11 @@ def piece_sequences(ops, n_sequences: int, n_time: int, recompute: bool) -> int:
     return next(n for n in range(most, 0, -1) if n_sequences % n == 0)
 
 
+def chunk_rows(ops, config: ModelConfig, n_rows: int) -> int:
+    """Of n_rows tokens, those whose logits exist at a time."""
+    return min(n_rows, max(ops.chunk_rows, ops.chunk_floats // config.n_vocab))
+
+
 class _Views:
     """Named views of a flat buffer: `.blocks[3].wq`, `.tok_embd`, `.out_norm`, `.output`."""
 
@@ -129,7 +134,7 @@ class _Buffers:
         self.rstd_last = ops.empty(N)
         self.xn = act(N, C)
         self.h = act(N, F)
-        self.chunk = min(N, max(ops.chunk_rows, ops.chunk_floats // c.n_vocab))
+        self.chunk = chunk_rows(ops, c, N)
         self.logits = act(self.chunk, c.n_vocab)
         self.losses = ops.empty(N)
         if keep:

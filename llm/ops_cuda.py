@@ -19,7 +19,7 @@ import numpy as np
 
 from llm._train import ffi, lib
 
-from .config import ModelConfig, layout_size
+from .config import ModelConfig, check_fused, layout_size
 from .errors import LlmError
 from .ops_c import _CHUNK, OpsC
 from .ops_numpy import N_NEWTON_SCHULZ, NEWTON_SCHULZ
@@ -35,6 +35,7 @@ MOST_BLOCKS = 1 << 20  # blocks stride over the rows beyond
 ATTENTION_BYTES = 1 << 30  # of scores at a time, where a sequence's are not more
 QUERIES = 256  # of a block of attention
 PINNED_BYTES = 1 << 22
+CUBLAS_BYTES = 32 << 20  # its pool from sm_90 on, as cublasSetWorkspace's page says; before, 4 MiB
 HEADERS = ("numeric.h", "port.h", "port_tensor.h", "train.h", "train_flash.h")
 FLASH_ROWS, FLASH_THREADS, FLASH_HEADS = 64, 128, (64, 128)  # csrc/train_flash.h
 # No contraction: the arithmetic of a row is the CPU's; CuPy adds that subnormals are zero, as they
@@ -139,19 +140,22 @@ class OpsCuda(OpsC):
     def memory(self) -> tuple[int, str]:
         """Bytes that arrays can still take, and whose they are."""
         free = self._cupy.cuda.runtime.memGetInfo()[0] + self._pool.free_bytes()
-        return free, f"the GPU has {free / 1e9:.1f} GB free"
+        return free - CUBLAS_BYTES, f"the GPU has {free / 1e9:.1f} GB free"
 
-    def workspace_bytes(self, config: ModelConfig, n_rows: int) -> int:
-        """Scores and the heads apart, logits, and the weights as bfloat16."""
-        c, n_batch = config, -(-n_rows // config.n_ctx)
-        part = self._parts(n_batch, c.n_head, c.n_ctx)[0]
-        scores = min(c.n_ctx, QUERIES) * self._score_bytes
-        heads = c.head_dim * (4 * self.act_bytes + 3 * 4)  # q, k, v, do; dq, dk, dv
-        attention = (part.stop - part.start) * c.n_head * c.n_ctx * (scores + heads)
-        if self._fuses:
-            attention = 4 * n_rows * c.n_head
-        logits = min(self.chunk_floats, n_rows * c.n_vocab) * self.act_bytes
-        return attention + logits + (2 * layout_size(c) if self._rounds else 0)
+    def workspace_bytes(self, config: ModelConfig, n_rows: int, n_held_rows: int) -> int:
+        """Scores and the heads apart, and the weights as bfloat16."""
+        c = config
+
+        def attention(n_rows: int, scores: int, heads: int) -> int:
+            part = self._parts(n_rows // c.n_ctx, c.n_head, c.n_ctx)[0]
+            of_one = min(c.n_ctx, QUERIES) * scores + c.head_dim * heads
+            return (part.stop - part.start) * c.n_head * c.n_ctx * of_one
+
+        n, act = self._score_bytes, self.act_bytes
+        backward = attention(n_rows, n, 4 * act + 3 * 4)  # q, k, v, do; dq, dk, dv
+        forward = attention(n_held_rows, n // 2, 3 * act + 4)  # q, k, v; o
+        most = 4 * n_rows * c.n_head if self._fuses else max(backward, forward)
+        return most + (2 * layout_size(c) if self._rounds else 0)
 
     def reserve(self, n_bytes: int) -> None:
         """Takes so much from the GPU at once: the pool cuts later arrays out of it."""
@@ -246,9 +250,7 @@ class OpsCuda(OpsC):
             step, *apart = (n // x.dtype.itemsize for n in reversed(x.strides[:-1]))
             return [x.data.ptr, self._types[x.dtype], step, *apart]
 
-        alpha, beta = (
-            np.array([x], np.float32) for x in (alpha, beta)
-        )  # read before the call ends
+        alpha, beta = (np.array([x], np.float32) for x in (alpha, beta))  # read during the call
         arguments = (
             *(self._handle, transposed[bool(trans_b)], transposed[bool(trans_a)], n, m, k),
             *(alpha.ctypes.data, *matrix(b), *matrix(a), beta.ctypes.data, *matrix(c)),
@@ -364,9 +366,7 @@ class OpsCuda(OpsC):
 
     def _flash(self, name: str, n_head: int, q, k, **values) -> None:
         B, T, H, D = q.shape
-        if D % 8 or D > FLASH_HEADS[-1]:
-            most = FLASH_HEADS[-1]
-            raise ValueError(f"fused attention takes heads of 8, 16 ... {most}, not of {D}")
+        check_fused(D)
         width = next(width for width in FLASH_HEADS if D <= width)
         none = dict.fromkeys(("d_o", "dq", "dk", "dv", "delta"))
         sizes = {"n_time": T, "n_head": H, "n_kv_head": k.shape[2], "head_dim": D}
@@ -397,6 +397,7 @@ class OpsCuda(OpsC):
                 self._softmax("causal_softmax", q, queries, own_starts, **values)
                 p = p_16 if self._rounds else p
                 self._multiply(out[:, queries], p, v_part[:, : queries.stop])
+                del values, p, p_16  # or the next block's stand beside them
             self._join(o[part], out)
 
     def _attention_backward(self, q, k, v, o, lse, starts, d_o, dq, dk, dv, **_):
@@ -422,7 +423,7 @@ class OpsCuda(OpsC):
                 self._multiply(dv_part[:, seen], p, do_part[:, queries], **turned)
                 self._multiply(dk_part[:, seen], ds, q_part[:, queries], **turned)
                 self._multiply(dq_part[:, queries], ds, k_part[:, seen])
-                del values, p, p_16, ds, ds_16  # or the next block's stand beside them
+                del values, p, p_16, ds, ds_16
             for gradient, x in ((dq, dq_part), (dk, dk_part), (dv, dv_part)):
                 self._join(gradient[part], x)
 

@@ -63,8 +63,9 @@ class HostArrays:
         n_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return n_bytes, f"this machine has {n_bytes / 1e9:.1f} GB"
 
-    def workspace_bytes(self, config: ModelConfig, n_rows: int) -> int:
-        """What operations on n_rows tokens take beside their arrays, where that is much."""
+    def workspace_bytes(self, config: ModelConfig, n_rows: int, n_held_rows: int) -> int:
+        """What a gradient of n_rows tokens, or a validation of n_held_rows, takes beside its
+        arrays, where that is much."""
         return 0
 
     def reserve(self, n_bytes: int) -> None:

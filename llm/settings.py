@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from .config import LIMITS, ModelConfig
+from .config import FUSED_HEADS, LIMITS, ModelConfig, check_fused
 from .errors import LlmError, counted
 
 FREE = {
@@ -24,6 +24,7 @@ DEFAULT_MINUTES = 5.0
 MAX_STEPS = 1 << 40
 DEFAULT_LR = {"adamw": 1.5e-3, "muon": 0.02}
 HEAD_WIDTH = 48  # about; a block for each 48 of width, too
+DEFAULT_WIDTH = 224  # of a run whose budget is in steps
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class Settings:
                 raise ValueError(f"{name} is {value!r}, expected {expected}")
         if self.attention == "fused" and self.device == "cpu":
             raise ValueError("--attention fused is for --device cuda")
+        if self.attention == "fused" and not self.init:  # else the file has the heads
+            width = self.n_embd or (self.depth or 0) * HEAD_WIDTH or DEFAULT_WIDTH
+            n_head = self.n_head or self._head_count(width)
+            if width % n_head == 0:  # else ModelConfig refuses it
+                check_fused(width // n_head)
         if self.data is not None and self.text:
             raise ValueError("give --text or --data, not both")
         slots, rest = self.n_slots, (self.batch or 0) % (self.slot_sequences or 1)
@@ -137,9 +143,19 @@ class Settings:
     def step_tokens(self) -> int:
         return self.batch * self.n_ctx
 
+    @property
+    def head_step(self) -> int:
+        """What the width of a head is a multiple of, where it is chosen."""
+        return FUSED_HEADS.step if self.attention == "fused" else 2
+
+    def _head_count(self, n_embd: int) -> int:
+        """Heads of about HEAD_WIDTH."""
+        counts = [h for h in range(1, n_embd + 1) if n_embd % (h * self.head_step) == 0]
+        return min(counts, key=lambda h: abs(n_embd / h - HEAD_WIDTH), default=1)
+
     def with_width(self, n_embd: int) -> Settings:
         """The sizes that are not given, filled in from a width."""
-        n_head = self.n_head or _head_count(n_embd)
+        n_head = self.n_head or self._head_count(n_embd)
         sizes = {
             "n_embd": n_embd,
             "n_layer": self.n_layer or -(-n_embd // HEAD_WIDTH),
@@ -176,12 +192,6 @@ class Settings:
             n_ff=self.n_ff,
             tied_output=self.tied,
         )
-
-
-def _head_count(n_embd: int) -> int:
-    """Heads of about HEAD_WIDTH, an even width each."""
-    counts = [h for h in range(1, n_embd + 1) if n_embd % h == 0 and (n_embd // h) % 2 == 0]
-    return min(counts, key=lambda h: abs(n_embd / h - HEAD_WIDTH), default=1)
 
 
 def check_given(given: dict) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .base_file import BaseFile
 from .chat_data import ChatExamples, ChatValidation, hold_out_chats, pack, read_chats
+from .config import check_fused
 from .corpus import read_corpus
 from .data import Examples, hold_out, token_stream
 from .distributed import world
@@ -130,6 +131,8 @@ def prepare_tuned(
     settings = settings.with_slots(world().size)
     lora = lora_of(settings)
     config = base.config(settings.n_ctx)
+    if settings.attention == "fused":
+        check_fused(config.head_dim)
     slots = (settings.n_slots, settings.batch // settings.n_slots)
     ops, group = back_end(settings)
     check_memory(ops, group, config, settings, slots[1], lora)

@@ -55,7 +55,7 @@ PYTHON_LAYERS = (
         "vocabularies",
     ),
     ("model", "optim", "budget", "guard"),
-    ("parameter_file compare", "checkpoint", "evaluate", "memorisation", "memory"),
+    ("parameter_file compare", "checkpoint", "evaluate memory", "memorisation"),
     ("quantize calibrate", "chat_data"),
     ("vocabulary", "base_file", "convert convert_* export export_*"),
     (

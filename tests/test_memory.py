@@ -1,13 +1,17 @@
 """The memory of a training, counted before it: what counts, who shares it, what would help."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from llm.config import ModelConfig, layout, layout_size
 from llm.distributed import Group
-from llm.memory import check_memory, scratch_bytes, training_bytes
+from llm.memory import check_memory, logits_bytes, scratch_bytes, training_bytes, validation_bytes
+from llm.model import _Buffers
+from llm.ops_numpy import OpsNumpy
 from llm.settings import Settings
 
 CONFIG = ModelConfig(n_layer=2, n_head=4, n_kv_head=2, n_embd=64, n_ff=160, n_vocab=300, n_ctx=64)
@@ -33,8 +37,24 @@ def test_muon_works_on_a_matrix_for_each_thread():
     assert scratch_bytes("muon", entries, 40, 4) == 4 * most
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_the_buffers_of_a_validation_are_counted_exactly(architecture):
+    config = replace(CONFIG, architecture=architecture)
+    made = []
+
+    class Counts(OpsNumpy):
+        def empty(self, *shape):
+            made.append(4 * math.prod(shape))
+            return super().empty(*shape)
+
+    ops = Counts(np.float32)
+    _Buffers(config, ops, 4, 64, keep=False, recompute=False)
+    assert sum(made) == validation_bytes(config, 4 * 64) + logits_bytes(ops, config, 4 * 64)
+
+
 def ops_of(room, **more):
-    machine = {"n_threads": 1, "act_bytes": 4, "piece_rows": 256, "shares_memory": True, **more}
+    machine = {"n_threads": 1, "act_bytes": 4, "piece_rows": 256, "shares_memory": True}
+    machine |= {"chunk_rows": 32, "chunk_floats": 0, **more}
     answers = {"memory": lambda: (room, "there are few"), "workspace_bytes": lambda *_: 0}
     return SimpleNamespace(**machine, **answers, reserve=lambda n: None)
 
@@ -45,6 +65,8 @@ def group_of(size, n_here):
     return group
 
 
+# A validation beside it, and 32 rows of logits for each of the two.
+HELD = validation_bytes(CONFIG, 4 * 64) + 2 * 32 * 300 * 4
 SETTINGS = Settings(batch=16, slot_sequences=2, n_ctx=64, optimizer="adamw", lr=1e-3)
 
 
@@ -58,7 +80,7 @@ def refusal(room, settings=SETTINGS, group=None, **machine):
 
 
 def test_ranks_of_a_machine_share_its_memory():
-    alone = training_bytes(CONFIG, 128, n_slots=1, n_ranks=8)
+    alone = training_bytes(CONFIG, 128, n_slots=1, n_ranks=8) + HELD
     eight, settings = group_of(8, 8), SETTINGS
     assert refusal(8 * alone, settings, eight) is None
     said = refusal(8 * alone - 1, settings, eight)
@@ -82,7 +104,7 @@ def test_the_advice_would_help(piece_rows, slot_sequences, recompute, helps):
 
 
 def test_the_scratch_of_muon_counts():
-    room = training_bytes(CONFIG, 128, n_slots=8)
+    room = training_bytes(CONFIG, 128, n_slots=8) + HELD
     assert refusal(room) is None
     muon = replace(SETTINGS, optimizer="muon")
     more = scratch_bytes("muon", layout(CONFIG), 4, 1)

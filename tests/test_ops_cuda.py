@@ -19,6 +19,7 @@ from training import arguments, finish, refused
 from llm import cli, ops_cuda
 from llm.config import ModelConfig
 from llm.distributed import Group
+from llm.evaluate import BATCH
 from llm.lora import Lora
 from llm.memory import check_memory
 from llm.model import Transformer, init_params
@@ -357,19 +358,26 @@ def test_trains_with_fused_attention(kernels, options):
     "precision, attention", [("fp32", "batched"), ("bf16", "batched"), ("bf16", "fused")]
 )
 def test_memory_is_counted(kernels, precision, attention, recompute):
-    """What a step takes, before it: but for tables and vectors nothing is forgotten."""
+    """What a step and a validation take, before them: but for tables and vectors of a step nothing
+    is forgotten. cuBLAS's own workspace is left to it."""
     machine = StandIn(kernels)
     ops = OpsCuda(precision, machine.modules, attention)
     sizes = {"n_embd": 64, "n_head": 4, "n_kv_head": 2, "n_ff": 160, "n_ctx": 512, "n_layer": 2}
-    config, how = ModelConfig(n_vocab=300, **sizes), {"batch": 1, "slot_sequences": 1}
+    config, how = ModelConfig(n_vocab=3000, **sizes), {"batch": 1, "slot_sequences": 1}
     settings = Settings(**how, n_ctx=512, optimizer="adamw", recompute=recompute)
     check_memory(ops, Group(), config, settings, 1)
     model = Transformer(config, ops, init_params(config, 1), recompute)
     optimizer = OPTIMIZERS["adamw"](config, ops=ops)
-    tokens = np.zeros((1, 512), np.int32)
-    model.loss_and_grad(tokens, tokens)
+    tokens = np.zeros((BATCH, 512), np.int32)
+    model.loss_and_grad(tokens[:1], tokens[:1])
     optimizer.step(model.params, model.grads, LR)
+    model.loss(tokens, tokens)
     assert 0.98 * machine.held < machine.most_taken < 1.02 * machine.held
+    machine.free, machine.held = machine.held + (32 << 20) - 1, 0
+    with pytest.raises(ValueError, match="the GPU has"):
+        check_memory(ops, Group(), config, settings, 1)
+    machine.free += 1
+    check_memory(ops, Group(), config, settings, 1)
 
 
 def test_weights_are_rounded_once_a_step(kernels):
@@ -428,6 +436,30 @@ def test_attention_of_the_command(machine, text, tmp_path, capfd, quickly):
     assert "flash_forward_64_kernel" in {name for name, *_ in machine.launches}
     said = refused(capfd, *arguments(text, tmp_path, *more, "--attention", "fused"))
     assert "--attention fused is for --device cuda" in said
+
+
+@pytest.mark.parametrize(
+    ("sizes", "width"),
+    [
+        (("--n-embd", 40, "--n-head", 2), 20),
+        (("--n-embd", 272, "--n-head", 2), 136),
+        (("--n-embd", 100, "--n-head", 1), 100),
+        (("--depth", 2, "--n-head", 8), 12),
+    ],
+)
+def test_heads_that_fused_attention_cannot_do(machine, tmp_path, capfd, sizes, width):
+    """Refused before the text is read: there is none."""
+    given = "--text", tmp_path / "none", "--device", "cuda", "--attention", "fused", *sizes
+    said = refused(capfd, "train", *map(str, given))
+    assert f"--attention fused takes heads of 8, 16 ... 128, not of {width} " in said
+
+
+def test_heads_of_a_file_that_fused_attention_cannot_do(machine, text, tmp_path, capfd, quickly):
+    finish(text, tmp_path, "--steps", 1, "--n-head", 8)
+    given = "--init", tmp_path / "out.bin", "--device", "cuda", "--attention", "fused"
+    places = "--text", tmp_path / "none", "--run-dir", tmp_path / "run"
+    said = refused(capfd, "train", *map(str, (*given, *places)))
+    assert "--attention fused takes heads of 8, 16 ... 128, not of 4 " in said
 
 
 def test_a_gpu_too_small(machine, text, tmp_path, capfd):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from llm.budget import WIDTHS
+from llm.config import FUSED_HEADS
 from llm.errors import LlmError
 from llm.settings import FREE, Settings, check_given, merge_resumed
 
@@ -56,6 +57,11 @@ def test_given_sizes_stay():
 def test_every_width_of_the_ladder_is_a_model():
     for width in WIDTHS:
         Settings().with_width(width).model_config(4096)
+
+
+def test_every_width_of_the_ladder_has_heads_for_fused_attention():
+    fused = Settings(device="cuda", attention="fused")
+    assert all(fused.with_width(w).model_config(300).head_dim in FUSED_HEADS for w in WIDTHS)
 
 
 def test_slots():
