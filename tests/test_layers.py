@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 
 C_LAYERS = (
-    ("llm",),
-    ("numeric", "cpu", "hash", "unicode unicode_tables"),
+    ("llm", "cpu"),
+    ("numeric", "hash", "unicode unicode_tables"),
     ("error",),
     ("mapfile", "threads", "quant", "sha256"),
     ("quantize quantize_fit",),
