@@ -412,7 +412,7 @@ def test_train_command(machine, text, tmp_path, quickly):
     machine.check_guards()
     (tmp_path / "cpu").mkdir()
     on_cpu = finish(text, tmp_path / "cpu", *more, "--precision", "fp32")
-    bits = [float(re.search(r"([\d.]+) validation bits", s)[1]) for s in (said, on_cpu)]
+    bits = [float(re.search(r"([\d.]+) held-out bits", s)[1]) for s in (said, on_cpu)]
     assert bits[0] == pytest.approx(bits[1], rel=0.01)
     if best_precision() == "bf16":  # resumed on the CPU, it says that it is another machine
         again = finish(text, tmp_path, "--resume", "--device", "cpu")
