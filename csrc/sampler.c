@@ -187,6 +187,7 @@ static size_t keep_best(llm_sampler *s, double max, size_t *end) {
   size_t limit = s->n_vocab, kept = 0;
   if (s->options.top_k > 0 && (size_t)s->options.top_k < limit) limit = (size_t)s->options.top_k;
   size_t left = *end = gather(s, limit);
+  double top_p = s->options.top_p < 1 ? (double)s->options.top_p : INFINITY; /* sums are rounded */
   double total = 0, sum = 0;
   if (limit == s->n_vocab) {
     for (size_t i = 0; i < s->n_vocab; i++) s->weight[i] = s->heap[i].logit - max;
@@ -196,10 +197,10 @@ static size_t keep_best(llm_sampler *s, double max, size_t *end) {
   while (kept < limit) {
     s->weight[kept++] = num_exp(heap_pop(s->heap, &left).logit - max);
     sum += s->weight[kept - 1];
-    if (limit == s->n_vocab && sum >= (double)s->options.top_p * total) return kept;
+    if (limit == s->n_vocab && sum >= top_p * total) return kept;
   }
   if (limit == s->n_vocab) return kept;
-  double share = (double)s->options.top_p * sum;
+  double share = top_p * sum;
   sum = 0;
   for (size_t i = 0; i < kept; i++)
     if ((sum += s->weight[i]) >= share) return i + 1;

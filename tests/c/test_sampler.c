@@ -1,9 +1,11 @@
 /* test_sampler.c: arg-max and its ties, the reach of top-k, top-p and min-p, frequencies against
- * the softmax, penalties and their history, biases and bans, seeds, and logits that are not
- * numbers. tests/test_sampler.py compares the whole with a plain NumPy version. */
+ * the softmax, vocabularies of several groups, penalties and their history, biases and bans, seeds,
+ * and logits that are not numbers. tests/test_sampler.py compares the whole with a plain NumPy
+ * version. */
 #include <float.h>
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "check.h"
@@ -96,6 +98,43 @@ static void test_not_numbers(void) {
   id = llm_sampler_sample(s, top);
   CHECK(id == 0 || id == 2);
   llm_sampler_free(s);
+}
+
+/* ---- vocabularies of several groups: none hides a token. Arrays are of the exact size, for the
+ * address sanitizer ---- */
+
+static size_t n_likelier(const float *logits, size_t n, size_t id) {
+  size_t likelier = 0;
+  for (size_t i = 0; i < n; i++)
+    likelier += logits[i] > logits[id] || (logits[i] == logits[id] && i < id);
+  return likelier;
+}
+
+/* What is drawn is among the top_k likeliest, and each of them is, however unlikely. */
+static void check_groups(size_t n, size_t top_k, uint64_t seed) {
+  float *logits = malloc(n * sizeof *logits);
+  char *drawn = calloc(n, 1);
+  size_t kept = top_k && top_k < n ? top_k : n, n_drawn = 0;
+  for (size_t i = 0; i < n; i++) logits[i] = (float)((i + seed) * 2654435761u % 997 / 9);
+  llm_sampler *best = make((int64_t)n, 0, 40, .95f, 1);
+  llm_sampler *any = make((int64_t)n, FLT_MAX, (int32_t)top_k, 1, seed);
+  CHECK(n_likelier(logits, n, (size_t)llm_sampler_sample(best, logits)) == 0);
+  for (size_t i = 0; i < 20 * kept; i++) {
+    size_t id = (size_t)llm_sampler_sample(any, logits);
+    CHECK_MSG(n_likelier(logits, n, id) < kept, "id %zu of %zu, top_k %zu", id, n, top_k);
+    n_drawn += !drawn[id];
+    drawn[id] = 1;
+  }
+  CHECK_MSG(n_drawn == kept, "of the %zu likeliest of %zu only %zu are drawn", kept, n, n_drawn);
+  llm_sampler_free(best), llm_sampler_free(any);
+  free(logits), free(drawn);
+}
+
+static void test_groups(void) {
+  const size_t sizes[] = {1, 2, 63, 64, 65, 127, 128, 129, 200, 640};
+  const size_t top[] = {0, 1, 2, 3, 9, 10, 11, 64, 65, 200, 1000};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+    for (size_t k = 0; k < sizeof top / sizeof *top; k++) check_groups(sizes[i], top[k], i + k);
 }
 
 static void test_seeds(void) {
@@ -280,6 +319,7 @@ int main(void) {
   test_arg_max();
   test_frequencies();
   test_not_numbers();
+  test_groups();
   test_seeds();
   test_penalties();
   test_history();
