@@ -58,12 +58,10 @@ static llm_status resolve_options(llm_context *c, llm_error *err) {
     return error_set(err, LLM_ERR_UNSUPPORTED,
                      "the window cannot slide: %s has learned positions, which cannot be turned",
                      c->model->arch->name);
+  llm_status status = llm_kernels_check(o->kernels, err);
+  if (status) return status;
   c->kernels = kernels_find(o->kernels);
-  if (!c->kernels)
-    return error_set(err, LLM_ERR_ARG,
-                     "kernel set \"%s\" is unknown or not on this processor: the best here is %s",
-                     o->kernels, kernels_find(NULL)->name);
-  llm_status status = resolve_n_ctx(c, err);
+  status = resolve_n_ctx(c, err);
   if (status || o->on_full != LLM_ON_FULL_SLIDE) return status;
   if (o->n_sink < 0 || (size_t)o->n_sink >= c->n_ctx)
     return error_set(err, LLM_ERR_ARG,

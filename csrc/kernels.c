@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "error.h"
 
 enum { MAX_SETS = 4 };
 
@@ -40,6 +41,15 @@ const kernels *kernels_find(const char *name) {
   for (int i = 0; i < n_sets; i++)
     if (strcmp(name, names[i]) == 0) return &sets[i];
   return NULL;
+}
+
+llm_status llm_kernels_check(const char *name, llm_error *err) {
+  if (kernels_find(name)) return error_clear(err);
+  char here[64] = "";
+  for (int i = 0; i < n_sets; i++) strcat(strcat(here, i ? ", " : ""), names[i]);
+  return error_set(err, LLM_ERR_ARG,
+                   "kernel set \"%s\" is unknown or not on this processor, which has %s", name,
+                   here);
 }
 
 const char *const *kernels_available(void) {

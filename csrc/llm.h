@@ -255,6 +255,9 @@ typedef struct llm_context_options {
   void *cancel_user;
 } llm_context_options;
 
+/* LLM_ERR_ARG, with the names of this processor's sets, where `name` is none of them. */
+llm_status llm_kernels_check(const char *name, llm_error *err);
+
 llm_context_options llm_context_default_options(void);
 llm_status llm_context_new(llm_context **out, const llm_model *model,
                            const llm_context_options *options, llm_error *err);

@@ -237,13 +237,11 @@ static llm_status verify_proof(const llm_model *model, const llm_context_options
 llm_status llm_model_verify(const llm_model *model, const llm_context_options *options,
                             llm_verify_report *report, llm_error *err) {
   memset(report, 0, sizeof *report);
-  const kernels *active = kernels_find(options ? options->kernels : NULL);
-  if (!active)
-    return error_set(err, LLM_ERR_ARG,
-                     "kernel set \"%s\" is unknown or not on this processor: the best here is %s",
-                     options->kernels, kernels_find(NULL)->name);
-  snprintf(report->kernels, sizeof report->kernels, "%s", active->name);
-  llm_status status = verify_hash(model, report, err);
+  const char *name = options ? options->kernels : NULL;
+  llm_status status = llm_kernels_check(name, err);
+  if (status) return status;
+  snprintf(report->kernels, sizeof report->kernels, "%s", kernels_find(name)->name);
+  status = verify_hash(model, report, err);
   if (!status) status = verify_proof(model, options, report, err);
   if (status) return status;
   if (!report->has_hash && !report->has_proof)

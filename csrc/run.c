@@ -2,10 +2,12 @@
  * does is behind llm.h. Exit status: 0, 1 for a failure, 2 for wrong usage, 130 where
  * Ctrl-C cut a completion short. */
 #define _POSIX_C_SOURCE 200809L
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h> /* exp only */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "run.h"
@@ -267,7 +269,11 @@ static int run(options *o) {
   context_options.kernels = o->kernels;
   context_options.cancel_check = cancel_check;
 
-  if (llm_model_open(&model, o->path, &err)) return failed(&err);
+  if (llm_model_open(&model, o->path, &err)) {
+    fprintf(stderr, "run: %s%s\n", err.message,
+            err.sys_errno == ENOENT ? "; make train or make model creates one" : "");
+    return EXIT_FAILED;
+  }
   int64_t trained = llm_model_config(model)->n_ctx_train;
   if (o->n_ctx > trained && !o->long_context) {
     fprintf(stderr,
@@ -283,8 +289,13 @@ static int run(options *o) {
       llm_model_free(model);
       return failed_errno("standard input");
     }
-  } else if (o->prompt)
+  } else if (o->prompt) {
+    struct stat info;
     prompt = (bytes){.data = (char *)o->prompt, .n = strlen(o->prompt)};
+    if (!o->chat && !stat(o->prompt, &info) && S_ISREG(info.st_mode))
+      fprintf(stderr, "run: %s is taken as the prompt; - < %s reads the file of that name\n",
+              o->prompt, o->prompt);
+  }
 
   int status;
   if (o->info)

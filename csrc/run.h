@@ -112,7 +112,7 @@ typedef struct choice {
 
 typedef struct timing {
   double load, prefill, decode;
-  size_t n_decoded; /* tokens made in the time `decode` */
+  size_t n_prefilled, n_decoded; /* tokens read in the time `prefill`, made in `decode` */
 } timing;
 
 /* A JSON string; bytes that are not UTF-8 become U+FFFD. */
@@ -120,8 +120,7 @@ void print_json_string(const char *text, size_t n);
 /* A generation is printed as it goes: its choices by index from 0, then the end. */
 void print_json_choice(const llm_tokenizer *tokenizer, const options *o, const id_list *prompt,
                        const choice *out, int64_t index);
-void print_json_end(const llm_context *context, const options *o, const id_list *prompt,
-                    const timing *t);
+void print_json_end(const llm_context *context, const options *o, const timing *t);
 void print_json_embedding(const float *values, size_t n_embd, size_t n_tokens);
 
 #endif

@@ -280,6 +280,7 @@ int converse(llm_context *context, const llm_model *model, const options *o, byt
     else
       goes_on = was_interrupted();
   }
+  int exit_status = finish_stdout(0); /* before another call changes errno */
   if (is_terminal()) putc('\n', stderr);
   fprintf(stderr, "[%zu tokens of answers, %.1f tok/s, seed %" PRIu64 "]\n", c.n_tokens,
           rate(c.n_tokens, c.seconds), o->sampler.seed);
@@ -287,5 +288,5 @@ int converse(llm_context *context, const llm_model *model, const options *o, byt
   free(c.messages);
   free(line.data);
   llm_sampler_free(c.sampler);
-  return finish_stdout(0);
+  return exit_status;
 }

@@ -108,7 +108,11 @@ static llm_status continue_prompt(generation *g, choice *out, int64_t index, llm
       llm_sampler_new(&sampler, llm_tokenizer_n_vocab(g->tokenizer), &sampling, err);
   if (!status) status = begin(g, sampler, &generator, err);
   prefilled = now();
-  if (index == 0) g->t.prefill = prefilled - start;
+  if (index == 0) {
+    int slides = context_mode(g->o) == LLM_ON_FULL_SLIDE; /* reads more than it holds */
+    g->t.prefill = prefilled - start;
+    g->t.n_prefilled = slides ? g->prompt.n : (size_t)llm_context_n_past(g->context);
+  }
   if (status == LLM_ERR_CANCELLED) {
     out->finish = LLM_FINISH_CANCELLED;
     status = LLM_OK;
@@ -131,7 +135,7 @@ static void print_summary(const generation *g, const choice *out, int64_t index)
   if (fflush(stdout)) return; /* finish_stdout says the one line */
   fprintf(stderr, "[%zu + %zu tokens, finish %s, seed %" PRIu64, g->prompt.n, out->n_ids,
           llm_finish_name(out->finish), out->seed);
-  if (index == 0) fprintf(stderr, ", prefill %.1f tok/s", rate(g->prompt.n, g->t.prefill));
+  if (index == 0) fprintf(stderr, ", prefill %.1f tok/s", rate(g->t.n_prefilled, g->t.prefill));
   fprintf(stderr, ", decode %.1f tok/s]\n", rate(g->t.n_decoded, g->t.decode));
 }
 
@@ -153,12 +157,11 @@ static llm_status continue_all(generation *g, llm_error *err) {
       print_json_choice(g->tokenizer, g->o, &g->prompt, &out, i);
     else if (!status)
       print_summary(g, &out, i);
-    if (i == 0) total.prefill = g->t.prefill;
-    total.decode += g->t.decode;
-    total.n_decoded += g->t.n_decoded;
+    if (i == 0) total = g->t;
+    if (i) total.decode += g->t.decode, total.n_decoded += g->t.n_decoded;
     free_choice(&out);
   }
-  if (!status && g->o->json) print_json_end(g->context, g->o, &g->prompt, &total);
+  if (!status && g->o->json) print_json_end(g->context, g->o, &total);
   return status;
 }
 

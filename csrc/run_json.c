@@ -103,15 +103,14 @@ void print_json_choice(const llm_tokenizer *tokenizer, const options *o, const i
   if (o->parallel) putchar('}');
 }
 
-void print_json_end(const llm_context *context, const options *o, const id_list *prompt,
-                    const timing *t) {
+void print_json_end(const llm_context *context, const options *o, const timing *t) {
   if (o->parallel) putchar(']');
   printf(", \"n_ctx\": %" PRId64 ", \"kernels\": \"%s\", \"threads\": %d",
          llm_context_n_ctx(context), llm_context_kernels(context),
          (int)llm_context_n_threads(context));
   printf(", \"load_s\": %.6f, \"prefill_s\": %.6f, \"decode_s\": %.6f, \"prefill_tok_s\": %.2f"
          ", \"decode_tok_s\": %.2f}\n",
-         t->load, t->prefill, t->decode, rate(prompt->n, t->prefill),
+         t->load, t->prefill, t->decode, rate(t->n_prefilled, t->prefill),
          rate(t->n_decoded, t->decode));
 }
 

@@ -299,5 +299,7 @@ options parse_arguments(int argc, char **argv) {
   if (o.chat && o.max_tokens < 0) o.max_tokens = CHAT_MAX_TOKENS;
   if (!o.kernels) o.kernels = getenv("LLM_KERNELS");
   if (o.kernels && !*o.kernels) o.kernels = NULL;
+  llm_error err;
+  if (llm_kernels_check(o.kernels, &err)) usage_error("%s", err.message);
   return o;
 }

@@ -164,6 +164,11 @@ def test_a_full_window(file, on_full):
     )
     assert out.get("forgot_tokens", 0) == sum(step.forgot_tokens for step in steps)
     assert done.stderr.count(b"[forgot 4 tokens; window 16]\n") == (6 if on_full == "forget" else 0)
+    if on_full != "stop":  # what is dropped before it is read takes no time
+        arguments = ["a" * 99, "--json", "-n", 0, "--ctx", 16, "--on-full", on_full]
+        out = json.loads(run(file, *arguments).stdout)
+        n_read = out["prefill_tok_s"] * out["prefill_s"]
+        assert n_read == pytest.approx(12 if on_full == "forget" else 99, rel=0.1)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
@@ -203,6 +208,14 @@ def test_finish_context_and_no_off_by_one(file):
             break
     else:
         pytest.fail("twenty runs ended before the context was full")
+
+
+def test_a_prompt_that_names_a_file(file, tmp_path):
+    (tmp_path / "text").write_text("the")
+    done = run(file, "text", "-n", 1, cwd=tmp_path)
+    assert done.stdout.startswith(b"text")
+    assert done.stderr.startswith(b"run: text is taken as the prompt; - < text reads the file")
+    assert not run(file, ".", "-n", 1, cwd=tmp_path).stderr.startswith(b"run:")
 
 
 def test_stdin_is_read_exactly(file):
@@ -334,6 +347,7 @@ def test_help_and_usage():
         ["--threads", "0"],
         ["--threads", "5000"],
         ["--kv", "q8"],
+        ["--kernels", "abacus"],
         ["--no-such-option"],
         ["a second prompt"],
         ["--info", "--verify"],
@@ -344,12 +358,23 @@ def test_wrong_usage(file, arguments):
     fails(2, "see run --help", file, "the", *arguments)
 
 
+def test_kernels_of_another_processor(file):
+    wrong = 'kernel set "abacus" is unknown or not on this processor, which has scalar'
+    fails(2, wrong, file, "x", "--kernels", "abacus")
+    fails(2, wrong, file, "--verify", env={"LLM_KERNELS": "abacus"})
+
+
 def test_info_as_json_is_had_elsewhere(file):
     fails(2, "python -m llm inspect FILE --json", file, "--info", "--json")
 
 
 def test_failures(file, tmp_path):
-    fails(1, "none.bin", tmp_path / "none.bin", "x")
+    fails(
+        1,
+        "none.bin: cannot open the file: No such file or directory; make train or make model",
+        tmp_path / "none.bin",
+        "x",
+    )
     fails(1, "directory", tmp_path, "x")
     (tmp_path / "empty.bin").write_bytes(b"")
     fails(1, "empty.bin", tmp_path / "empty.bin", "x")
@@ -359,9 +384,6 @@ def test_failures(file, tmp_path):
     fails(1, "cut.bin", tmp_path / "cut.bin", "x")
     fails(1, "--allow-long-context", file, "x", "--ctx", 65)
     assert run(file, "x", "--ctx", 65, "--allow-long-context", "-n", 1).returncode == 0
-    wrong = 'kernel set "abacus" is unknown or not on this processor: the best here is '
-    fails(1, wrong, file, "x", "--kernels", "abacus")
-    fails(1, wrong, file, "--verify", "--kernels", "abacus")
     fails(1, "outside the vocabulary of 259", file, "x", "--logit-bias", "259=1")
 
 
@@ -397,6 +419,19 @@ def test_full_disk(file):
             done = subprocess.run([RUN, *arguments], stdout=full, stderr=subprocess.PIPE)
         assert done.returncode == 1 and done.stderr.count(b"\n") == 1
         assert b"No space left" in done.stderr
+
+
+def test_full_disk_in_a_chat(file):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [RUN, file, "--chat", "hi"],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert done.returncode == 1 and b"No space left" in done.stderr
 
 
 def test_ctrl_c_ends_in_good_order(file):
