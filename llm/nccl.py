@@ -54,10 +54,13 @@ class NcclGroup(MpiGroup):
 
 
 def choose_gpu(group: Group, cupy) -> None:
-    """The GPU of this rank: the next one of its machine."""
-    hosts = group.share(group.host)
-    own, n = hosts[: group.rank].count(group.host), cupy.cuda.runtime.getDeviceCount()
+    """The GPU of this rank: the next one of its machine, or of those that a scheduler shows it."""
+    runtime = cupy.cuda.runtime
+    n = runtime.getDeviceCount()
+    seen = group.host, [runtime.deviceGetPCIBusId(i) for i in range(n)]
+    others = group.share(seen)
+    own = others[: group.rank].count(seen)
     if own >= n:
-        n_ranks = hosts.count(group.host)
+        n_ranks = others.count(seen)
         raise LlmError(f"{n_ranks} ranks on {group.host}, which has {n} GPUs: one rank for each")
     cupy.cuda.Device(own).use()

@@ -203,6 +203,7 @@ class StandIn:
             CUDA_R_16BF=14,
             CUDARuntimeError=RuntimeError,
             getDeviceCount=lambda: 1,
+            deviceGetPCIBusId=lambda i: f"0000:{i:02x}:00.0",
             memGetInfo=lambda: (self.free, self.free),
         )
         self.cupy, self.cublas = ModuleType("cupy"), ModuleType("cublas")
