@@ -246,18 +246,18 @@ void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begi
   if (*end > n) *end = n;
 }
 
-/* Piece k of a share of n units is half of what the pieces before have left, n >> k: long ones
- * while nobody is done, short ones when threads would wait for each other. */
+/* A piece is seven eighths of what the pieces before have left of the share, n >> 3k units: streams
+ * of weights stay long, and what is left for others when a thread is slower is an eighth. */
 int thread_pool_take(thread_pool *pool, size_t n, size_t unit, int *share, int n_shares,
                      size_t *begin, size_t *end) {
   for (int tried = 0; tried < n_shares; tried++) {
     size_t k = atomic_fetch_add_explicit(&pool->fronts[*share].taken, 1, memory_order_relaxed);
     size_t first, last;
     thread_share(n, unit, *share, n_shares, &first, &last);
-    size_t n_units = (last - first + unit - 1) / unit, left = k < 64 ? n_units >> k : 0;
+    size_t n_units = (last - first + unit - 1) / unit, left = k < 21 ? n_units >> 3 * k : 0;
     if (left) {
       *begin = first + (n_units - left) * unit;
-      *end = *begin + (left + 1) / 2 * unit;
+      *end = *begin + (left - left / 8) * unit;
       if (*end > last) *end = last;
       return 1;
     }

@@ -34,9 +34,9 @@ void thread_pool_run(thread_pool *pool, thread_job job, void *arg);
 void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begin, size_t *end);
 
 /* The next piece [*begin, *end) of n items dealt as thread_share deals them; 0 when all is taken. A
- * share is taken in rising order, in pieces of which each is half of what is left. At first *share
- * is the caller's own; behind its end come pieces of the others', so that no thread waits while
- * there is something to do. A job uses it for one set of items. */
+ * share is taken in rising order, a long piece first, then shorter ones. At first *share is the
+ * caller's own; behind its end come pieces of the others', so that no thread waits while there is
+ * something to do. A job uses it for one set of items. */
 int thread_pool_take(thread_pool *pool, size_t n, size_t unit, int *share, int n_shares,
                      size_t *begin, size_t *end);
 
