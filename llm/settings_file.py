@@ -76,9 +76,12 @@ def settings_of(values: dict) -> Settings:
 
 
 def merge_given(from_file: dict, flags: dict) -> dict:
-    """Flags override the file; a budget of any kind overrides the file's of another kind."""
+    """Flags override the file; a budget of any kind overrides the file's of another kind. With
+    a vocabulary of its own the file's n_vocab is left out: earlier runs kept it there too."""
     if any(name in flags for name in BUDGETS):
         from_file = {k: v for k, v in from_file.items() if k not in BUDGETS}
+    if any((from_file | flags).get(name) for name in OWN_VOCABULARY):
+        from_file = {k: v for k, v in from_file.items() if k != "n_vocab"}
     return {**from_file, **flags}
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llm.errors import LlmError
-from llm.settings import FREE, Settings
+from llm.settings import FREE, Settings, check_given
 from llm.settings_file import merge_given, read_settings, settings_of, to_toml
 
 
@@ -103,3 +103,14 @@ def test_fields_that_must_be_there_and_no_others():
 def test_flags_override_the_file():
     merged = merge_given({"minutes": 5.0, "lr": 0.1, "seed": 3}, {"steps": 7, "lr": 0.2})
     assert merged == {"steps": 7, "lr": 0.2, "seed": 3}
+
+
+def test_a_vocabulary_that_is_given_overrides_the_size_in_the_file():
+    """As in files of runs that kept both; two flags contradict each other."""
+    for where in ("init", "data"):
+        merged = {where: "a", "seed": 3}
+        assert merge_given({where: "a", "n_vocab": 4096, "seed": 3}, {}) == merged
+        assert merge_given({"n_vocab": 4096, "seed": 3}, {where: "a"}) == merged
+        with pytest.raises(ValueError, match=f"--n-vocab is 999, but --{where} has its own"):
+            check_given(merge_given({where: "a", "n_vocab": 4096}, {"n_vocab": 999}))
+    assert merge_given({"n_vocab": 4096}, {"init": None}) == {"n_vocab": 4096, "init": None}
