@@ -75,7 +75,8 @@ class CommandParser(argparse.ArgumentParser):
         for flag in (u.split("=")[0] for u in unknown if u.startswith("--")):
             near = get_close_matches(flag, self._option_string_actions, n=1)
             self.error(f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else ""))
-        if unknown and "--text" in self._option_string_actions:
+        alone = unknown and not unknown[0].startswith("-")
+        if alone and "--text" in self._option_string_actions:
             self.error(f"unknown argument {unknown[0]}; did you mean --text {unknown[0]}?")
         return namespace, unknown
 

@@ -71,6 +71,9 @@ def test_a_text_that_stands_alone_is_told_its_option(capsys):
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert "unknown argument README.md; did you mean --text README.md?" in said
+    with pytest.raises(SystemExit):
+        cli.main(["train", "-x"])
+    assert "--text -x" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
