@@ -125,8 +125,7 @@ static void apply_bias(llm_sampler *s) {
 }
 
 /* ---- the largest of each group: few groups hold what can be chosen, and only those are looked at
- * one by one: a scan of all would take as long as a layer. Loops of a fixed length become vectors
- * ---- */
+ * one by one: a scan of all would take as long as a layer ---- */
 
 static size_t n_groups(const llm_sampler *s) { return (s->n_vocab + GROUP - 1) / GROUP; }
 

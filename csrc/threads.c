@@ -1,5 +1,5 @@
 /* threads.c: see threads.h. One generation counter announces a job, one counter of busy workers its
- * end; both are atomics that a waiting thread spins on for some microseconds before it sleeps on a
+ * end; both are atomics that a waiting thread spins on for up to MAX_SPINS before it sleeps on a
  * condition. A sleeper counts itself before its last look at the counter, a waker moves the counter
  * before it looks for sleepers (sequentially consistent both), so no wake-up is lost. There are
  * never more threads than cores: they would wait for each other's turn at every job. */
@@ -31,7 +31,7 @@ typedef struct worker {
 } worker;
 
 typedef struct front {
-  _Alignas(64) atomic_size_t taken; /* units of a share that threads have begun in this job */
+  _Alignas(64) atomic_size_t taken; /* pieces of a share that threads have asked for in this job */
 } front;
 
 struct thread_pool {
@@ -254,7 +254,8 @@ int thread_pool_take(thread_pool *pool, size_t n, size_t unit, int *share, int n
     size_t k = atomic_fetch_add_explicit(&pool->fronts[*share].taken, 1, memory_order_relaxed);
     size_t first, last;
     thread_share(n, unit, *share, n_shares, &first, &last);
-    size_t n_units = (last - first + unit - 1) / unit, left = k < 21 ? n_units >> 3 * k : 0;
+    size_t n_units = (last - first + unit - 1) / unit;
+    size_t left = 3 * k < 8 * sizeof n_units ? n_units >> 3 * k : 0;
     if (left) {
       *begin = first + (n_units - left) * unit;
       *end = *begin + (left - left / 8) * unit;

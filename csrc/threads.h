@@ -1,6 +1,7 @@
 /* threads.h: a pool with one operation, "run this function on every thread". Layer 0; pthreads
  * only. Workers spin briefly for the next job, then park. The caller is thread 0. What a share
- * is, is a fixed function of (share, n_shares), and no result may depend on it (DESIGN rule 6).
+ * is, is a fixed function of (share, n_shares); pieces of it may be taken by whoever is done. No
+ * result may depend on either (DESIGN rule 6).
  */
 #ifndef LLM_THREADS_H
 #define LLM_THREADS_H
@@ -47,7 +48,7 @@ typedef struct thread_ahead {
 } thread_ahead;
 
 /* Called in a job for its own share: while the thread waits for the next, it asks for this memory,
- * up to AHEAD_BYTES, in place of what the last call named. */
+ * up to a part of L2, in place of what the last call named. */
 void thread_pool_ahead(thread_pool *pool, int share, const thread_ahead *ahead);
 
 #endif

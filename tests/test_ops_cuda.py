@@ -1,6 +1,6 @@
 """The GPU's back end, on a host that plays the GPU: every operation, whole trainings, what is said
 where there is no GPU. Nothing here has a GPU (tests/test_gpu.py does); tests/test_cuda_packages.py
-asks the real compilers and packages.
+asks the real compilers and packages. Past 500 lines: all of it plays on one host, made once.
 """
 
 import ctypes
