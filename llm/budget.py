@@ -73,8 +73,8 @@ def choose_width(settings: Settings, n_vocab: int, tokens_for) -> int:
         config = settings.with_width(n_embd).model_config(n_vocab)
         return tokens_for(config) >= settings.tokens_per_param * config.n_multiplied
 
-    step = settings.head_step * (settings.n_head or 0)
-    widths = [w for w in WIDTHS if not step or w % step == 0]
+    n, heads = settings.n_head, settings.head_widths
+    widths = [w for w in WIDTHS if not n or (w % n == 0 and w // n in heads)]
     if not widths:
         raise ValueError(f"n_head is {settings.n_head}: give --n-embd too")
     return max(filter(is_affordable, widths), default=widths[0])

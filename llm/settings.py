@@ -144,13 +144,14 @@ class Settings:
         return self.batch * self.n_ctx
 
     @property
-    def head_step(self) -> int:
-        """What the width of a head is a multiple of, where it is chosen."""
-        return FUSED_HEADS.step if self.attention == "fused" else 2
+    def head_widths(self) -> range:
+        """From which that of a head is chosen."""
+        return FUSED_HEADS if self.attention == "fused" else range(2, LIMITS["n_embd"] + 1, 2)
 
     def _head_count(self, n_embd: int) -> int:
         """Heads of about HEAD_WIDTH."""
-        counts = [h for h in range(1, n_embd + 1) if n_embd % (h * self.head_step) == 0]
+        divisors = (h for h in range(1, n_embd + 1) if n_embd % h == 0)
+        counts = [h for h in divisors if n_embd // h in self.head_widths]
         return min(counts, key=lambda h: abs(n_embd / h - HEAD_WIDTH), default=1)
 
     def with_width(self, n_embd: int) -> Settings:

@@ -66,6 +66,8 @@ def test_the_width_fits_a_given_number_of_heads():
     assert chosen(minutes=5, n_head=7).n_embd % 14 == 0
     with pytest.raises(ValueError, match="n_head is 4096: give --n-embd"):
         chosen(minutes=5, n_head=4096)
+    fused = {"device": "cuda", "attention": "fused"}
+    assert chosen(minutes=1e6, n_head=4, **fused).n_embd == 4 * 128  # its heads are no wider
 
 
 def test_the_batch_grows_slowly_with_the_arithmetic():
