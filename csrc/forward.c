@@ -78,7 +78,7 @@ static void matmul_rows(const matmul_job *job, size_t begin, size_t end, void *s
 }
 
 /* A thread that waits, while another works on rows alone or is slower, asks for the weights that it
- * will read next: those with which its share of the next product begins. */
+ * will read next: those of its share of the next product. */
 static void ask_ahead(const matmul_job *job, int share, int n_shares) {
   thread_ahead ahead = {0};
   size_t begin, end, r0, r1;
@@ -86,7 +86,7 @@ static void ask_ahead(const matmul_job *job, int share, int n_shares) {
   for (size_t i = 0; i < job->next.n; i++) {
     const weight *w = job->next.w[i];
     size_t row_bytes = type_row_bytes(w->type, w->n_in);
-    rows_of(&job->next, i, begin, begin + (end - begin) / 2, &r0, &r1);
+    rows_of(&job->next, i, begin, end, &r0, &r1);
     ahead.from[i] = (const char *)w->data + r0 * row_bytes;
     ahead.n_bytes[i] = (r1 - r0) * row_bytes;
   }

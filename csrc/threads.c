@@ -23,7 +23,7 @@ enum {
 };
 
 typedef struct worker {
-  struct thread_pool *pool;
+  _Alignas(64) struct thread_pool *pool; /* a line that no other thread writes */
   pthread_t id;
   int thread, spins;
   thread_ahead ahead; /* what is left of it */
