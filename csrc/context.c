@@ -49,7 +49,8 @@ static llm_status resolve_options(llm_context *c, llm_error *err) {
     return error_set(err, LLM_ERR_ARG, "kv_type %d is none of F16, F32 and Q8_0", (int)o->kv_type);
   if (o->kv_type == LLM_TYPE_Q8_0 && c->model->config.head_dim % QK)
     return error_set(err, LLM_ERR_ARG,
-                     "a Q8_0 cache needs heads of whole blocks of %d elements, these have %" PRId64,
+                     "a Q8_0 cache needs heads of whole blocks of %d elements, these have %" PRId64
+                     " (f16 fits any)",
                      QK, c->model->config.head_dim);
   if (o->on_full < LLM_ON_FULL_STOP || o->on_full > LLM_ON_FULL_SLIDE)
     return error_set(err, LLM_ERR_ARG, "on_full %d is none of stop, forget and slide",

@@ -47,6 +47,7 @@ class Model:
     def __init__(self, path: str | os.PathLike, **context_options):
         self.path = os.fspath(path)
         self._handle = Handle(self.path)
+        ContextOptions(**context_options)  # a wrong one fails here, not at the first use
         self._options = context_options
         self._idle: list[Context] = []
         self._idle_chats: list[Context] = []  # not emptied: the next call may go on there

@@ -8,6 +8,7 @@ trainer's buffer as it lies in memory.
 from __future__ import annotations
 
 import enum
+import errno
 import functools
 import hashlib
 import math
@@ -23,7 +24,7 @@ import numpy as np
 from .atomic import atomic_file
 from .config import ALIGNMENT, ModelConfig, layout, layout_size
 
-VERSION = 3  # of GGUF
+MAGIC, VERSION = b"GGUF", 3
 RUN_PREFIX = "two_file.run."  # figures of a clock or a machine: not part of "the same file"
 
 
@@ -149,7 +150,7 @@ def _header(
     metadata: Sequence[Entry], tensors: Sequence[TensorData], alignment: int, data_sha256: str
 ) -> bytes:
     """All bytes before the tensor data, padding included."""
-    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     parts += [_entry(entry, data_sha256) for entry in metadata]
     offset = 0
     for tensor in tensors:
@@ -195,6 +196,19 @@ def _with_alignment(metadata: Iterable[tuple], alignment: int) -> list[Entry]:
     return [Entry("general.alignment", alignment, ValueType.UINT32), *entries]
 
 
+def refuse_foreign(path: str | os.PathLike) -> None:
+    """What is no parameter file is not replaced by one: a mistyped name costs nothing."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(4)
+    except OSError:
+        return  # nothing there, or what writing will report
+    if begins not in (b"", MAGIC):
+        raise FileExistsError(
+            errno.EEXIST, "is there and is no parameter file: choose another name", os.fspath(path)
+        )
+
+
 def write_parameter_file(
     path: str | os.PathLike,
     metadata: Iterable[tuple],
@@ -205,8 +219,9 @@ def write_parameter_file(
 
     metadata: Entry tuples; tensors: TensorData tuples. A value DATA_SHA256 becomes the SHA-256 of
     the data section, padding included. Raises ValueError for what the format forbids, OSError with
-    the file's name when it cannot be written.
+    the file's name when it cannot be written, or is there and is something else.
     """
+    refuse_foreign(path)
     entries = _with_alignment(metadata, alignment)
     infos = [TensorData(*tensor) for tensor in tensors]
     _check_names((entry.key for entry in entries), "key", 255)

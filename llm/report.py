@@ -99,7 +99,8 @@ class Report:
             f"lr {s.lr:g}, warm-up {s.warmup} steps, {s.schedule}, "
             f"weight decay {s.weight_decay:g}, clip {s.clip:g}, seed {s.seed}"
         )
-        budget = f"{s.minutes:g} minutes" if run.n_steps is None else f"{run.n_steps:,} steps"
+        minutes = "1 minute" if s.minutes == 1 else f"{s.minutes or 0:g} minutes"
+        budget = minutes if run.n_steps is None else f"{run.n_steps:,} steps"
         ops, n_ranks = run.model.ops, run.group.size
         ranks = f"{n_ranks} ranks of " if n_ranks > 1 else ""
         self.say(

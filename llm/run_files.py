@@ -179,7 +179,10 @@ def set_aside(path: Path, report: Report) -> None:
     if path.exists():
         kept = path.with_name("previous-checkpoint.npz")
         os.replace(path, kept)
-        report.say(f"an earlier run's checkpoint is kept as {kept}")
+        report.say(
+            f"note       an earlier run's checkpoint is kept as {kept}; "
+            f"under the name {path.name} --resume goes on from it"
+        )
 
 
 def write_settings(run: Run, folder: Path, report: Report) -> None:

@@ -221,7 +221,9 @@ def merge_resumed(saved: Settings, given: dict) -> Settings:
             asked, kept = given[field.name], getattr(saved, field.name)
             if asked != kept:
                 begun = "no such limit" if kept is None else kept
-                hint = ", and its length stays" if field.name in BUDGETS else ""
+                hint = ""
+                if field.name in BUDGETS:
+                    hint = ", and its length stays; --init FILE goes on from its parameter file"
                 raise LlmError(
                     f"{_flag(field.name)} is {asked}, but the run to resume was begun with "
                     f"{begun}{hint}"

@@ -31,6 +31,7 @@ from .model import Transformer, init_params
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, AdamW
+from .parameter_file import refuse_foreign
 from .pulse import bounded, pulse
 from .report import Report
 from .run_files import (
@@ -132,6 +133,7 @@ def place_for(out: Path, run: Run, report: Report):
     """Held until the parameter file is written: a lock."""
     check_writable(out)
     check_apart(out, run.settings)
+    refuse_foreign(out)
     lock = out.with_name(f".{out.name}.lock")
     with locked(lock, f"{out}: process", "writing this file", "--out"):
         for leftover in out.parent.glob(f"{escape(out.name)}.????????.*tmp"):
@@ -297,18 +299,19 @@ def rehearse(run: Run, folder: Path) -> Costs:
         action(*arguments)
         return time.perf_counter() - start
 
-    trial = folder / "rehearsal.tmp"
+    trial, file = folder / "rehearsal.tmp", folder / "rehearsal.bin.tmp"
     is_first = run.group.rank == 0
     try:
         return Costs(
             validation=seconds(run.validation.bits_per_byte, run.model, run.group),
             save=seconds(save, run, trial),
             sample=seconds(sample, run, folder) if is_first else 0.0,
-            export=seconds(export, run, trial) + seconds(memorisation, run) if is_first else 0.0,
+            export=seconds(export, run, file) + seconds(memorisation, run) if is_first else 0.0,
         )
     finally:
         if is_first:
             trial.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 def flops_per_second(model, examples: Examples) -> float:

@@ -535,7 +535,7 @@ def test_a_weight_that_half_precision_cannot_hold(folder, tmp_path, capsys):
 
 def test_a_full_disk(folder, tmp_path, capsys):
     out = tmp_path / "out.gguf"
-    out.write_bytes(b"old")
+    out.write_bytes(b"GGUF, old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # a write past it fails
     try:
@@ -543,7 +543,7 @@ def test_a_full_disk(folder, tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert f"{out}: {os.strerror(errno.EFBIG)}" in capsys.readouterr().err
-    assert out.read_bytes() == b"old" and not list(tmp_path.glob("*.tmp"))
+    assert out.read_bytes() == b"GGUF, old" and not list(tmp_path.glob("*.tmp"))
 
 
 def test_written_headers_are_read_back(folder):

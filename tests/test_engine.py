@@ -108,6 +108,13 @@ def test_generate_lists_every_option_with_its_default():
     assert listed | {"logprobs": "None"} == expected
 
 
+def test_a_wrong_option_of_a_model_fails_at_once(path):
+    with pytest.raises(TypeError, match="threads"):
+        llm.Model(path, threads=1)
+    with pytest.raises(ValueError, match="q4_0"):
+        llm.Model(path, kv_type="q4_0")
+
+
 def test_greedy_follows_the_logits(model):
     ids = model.tokenize("th")
     for _ in range(10):

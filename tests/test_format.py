@@ -217,7 +217,7 @@ def test_refused(tmp_path, metadata, tensors, message):
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, OSError(errno.ENOSPC, "full")])
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path, failure):
     path = tmp_path / "x.gguf"
-    path.write_bytes(b"old")
+    path.write_bytes(b"GGUF, old")
 
     def fail():
         raise failure
@@ -225,7 +225,18 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, failure):
     tensors = [ONE, TensorData("u", (4,), "F32", fail)]
     with pytest.raises(failure if isinstance(failure, type) else OSError):
         write_parameter_file(path, [], tensors)
-    assert os.listdir(tmp_path) == ["x.gguf"] and path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.gguf"] and path.read_bytes() == b"GGUF, old"
+
+
+def test_what_is_no_parameter_file_is_not_replaced(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("notes")
+    with pytest.raises(FileExistsError, match="is no parameter file: choose another name"):
+        write_parameter_file(path, [], [])
+    assert path.read_text() == "notes"
+    path.write_bytes(b"")  # of mktemp, say
+    write_parameter_file(path, [], [])
+    assert path.read_bytes().startswith(b"GGUF")
 
 
 def test_a_full_disk_names_the_file(tmp_path):

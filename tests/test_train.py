@@ -392,6 +392,13 @@ def test_where_no_file_can_be_written_is_said_before_the_text_is_read(
     assert message in line
 
 
+def test_what_is_no_parameter_file_is_not_written_over(text, tmp_path, capfd):
+    out = tmp_path / "notes.txt"
+    out.write_text("notes")
+    line = refused(capfd, *arguments(text, tmp_path, *STEPS, "--out", out))
+    assert f"{out}: is there and is no parameter file" in line and out.read_text() == "notes"
+
+
 def test_a_corpus_shorter_than_a_window(tmp_path, capfd):
     short = tmp_path / "short.txt"
     short.write_text("a b c " * 60)

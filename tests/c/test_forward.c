@@ -185,7 +185,7 @@ static void test_options(void) {
       {{.n_threads = -1, .kv_type = LLM_TYPE_F16}, "n_threads"},
       {{.n_threads = 1025, .kv_type = LLM_TYPE_F16}, "n_threads"},
       {{.kv_type = LLM_TYPE_Q4_1}, "kv_type"},
-      {{.kv_type = LLM_TYPE_Q8_0}, "whole blocks of 32"},
+      {{.kv_type = LLM_TYPE_Q8_0}, "whole blocks of 32 elements, these have 16 (f16 fits any)"},
       {{.kv_type = LLM_TYPE_F16, .kernels = "abacus"}, "abacus"},
   };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
