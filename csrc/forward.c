@@ -23,8 +23,8 @@ enum { QKV, ATTENTION_OUT, GATE_UP, DOWN, N_PRODUCTS, LOGITS = N_PRODUCTS };
 static size_t product_at(size_t layer, size_t product) { return layer * N_PRODUCTS + product; }
 
 typedef struct matrices {
-  const weight *w[3];
-  size_t n, n_rows; /* n_rows: of all */
+  const weight *w[MAX_AHEAD]; /* three at most: all can be asked for ahead */
+  size_t n, n_rows;           /* n_rows: of all */
 } matrices;
 
 static matrices matrices_of(const llm_model *m, size_t at) {

@@ -69,7 +69,7 @@ static int is_orphan(const thread_pool *pool) { /* in a forked process */
 
 /* Asks for the next lines; 0 when there are none. */
 static int fetch_ahead(worker *w) {
-  for (int i = 0; i < 3 && w->may_ask; i++) {
+  for (int i = 0; i < MAX_AHEAD && w->may_ask; i++) {
     size_t left = w->ahead.n_bytes[i], n = left < AHEAD_STEP ? left : AHEAD_STEP;
     if (n == 0) continue;
     for (size_t k = 0; k < n; k += 64) __builtin_prefetch(w->ahead.from[i] + k, 0, 2);

@@ -42,9 +42,10 @@ int thread_pool_take(thread_pool *pool, size_t n, size_t unit, int *share, int n
                      size_t *begin, size_t *end);
 
 /* Memory that the thread of a share will read in the next job, in the order in which it reads. */
+enum { MAX_AHEAD = 3 };
 typedef struct thread_ahead {
-  const char *from[3];
-  size_t n_bytes[3];
+  const char *from[MAX_AHEAD];
+  size_t n_bytes[MAX_AHEAD];
 } thread_ahead;
 
 /* Called in a job for its own share: while the thread waits for the next, it asks for this memory,

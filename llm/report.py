@@ -184,8 +184,7 @@ class Report:
 
     # ---- after the last step ----
 
-    def finish(self, run, written, out: Path) -> None:
-        """written: the run as it was at the step whose weights `out` has."""
+    def finish(self, run, out: Path) -> None:
         n_epochs = run.n_tokens / len(run.examples.tokens)
         self.say(
             f"trained    {run.step:,} steps, {run.n_tokens:,} tokens "
@@ -202,7 +201,8 @@ class Report:
         if run.memorisation:
             self._memorised(run.memorisation)
         size = f"{out.stat().st_size:,} bytes"
-        self.say(f"written    {out} ({size}), the weights of step {written.step:,}")
+        step, _ = run.samples[-1]  # which the file itself has said
+        self.say(f"written    {out} ({size}), the weights of step {step:,}")
         self._write_pages(run, out)
         raw = run.prompt.encode("utf-8", "surrogateescape")  # whatever the locale
         command = [PROGRAM, "--max-tokens", "80", "--seed", "1", "--", out, "-"]

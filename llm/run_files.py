@@ -12,7 +12,9 @@ import math
 import os
 import secrets
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -25,6 +27,7 @@ from .checkpoint import (
     keep_last,
     link_file,
     load_checkpoint,
+    locked,
     save_checkpoint,
 )
 from .data import Examples
@@ -41,6 +44,7 @@ from .parameter_file import (
     Provenance,
     Vocabulary,
     float_tensors,
+    refuse_foreign,
     trained_model_metadata,
     write_parameter_file,
     write_proved,
@@ -169,6 +173,21 @@ def check_writable(out: Path) -> None:
     if out.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a directory: --out names a file", str(out))
     refuse_device(out)
+
+
+@contextmanager
+def place_for(out: Path, run: Run, report: Report):
+    """Held until the parameter file is written: a lock."""
+    check_writable(out)
+    check_apart(out, run.settings)
+    refuse_foreign(out)
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, f"{out}: process", "writing this file", "--out"):
+        for leftover in out.parent.glob(f"{escape(out.name)}.????????.*tmp"):
+            leftover.unlink()  # of a run that was killed while it wrote
+        if out.exists():
+            report.say(f"note       {out} is there: it stays until the new one, whole, replaces it")
+        yield
 
 
 def set_aside(path: Path, report: Report) -> None:

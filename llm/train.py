@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from glob import escape
 from pathlib import Path
 
 import numpy as np
 
 from . import __version__, guard
 from .budget import BATCH, Costs, choose, split
-from .checkpoint import checkpoints, load_checkpoint, load_newest, locked, run_folder
+from .checkpoint import checkpoints, load_checkpoint, load_newest, run_folder
 from .data import Examples
 from .distributed import Group, check_alike, cores, end_all, world
 from .engine import Model
@@ -31,18 +30,17 @@ from .model import Transformer, init_params
 from .ops_c import OpsC, best_precision
 from .ops_clocked import Clocked, measure_peak
 from .optim import OPTIMIZERS, AdamW
-from .parameter_file import refuse_foreign
 from .pulse import bounded, pulse
 from .report import Report
 from .run_files import (
     Run,
     best_run,
-    check_apart,
     check_writable,
     export,
     mark_good,
     memorisation,
     milestones,
+    place_for,
     restore,
     restore_weights,
     sample,
@@ -121,30 +119,15 @@ def train(
             step_until_done(run, folder, interrupt, report)
             save(run, saved)
             if group.rank == 0:
-                written = publish(run, folder, out, report)
+                publish(run, folder, out, report)
         if group.rank == 0:
-            report.finish(run, written, out)
+            report.finish(run, out)
         group.barrier()
         return 0 if run.is_done else 128 + interrupt.agreed
 
 
-@contextmanager
-def place_for(out: Path, run: Run, report: Report):
-    """Held until the parameter file is written: a lock."""
-    check_writable(out)
-    check_apart(out, run.settings)
-    refuse_foreign(out)
-    lock = out.with_name(f".{out.name}.lock")
-    with locked(lock, f"{out}: process", "writing this file", "--out"):
-        for leftover in out.parent.glob(f"{escape(out.name)}.????????.*tmp"):
-            leftover.unlink()  # of a run that was killed while it wrote
-        if out.exists():
-            report.say(f"note       {out} is there: it stays until the new one, whole, replaces it")
-        yield
-
-
-def publish(run: Run, folder: Path, out: Path, report: Report) -> Run:
-    """The parameter file, and what it says; returns the run as it was at the file's weights."""
+def publish(run: Run, folder: Path, out: Path, report: Report) -> None:
+    """The parameter file, and what it says: the last of the samples."""
     mark_good(run, folder)
     chosen = best_run(run, folder, report)
     if run.step:
@@ -152,7 +135,6 @@ def publish(run: Run, folder: Path, out: Path, report: Report) -> Run:
     export(chosen, out)
     with Model(out) as model:
         run.samples.append([chosen.step, run.sample(model)])
-    return chosen
 
 
 def step_until_done(run: Run, folder: Path, interrupt: Interrupt, report: Report) -> None:

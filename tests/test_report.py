@@ -98,7 +98,7 @@ def finish(tmp_path, capsys):
 
     def end(run) -> str:
         write_trained(tmp_path / "w.bin")
-        Report().finish(run, run, tmp_path / "w.bin")
+        Report().finish(run, tmp_path / "w.bin")
         return capsys.readouterr().out
 
     return end

@@ -13,7 +13,7 @@ from training import STEPS, arguments, finish, refused, start, wait_for
 
 from conftest import ROOT
 from llm import cli, train
-from llm.checkpoint import load_checkpoint
+from llm.checkpoint import load_checkpoint, locked
 from llm.compare import compare_files
 from llm.engine import Model
 from llm.run_files import milestones
@@ -113,7 +113,7 @@ def test_a_folder_in_use_is_refused(text, begun, capfd):
 
 def test_a_file_in_use_is_refused(text, tmp_path, capfd):
     lock = tmp_path / ".out.bin.lock"
-    with train.locked(lock, "x", "y", "z"):
+    with locked(lock, "x", "y", "z"):
         line = refused(capfd, *arguments(text, tmp_path, *STEPS))
     assert f"out.bin: process {os.getpid()} is writing this file; choose another: --out" in line
     assert not lock.exists()
