@@ -61,8 +61,9 @@ struct llm_context {
   float *gate, *up;   /* (B, n_ff) */
   rope_table rope[2]; /* indexed by layer_weights.local */
   act_rows act;       /* quantized activations, as wide as the widest input */
-  float *scores;      /* (n_threads, n_head / n_kv_head, ATTENTION_PART) */
-  float *parts;       /* attention's, (n_parts, n_head, head_dim + 2) */
+  float *scores;      /* (n_threads, n_scores), attention's own */
+  size_t n_scores;
+  float *parts; /* attention's, (n_parts, n_head, head_dim + 2) */
   size_t n_parts;
   char *matmul_scratch; /* (n_threads, matmul_scratch_bytes) */
   size_t matmul_scratch_bytes;

@@ -74,14 +74,15 @@ void place_and_store_row(llm_context *c, size_t t, const void *arg) {
   }
 }
 
-/* ---- attention: a unit is one part of the positions that a token sees, for one key/value head and
- * the query heads that share it ---- */
+/* ---- attention: a unit is one part of the positions that a group of tokens sees, for one
+ * key/value head and the query heads that share it ---- */
 
 typedef struct attention_job {
   llm_context *c;
   size_t layer;
   size_t window;         /* positions that a token sees, itself included; 0: all */
   size_t first_seen;     /* by any token of the pass */
+  size_t n_together;     /* tokens of a group: those of the kernel that takes many, or 1 */
   size_t t0, t1, n_part; /* tokens t0 to t1 of the pass see n_part parts at most */
 } attention_job;
 
@@ -131,7 +132,10 @@ static void point_at(const attention_job *job, size_t t, size_t head, size_t pos
   }
 }
 
-enum { FEW_UNITS = 4 }; /* a thread */
+enum {
+  FEW_UNITS = 4, /* a thread */
+  FEW_TOKENS = 8 /* of a group: one by one they are faster */
+};
 
 static size_t heads_per_key(const llm_config *m) { return (size_t)(m->n_head / m->n_kv_head); }
 
@@ -146,15 +150,12 @@ static float *part_at(const attention_job *job, size_t t, size_t part, size_t he
   return job->c->parts + at * part_floats(m);
 }
 
-/* Query heads q0 to q1 of those that share a unit's key/value head. */
-static void attention_unit(const attention_job *job, size_t unit, size_t q0, size_t q1,
-                           float *scores) {
+/* Token t and query heads q0 to q1 of those that share a key/value head. */
+static attention_args args_of(const attention_job *job, size_t t, size_t part, size_t head,
+                              size_t q0, size_t q1, float *scores) {
   llm_context *c = job->c;
   const llm_config *m = &c->model->config;
-  size_t d = (size_t)m->head_dim, n_q = heads_per_key(m), n_kv_head = (size_t)m->n_kv_head;
-  size_t head = unit % n_kv_head, part = unit / n_kv_head % job->n_part;
-  size_t t = job->t0 + unit / n_kv_head / job->n_part;
-  if (part >= parts_of(job, t)) return;
+  size_t d = (size_t)m->head_dim, n_q = heads_per_key(m);
   size_t from = sees_from(job, t) + part * ATTENTION_PART, to = context_position(c, t) + 1;
   float *out = part_at(job, t, part, head);
   attention_args args = {
@@ -169,7 +170,46 @@ static void attention_unit(const attention_job *job, size_t unit, size_t q0, siz
       .scores = scores,
   };
   point_at(job, t, head, from, &args);
-  c->kernels->attention(&args);
+  return args;
+}
+
+/* n tokens in a row by the kernel that takes many: no part begins between them. */
+static void attend_together(const attention_job *job, const attention_args *first, size_t n) {
+  const llm_config *m = &job->c->model->config;
+  size_t seen = first->n_pos + n - 1;
+  attention_tile x = {.first = *first, .n_tok = n};
+  x.n_all = seen < ATTENTION_PART ? seen : ATTENTION_PART;
+  x.q_apart = (size_t)(m->n_head * m->head_dim);
+  x.out_apart = job->n_part * (size_t)m->n_kv_head * part_floats(m);
+  job->c->kernels->attention_tile(&x);
+}
+
+/* Tokens of a pass come in groups, which end where a multiple of their size in the text does. */
+static size_t groups_of(const attention_job *job) {
+  size_t first = job->c->n_past + job->t0, last = job->c->n_past + job->t1 - 1;
+  return last / job->n_together - first / job->n_together + 1;
+}
+
+static size_t group_begins(const attention_job *job, size_t group) {
+  size_t first = job->c->n_past + job->t0, n = job->n_together;
+  return group ? job->t0 + (first / n + group) * n - first : job->t0;
+}
+
+static void attention_unit(const attention_job *job, size_t unit, size_t q0, size_t q1,
+                           float *scores) {
+  size_t n_kv_head = (size_t)job->c->model->config.n_kv_head;
+  size_t head = unit % n_kv_head, part = unit / n_kv_head % job->n_part;
+  size_t group = unit / n_kv_head / job->n_part, t = group_begins(job, group);
+  size_t end = group_begins(job, group + 1) < job->t1 ? group_begins(job, group + 1) : job->t1;
+  int together = end - t >= FEW_TOKENS && sees_from(job, end - 1) == 0;
+  for (; t < end; t += together ? end - t : 1) {
+    if (part >= parts_of(job, t)) continue;
+    attention_args first = args_of(job, t, part, head, q0, q1, scores);
+    if (together)
+      attend_together(job, &first, end - t);
+    else
+      job->c->kernels->attention(&first);
+  }
 }
 
 /* Many units are dealt in turn, heads first: the last parts of a token are short, and later tokens
@@ -179,8 +219,8 @@ static void attention_thread(void *arg, int thread, int n_threads) {
   const attention_job *job = arg;
   const llm_config *m = &job->c->model->config;
   size_t n_q = heads_per_key(m), n = (size_t)n_threads;
-  size_t n_units = (job->t1 - job->t0) * job->n_part * (size_t)m->n_kv_head;
-  float *scores = job->c->scores + (size_t)thread * n_q * ATTENTION_PART;
+  size_t n_units = groups_of(job) * job->n_part * (size_t)m->n_kv_head;
+  float *scores = job->c->scores + (size_t)thread * job->c->n_scores;
   if (n_units >= FEW_UNITS * n || n_units % n == 0) {
     for (size_t u = (size_t)thread; u < n_units; u += n) attention_unit(job, u, 0, n_q, scores);
     return;
@@ -229,12 +269,17 @@ static void merge_row(llm_context *c, size_t row, const void *arg) {
   if (type_is_quantized(c->model->layers[job->layer].wo.type)) prepare_row(c, t, c->att + t * n, n);
 }
 
+static size_t tokens_together(const llm_context *c) {
+  int any = !c->kernels->attention_tile || c->lanes || c->options.kv_type == LLM_TYPE_Q8_0;
+  return any || c->model->config.head_dim % QK ? 1 : ATTENTION_TOKENS;
+}
+
 /* As many tokens at once as there is room for their parts. */
 void attention(llm_context *c, size_t layer, size_t n_tok) {
   const llm_model *m = c->model;
   size_t window = m->layers[layer].local ? (size_t)m->config.sliding_window : 0;
   size_t first_seen = window && c->n_past + 1 > window ? c->n_past + 1 - window : 0;
-  attention_job job = {c, layer, window, first_seen, 0, 0, 1};
+  attention_job job = {c, layer, window, first_seen, tokens_together(c), 0, 0, 1};
   if (context_slides(c)) for_rows(c, c->n_past + n_tok - first_seen, gather_row, &job);
   for (size_t t = 0; t < n_tok; t++)
     if (job.n_part < parts_of(&job, t)) job.n_part = parts_of(&job, t);

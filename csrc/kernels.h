@@ -81,6 +81,22 @@ typedef struct attention_args {
 } attention_args;
 typedef void (*attention_kernel)(const attention_args *args);
 
+/* The same for tokens in a row that begin to see at k and v, of F32 or F16, head_dim % 32 == 0:
+ * token i has its q q_apart, its out, max and sum out_apart floats behind those of token i - 1, and
+ * sees the first min(n_pos + i, n_all) positions. scores: attention_tile_floats floats. */
+typedef struct attention_tile {
+  attention_args first; /* token */
+  size_t n_tok, n_all;  /* ATTENTION_TOKENS at most */
+  size_t q_apart, out_apart;
+} attention_tile;
+
+/* Tokens and query heads of a tile; keys or values that are expanded at a time. */
+enum { ATTENTION_TOKENS = 16, ATTENTION_HEADS = 4, ATTENTION_ROWS = 32 };
+static inline size_t attention_tile_floats(size_t head_dim, size_t n_all) {
+  return ATTENTION_ROWS * head_dim +
+         ATTENTION_HEADS * ATTENTION_TOKENS * (2 * head_dim + n_all + 3);
+}
+
 typedef struct kernels {
   const char *name;
   /* of one thread, for any matmul of that width; a multiple of 64 */
@@ -89,6 +105,7 @@ typedef struct kernels {
   /* indexed by llm_type; NULL where the type is not run */
   matmul_kernel matmul[LLM_TYPE_BF16 + 1]; /* quantized types read act->q, the others act->x */
   attention_kernel attention;
+  void (*attention_tile)(const attention_tile *args); /* may be NULL */
 
   /* One row of activations, n a multiple of 32. */
   void (*quantize_row)(const float *x, size_t n, act_block *q);

@@ -1,6 +1,7 @@
 /* kernels_avx512.c: matrix products with float weights by AVX-512 F, BW, DQ, VL and VNNI, one
  * register of 16 lanes an output, and the table; quantized weights stand in kernels_avx512_quant.c
- * and kernels_avx512_panels.c, everything else is AVX2's. Layer 2. */
+ * and kernels_avx512_panels.c, attention of many tokens in kernels_avx512_attention.c, everything
+ * else is AVX2's. Layer 2. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -152,5 +153,6 @@ void kernels_set_avx512(kernels *k) {
   k->matmul[LLM_TYPE_BF16] = matmul_bf16_avx512;
 #define SET_QUANTIZED(name, type) k->matmul[type] = matmul_##name##_avx512;
   FOR_QUANTIZED_TYPES(SET_QUANTIZED)
+  kernels_set_avx512_attention(k);
 }
 #endif

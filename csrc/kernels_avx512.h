@@ -27,6 +27,7 @@ AVX512_SHARED size_t prefill_scratch_avx512(size_t n_in);
   AVX512_SHARED void prefill_##name##_avx512(const matmul_args *m, size_t r0, size_t r1,           \
                                              void *scratch);
 FOR_QUANTIZED_TYPES(DECLARE_QUANTIZED)
+AVX512_SHARED void kernels_set_avx512_attention(kernels *k);
 
 /* 16 bytes from each of four places, one a 128-bit lane. */
 AVX512_INLINE __m512i load_four(const uint8_t *p, size_t o1, size_t o2, size_t o3) {

@@ -72,6 +72,13 @@
 #define _mm512_maskz_permutexvar_epi16 simde_mm512_maskz_permutexvar_epi16
 #define _mm512_permutexvar_epi32       simde_mm512_permutexvar_epi32
 #define _mm512_srlv_epi16              simde_mm512_srlv_epi16
+#define _mm512_add_ps                  simde_mm512_add_ps
+#define _mm512_castps_si512            simde_mm512_castps_si512
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask  simde_mm512_cmp_ps_mask
+#define _mm512_mask_max_ps  simde_mm512_mask_max_ps
+#define _mm512_mask_mov_ps  simde_mm512_mask_mov_ps
+#define _mm512_maskz_mov_ps simde_mm512_maskz_mov_ps
 
 /* ---- missing in SIMDe ---- */
 

@@ -17,6 +17,7 @@
 #define LLM_EMULATE_AVX512
 #define kernels_set_avx512 kernels_set_emulated
 #include "../../csrc/kernels_avx512.c"
+#include "../../csrc/kernels_avx512_attention.c"
 #include "../../csrc/kernels_avx512_panels.c"
 #include "../../csrc/kernels_avx512_quant.c"
 

@@ -107,14 +107,16 @@ static void test_architectures(void) {
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     int n_kv = strcmp(names[i], "gpt2") ? 2 : 4;
     check_shape((tiny_shape){LLM_TYPE_Q8_0, 2, 64, 4, n_kv, 96, 64, 0, names[i]}, LLM_TYPE_F16);
+    check_shape((tiny_shape){LLM_TYPE_F16, 2, 128, 4, n_kv, 64, 64, 1, names[i]}, LLM_TYPE_F16);
     check_shape((tiny_shape){LLM_TYPE_F32, 3, 72, 4, n_kv, 41, 64, 1, names[i]}, LLM_TYPE_F32);
   }
 }
 
-/* A call of more than N_BATCH tokens is several passes, and the rows may begin in any of them. */
+/* A call of more than N_BATCH tokens is several passes, and the rows may begin in any of them;
+ * attention takes tokens together or one by one, over one part of the positions or three. */
 static void test_batches(void) {
-  enum { N = 2 * N_BATCH + 8, STEP = 100 };
-  tiny_shape s = {LLM_TYPE_Q8_0, 1, 32, 2, 1, 64, N, 0, NULL};
+  enum { N = 2 * N_BATCH + 8 };
+  tiny_shape s = {LLM_TYPE_Q8_0, 1, 64, 2, 1, 64, N, 0, NULL};
   tiny_model t = tiny_open(&s);
   llm_context *c = open_context(&t, NULL, 2, LLM_TYPE_F16);
   const size_t row = sizeof(float) * TINY_VOCAB;
@@ -128,12 +130,14 @@ static void test_batches(void) {
     CHECK(!llm_context_truncate(c, 0, NULL) && !llm_context_eval(c, ids, N, part, n, NULL));
     CHECK(!memcmp(part, whole + (N - n) * TINY_VOCAB, n * row));
   }
-  CHECK(!llm_context_truncate(c, 0, NULL));
-  for (size_t i = 0; i < N; i += STEP) {
-    size_t n = N - i < STEP ? N - i : STEP;
-    CHECK(!llm_context_eval(c, ids + i, n, part + i * TINY_VOCAB, n, NULL));
+  for (size_t step = 1; step < N; step += 99) {
+    CHECK(!llm_context_truncate(c, 0, NULL));
+    for (size_t i = 0; i < N; i += step) {
+      size_t n = N - i < step ? N - i : step;
+      CHECK(!llm_context_eval(c, ids + i, n, part + i * TINY_VOCAB, n, NULL));
+    }
+    CHECK_MSG(!memcmp(part, whole, N * row), "other bits with calls of %zu tokens", step);
   }
-  CHECK(!memcmp(part, whole, N * row));
   free(whole);
   free(part);
   llm_context_free(c);

@@ -264,6 +264,79 @@ static void test_attention(const kernels *const *tables) {
                                                      dims[d], p % 2 ? 0 : 12});
 }
 
+/* Tokens in a row, together and one by one. */
+static void check_attention_tile(const kernels *const *tables, attention_case x, size_t n_tok,
+                                 size_t n_all) {
+  const size_t d = x.head_dim, apart = x.n_q * (d + 2), q_apart = x.n_q * d + 5;
+  attention_case seen = x;
+  seen.n_pos = n_all;
+  size_t k_bytes = type_row_bytes(x.k_type, d) + x.gap;
+  size_t v_bytes = type_row_bytes(x.v_type, d) + x.gap, out_bytes = n_tok * apart * 4;
+  size_t n_q = ((n_tok - 1) * q_apart + x.n_q * d), n_scores = attention_tile_floats(d, n_all);
+  if (n_scores < x.n_q * n_all) n_scores = x.n_q * n_all; /* of one token */
+  float *kf = malloc(n_all * d * 4), *vf = malloc(n_all * d * 4), *q = malloc(n_q * 4);
+  for (size_t i = 0; i < n_q; i++) q[i] = random_float() * 4;
+  guarded gk = guarded_new(n_all * k_bytes), gv = guarded_new(n_all * v_bytes);
+  guarded gq = guarded_new(n_q * 4), scores = guarded_new(n_scores * 4);
+  guarded out = guarded_new(out_bytes);
+  float *expected = malloc(out_bytes), *got = (float *)(out.end - out_bytes);
+  attention_args first = {
+      .q = guarded_copy(gq, q, n_q * 4),
+      .k = fill_positions(x.k_type, &seen, k_bytes, gk, kf),
+      .v = fill_positions(x.v_type, &seen, v_bytes, gv, vf),
+      .k_type = x.k_type,
+      .v_type = x.v_type,
+      .k_bytes = k_bytes,
+      .v_bytes = v_bytes,
+      .n_q = x.n_q,
+      .n_pos = x.n_pos,
+      .head_dim = d,
+      .scale = 1.0f / sqrtf((float)d),
+      .scores = (float *)scores.end - n_scores,
+  };
+  for (size_t i = 0; i < n_tok; i++) {
+    attention_args a = first;
+    a.n_pos = x.n_pos + i < n_all ? x.n_pos + i : n_all;
+    a.q += i * q_apart;
+    a.out = expected + i * apart;
+    a.max = a.out + x.n_q * d;
+    a.sum = a.max + x.n_q;
+    scalar->attention(&a);
+  }
+  first.out = got, first.max = got + x.n_q * d, first.sum = first.max + x.n_q;
+  attention_tile tile = {first, n_tok, n_all, q_apart, apart};
+  for (; *tables; tables++) {
+    if (!(*tables)->attention_tile) continue;
+    memset(got, 0xff, out_bytes);
+    memset(first.scores, 0xff, n_scores * 4); /* NaN where nothing was written */
+    (*tables)->attention_tile(&tile);
+    CHECK_MSG(memcmp(got, expected, out_bytes) == 0,
+              "%s attention of %zu tokens together, types %d and %d: n_q %zu n_pos %zu of %zu "
+              "head_dim %zu gap %zu",
+              (*tables)->name, n_tok, (int)x.k_type, (int)x.v_type, x.n_q, x.n_pos, n_all, d,
+              x.gap);
+  }
+  guarded all[] = {gk, gv, gq, scores, out};
+  for (size_t i = 0; i < 5; i++) guarded_free(all[i]);
+  free(kf), free(vf), free(q), free(expected);
+}
+
+static void test_attention_tile(const kernels *const *tables) {
+  static const llm_type types[][2] = {
+      {LLM_TYPE_F32, LLM_TYPE_F32}, {LLM_TYPE_F16, LLM_TYPE_F16}, {LLM_TYPE_F32, LLM_TYPE_F16}};
+  static const size_t dims[] = {32, 64, 96, 128, 256}, tokens[] = {1, 2, 7, 8, 9, 15, 16};
+  static const size_t positions[] = {1, 2, 3, 16, 31, 32, 33, 70, 261, 500};
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d += few ? 3 : 1)
+      for (size_t p = few ? 2 : 0; p < sizeof positions / sizeof *positions; p += few ? 3 : 1)
+        for (size_t n = 0; n < sizeof tokens / sizeof *tokens; n++) {
+          size_t n_q = 1 + (n + p) % 9, all_see = positions[p] + tokens[n] - 1;
+          attention_case x = {types[i][0], types[i][1], n_q, positions[p], dims[d], n % 2 ? 0 : 12};
+          check_attention_tile(tables, x, tokens[n], all_see);
+          check_attention_tile(tables, x, tokens[n], positions[p]); /* a part that all see whole */
+        }
+}
+
 /* ---- rows ---- */
 
 typedef union row { /* results of any row function, from the same bytes */
@@ -521,6 +594,7 @@ int main(int argc, char **argv) {
   test_products(tables);
 #endif
   test_attention(tables);
+  test_attention_tile(tables);
   test_rows(tables);
   test_rows_float64();
   test_quantize_row_rule();

@@ -1,0 +1,232 @@
+/* kernels_avx512_attention.c: attention of tokens in a row by AVX-512, a token a lane. Layer 2.
+ * What a lane adds up is what kernels.h says of one token, in its order; nothing crosses lanes but
+ * queries on their way in. Keys and values are expanded to floats once for all heads and tokens. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include "kernels_avx512.h"
+
+enum {
+  AT_ONCE = 4,  /* positions that share a load of queries */
+  TOGETHER = 8, /* tokens that share a load of values */
+};
+
+typedef struct tile {
+  const attention_tile *x;
+  float *rows;   /* (ATTENTION_ROWS, head_dim) of keys, then of values */
+  float *q;      /* (n_q, head_dim, 16) */
+  float *scores; /* (n_q, n_all, 16), then p */
+  size_t apart;  /* of scores, from head to head */
+  float *out;    /* (n_q, 16, head_dim) */
+} tile;
+
+/* num_expf of 16 numbers, none above 0. */
+AVX512_INLINE __m512 expf16(__m512 x) {
+  const __m512 magic = _mm512_set1_ps(EXPF_MAGIC);
+  __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(EXPF_LOG2E), magic);
+  __m512 n = _mm512_sub_ps(shifted, magic);
+  __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-EXPF_LN2_HIGH), x);
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(-EXPF_LN2_LOW), r);
+  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(EXPF_P5), r, _mm512_set1_ps(EXPF_P4));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXPF_P3));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXPF_P2));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXPF_P1));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXPF_P0));
+  __m512 y = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1));
+  __m512i bits = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(magic));
+  y = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(bits, 23)));
+  y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(EXPF_MIN), _CMP_GE_OQ), y);
+  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
+}
+
+/* The tokens that see position pos. */
+ALWAYS_INLINE __mmask16 seen_by(const tile *t, size_t pos) {
+  const size_t n = t->x->first.n_pos;
+  return (__mmask16)(pos < n ? 0xffff : 0xffff << (pos - n + 1));
+}
+
+/* n rows from position `from` on as floats; those missing from the last group of four are zeros. */
+AVX512 static void expand(const tile *t, llm_type type, const void *src, size_t bytes, size_t n) {
+  const size_t d = t->x->first.head_dim;
+  for (size_t i = 0; i < n; i++) {
+    const char *row = (const char *)src + i * bytes;
+    for (size_t k = 0; k < d; k += LANES)
+      _mm512_storeu_ps(t->rows + i * d + k,
+                       type == LLM_TYPE_F32 ? _mm512_loadu_ps((const float *)row + k)
+                                            : _mm512_cvtph_ps(_mm256_loadu_si256(
+                                                  (const __m256i *)((const uint16_t *)row + k))));
+  }
+  memset(t->rows + n * d, 0, (0 - n) % AT_ONCE * d * sizeof *t->rows);
+}
+
+static void transpose_queries(const tile *t) {
+  const attention_args *a = &t->x->first;
+  memset(t->q, 0, a->n_q * a->head_dim * LANES * sizeof *t->q);
+  for (size_t i = 0; i < t->x->n_tok; i++)
+    for (size_t k = 0; k < a->n_q * a->head_dim; k++)
+      t->q[k * LANES + i] = a->q[i * t->x->q_apart + k];
+}
+
+/* n vectors to `until`: the second half is added to the first, again and again. */
+AVX512 static void fold(__m512 *v, size_t n, size_t until) {
+  while ((n /= 2) >= until)
+    for (size_t i = 0; i < n; i++) v[i] = _mm512_add_ps(v[i], v[i + n]);
+}
+
+/* ---- scores ---- */
+
+/* Lanes `lane` and lane + 8 of the dots of AT_ONCE keys, added. */
+AVX512_INLINE void dot_lanes(const float *k, size_t d, const float *q, __m512 out[AT_ONCE]) {
+  const float *end = k + d;
+  __m512 sum[2][AT_ONCE];
+  UNROLL
+  for (int i = 0; i < AT_ONCE; i++) sum[0][i] = sum[1][i] = _mm512_setzero_ps();
+  for (; k < end; k += LANES, q += LANES * LANES) {
+    UNROLL
+    for (size_t half = 0; half < 2; half++) {
+      const __m512 of_tokens = _mm512_loadu_ps(q + 8 * half * LANES);
+      UNROLL
+      for (size_t i = 0; i < AT_ONCE; i++)
+        sum[half][i] =
+            _mm512_fmadd_ps(_mm512_set1_ps(k[i * d + 8 * half]), of_tokens, sum[half][i]);
+    }
+  }
+  UNROLL
+  for (int i = 0; i < AT_ONCE; i++) out[i] = _mm512_add_ps(sum[0][i], sum[1][i]);
+}
+
+/* Positions from to `to` of a head. */
+AVX512_INLINE void head_scores(const tile *t, const float *q, size_t from, size_t to, float *out) {
+  const size_t d = t->x->first.head_dim;
+  const __m512 scale = _mm512_set1_ps(t->x->first.scale);
+  const float *k = t->rows;
+  out += from * LANES;
+  for (; from < to; from += AT_ONCE, k += AT_ONCE * d) {
+    __m512 sum[8][AT_ONCE];
+    for (size_t lane = 0; lane < 8; lane++) dot_lanes(k + lane, d, q + lane * LANES, sum[lane]);
+    fold(sum[0], 8 * AT_ONCE, AT_ONCE);
+    for (size_t i = 0; i < AT_ONCE; i++, out += LANES)
+      _mm512_storeu_ps(out, _mm512_mul_ps(sum[0][i], scale));
+  }
+}
+
+/* ---- softmax ---- */
+
+/* p = exp(score - max), 0 where a token does not see; the sums, position by position in 16 lanes as
+ * kernels.h has them, are made in as many rows. */
+AVX512_INLINE void head_softmax(const tile *t, float *p, float *max, float *sum) {
+  __m512 most = _mm512_set1_ps(-INFINITY), rows[LANES];
+  memset(rows, 0, sizeof rows);
+  for (size_t pos = 0; pos < t->x->n_all; pos++)
+    most = _mm512_mask_max_ps(most, seen_by(t, pos), most, _mm512_loadu_ps(p + pos * LANES));
+  for (size_t pos = 0; pos < t->x->n_all; pos++, p += LANES) {
+    __m512 e = expf16(_mm512_sub_ps(_mm512_loadu_ps(p), most));
+    e = _mm512_maskz_mov_ps(seen_by(t, pos), e);
+    _mm512_storeu_ps(p, e);
+    rows[pos % LANES] = _mm512_add_ps(rows[pos % LANES], e);
+  }
+  fold(rows, LANES, 1);
+  _mm512_storeu_ps(max, most);
+  _mm512_storeu_ps(sum, rows[0]);
+}
+
+/* ---- values ---- */
+
+/* n positions, whose values begin at v, added to 32 elements of n_tok tokens. */
+AVX512_INLINE void add_values(const int n_tok, size_t width, size_t n, const float *v,
+                              const float *p, float *out) {
+  __m512 sum[TOGETHER][2];
+  UNROLL
+  for (size_t i = 0; i < (size_t)n_tok; i++) {
+    sum[i][0] = _mm512_loadu_ps(out + i * width);
+    sum[i][1] = _mm512_loadu_ps(out + i * width + LANES);
+  }
+  for (size_t pos = 0; pos < n; pos++, p += LANES, v += width) {
+    const __m512 low = _mm512_loadu_ps(v), high = _mm512_loadu_ps(v + LANES);
+    UNROLL
+    for (int i = 0; i < n_tok; i++) {
+      const __m512 share = _mm512_set1_ps(p[i]);
+      sum[i][0] = _mm512_fmadd_ps(share, low, sum[i][0]);
+      sum[i][1] = _mm512_fmadd_ps(share, high, sum[i][1]);
+    }
+  }
+  UNROLL
+  for (size_t i = 0; i < (size_t)n_tok; i++) {
+    _mm512_storeu_ps(out + i * width, sum[i][0]);
+    _mm512_storeu_ps(out + i * width + LANES, sum[i][1]);
+  }
+}
+
+/* What TOGETHER tokens see all, then what each sees alone. */
+AVX512_INLINE void head_values(const tile *t, const float *p, size_t from, size_t to, float *out) {
+  const size_t width = t->x->first.head_dim;
+  for (size_t token = 0; token < t->x->n_tok; token += TOGETHER, out += TOGETHER * width) {
+    const size_t all_see = min_size(t->x->first.n_pos + token, to);
+    const size_t common = all_see > from ? all_see - from : 0;
+    const float *of_tokens = p + from * LANES + token;
+    for (size_t d = 0; d < width; d += 2 * LANES) {
+      const float *v = t->rows + d;
+      add_values(TOGETHER, width, common, v, of_tokens, out + d);
+      v += common * width;
+      for (size_t i = 1; i < TOGETHER; i++) {
+        const size_t see = min_size(t->x->first.n_pos + token + i, to) - from;
+        if ((ptrdiff_t)see > (ptrdiff_t)common)
+          add_values(1, width, see - common, v, of_tokens + common * LANES + i,
+                     out + i * width + d);
+      }
+    }
+  }
+}
+
+/* ---- the whole ---- */
+
+AVX512 static void few_heads(const tile *t) {
+  const attention_args *a = &t->x->first;
+  const size_t d = a->head_dim, n_all = t->x->n_all;
+  float max[ATTENTION_HEADS][LANES], sum[ATTENTION_HEADS][LANES];
+  transpose_queries(t);
+  memset(t->out, 0, a->n_q * LANES * d * sizeof *t->out);
+  for (size_t from = 0, to; from < n_all; from = to) {
+    to = min_size(from + ATTENTION_ROWS, n_all);
+    expand(t, a->k_type, (const char *)a->k + from * a->k_bytes, a->k_bytes, to - from);
+    for (size_t h = 0; h < a->n_q; h++)
+      head_scores(t, t->q + h * d * LANES, from, to, t->scores + h * t->apart);
+  }
+  for (size_t h = 0; h < a->n_q; h++) head_softmax(t, t->scores + h * t->apart, max[h], sum[h]);
+  for (size_t from = 0, to; from < n_all; from = to) {
+    to = min_size(from + ATTENTION_ROWS, n_all);
+    expand(t, a->v_type, (const char *)a->v + from * a->v_bytes, a->v_bytes, to - from);
+    for (size_t h = 0; h < a->n_q; h++)
+      head_values(t, t->scores + h * t->apart, from, to, t->out + h * LANES * d);
+  }
+  for (size_t i = 0, at = 0; i < t->x->n_tok; i++, at += t->x->out_apart)
+    for (size_t h = 0; h < a->n_q; h++) {
+      a->max[at + h] = max[h][i];
+      a->sum[at + h] = sum[h][i];
+      memcpy(a->out + at + h * d, t->out + (h * LANES + i) * d, d * sizeof *a->out);
+    }
+  LEAVE_AVX();
+}
+
+/* A few heads at a time, so that the scratch is the same for any number. */
+static void attention_tile_avx512(const attention_tile *all) {
+  attention_tile x = *all;
+  const size_t d = x.first.head_dim, n_rows = (x.n_all + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+  tile t = {.x = &x, .rows = x.first.scores, .apart = n_rows * LANES};
+  t.q = t.rows + ATTENTION_ROWS * d;
+  t.out = t.q + ATTENTION_HEADS * LANES * d;
+  t.scores = t.out + ATTENTION_HEADS * LANES * d;
+  for (size_t left = x.first.n_q; left; left -= x.first.n_q) {
+    x.first.n_q = min_size(left, ATTENTION_HEADS);
+    few_heads(&t);
+    x.first.q += x.first.n_q * d;
+    x.first.out += x.first.n_q * d;
+    x.first.max += x.first.n_q;
+    x.first.sum += x.first.n_q;
+  }
+}
+
+AVX512_SHARED void kernels_set_avx512_attention(kernels *k) {
+  k->attention_tile = attention_tile_avx512;
+}
+#endif
