@@ -33,13 +33,13 @@ REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 # Files that do little per token are compiled for size, and so are kernels whose loops are written
 # out, which run as fast: no bit of a result depends on it.
 COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session context score proof \
-  embed needs mapfile error generate stop sampler pretokenize tokenizer tokenizer_bpe tokenizer_load* \
-  tokenizer_sp* logprobs zip coder quant \
-  threads forward kernels_panels kernels_avx*_panels kernels_avx*_quant \
-  kernels_avx2_attention kernels_amx kernels_neon*))
+  embed needs mapfile error generate stop sampler pretokenize tokenizer tokenizer_bpe \
+  tokenizer_load* tokenizer_sp* sha256 cpu logprobs zip coder quant threads forward kernels \
+  kernels_panels kernels_avx*_panels kernels_avx*_quant kernels_avx2_attention kernels_amx \
+  kernels_neon*))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
 # Plain loops are left to the compiler to make fast: other processors have nothing else.
-$(B)/kernels_scalar_quant.o $(B)/sha256.o: SMALL += -O3
+$(B)/kernels_scalar_quant.o: SMALL += -O3
 
 .PHONY: help run ext train model test test-c test-peers test-big test-arm test-gpu bench bench-gpu bench-train bench-quality bench-peers sanitize fuzz lint size
 .PHONY: clean same-bits need-cc need-python need-arm build-arm

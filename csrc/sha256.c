@@ -63,6 +63,9 @@ blocks_sha_ni(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
     __m128i m[4];
     for (int i = 0; i < 4; i++)
       m[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)data + i), swap);
+#if !defined(__clang__) /* which does so anyway */
+#pragma GCC unroll 16
+#endif
     for (int i = 0; i < 16; i++) {
       __m128i x = _mm_add_epi32(m[i % 4], _mm_loadu_si128((const __m128i *)K + i));
       cdgh = _mm_sha256rnds2_epu32(cdgh, abef, x);

@@ -2,24 +2,38 @@
  * end; both are atomics that a waiting thread spins on for up to MAX_SPINS before it sleeps on a
  * condition. A sleeper counts itself before its last look at the counter, a waker moves the counter
  * before it looks for sleepers (sequentially consistent both), so no wake-up is lost. There are
- * never more threads than cores: they would wait for each other's turn at every job. */
+ * never more threads than cores: they would wait for each other's turn at every job. Where another
+ * program keeps a core busy, one thread less takes part. */
 #define _GNU_SOURCE /* sched_getaffinity */
 #include "threads.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "error.h"
 
 enum {
   MIN_SPINS = 200,
-  MAX_SPINS = 10000,      /* over 100 us, longer than sampling and the gaps of a layer */
-  AHEAD_STEP = 256,       /* bytes asked for between two looks at a counter */
-  AHEAD_BYTES = 256 << 10 /* of L2, which the rest of a pass needs too */
+  MAX_SPINS = 10000,       /* over 100 us, longer than sampling and the gaps of a layer */
+  AHEAD_STEP = 256,        /* bytes asked for between two looks at a counter */
+  AHEAD_BYTES = 256 << 10, /* of L2, which the rest of a pass needs too */
+  ACTIVE_BITS = 11         /* of `announced` hold the number of threads that take part */
+};
+
+/* Nanoseconds. */
+enum {
+  LONG_WAIT = 300000,      /* for a worker: worth asking why */
+  JUDGED_AFTER = 10000000, /* that such waits were counted */
+  SHORT_REST = 100000000,  /* of a thread that is left out, the first time; then twice as long */
+  LONG_REST = 1600000000
 };
 
 typedef struct worker {
@@ -28,6 +42,9 @@ typedef struct worker {
   int thread, spins;
   thread_ahead ahead; /* what is left of it */
   size_t may_ask;     /* for so many bytes of it */
+  long kernel_id;
+  int64_t delayed;    /* ready to run, but without a core, when last asked */
+  atomic_uint served; /* the last job done */
 } worker;
 
 typedef struct front {
@@ -37,17 +54,26 @@ typedef struct front {
 struct thread_pool {
   front *fronts;  /* n_shares of them */
   int n_started;  /* workers that exist; the caller is one thread more */
-  int n_shares;   /* of a job, the same number for each thread */
+  int n_shares;   /* of a job that all threads take part in, the same number for each thread */
+  int n_active;   /* threads that take part */
   int n_forks;    /* of the process that the workers live in: fork copies the pool without them */
   thread_job job; /* NULL tells the workers to leave */
   void *arg;
-  _Alignas(64) atomic_uint generation;
+  int64_t since, lost;        /* waits for threads without a core: counted since, altogether */
+  int64_t rest, rested_until; /* how long a thread is left out, and until when */
+  _Alignas(64) atomic_uint announced; /* a counter of jobs, then n_active */
   _Alignas(64) atomic_int busy;
   _Alignas(64) atomic_int sleepers; /* threads asleep, or about to be, on `wake` */
   pthread_mutex_t mutex;
-  pthread_cond_t wake;
+  pthread_cond_t wake, again; /* again: for those left out */
   worker workers[];
 };
+
+static int64_t now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
 
 static void spin_pause(void) {
 #if defined(__x86_64__)
@@ -92,7 +118,7 @@ void thread_pool_ahead(thread_pool *pool, int share, const thread_ahead *ahead) 
 /* A condition on one of the two counters. */
 typedef int (*pool_condition)(thread_pool *pool, unsigned seen);
 
-static int job_arrived(thread_pool *pool, unsigned seen) { return pool->generation != seen; }
+static int job_arrived(thread_pool *pool, unsigned seen) { return pool->announced != seen; }
 
 static int workers_done(thread_pool *pool, unsigned seen) {
   (void)seen;
@@ -101,17 +127,20 @@ static int workers_done(thread_pool *pool, unsigned seen) {
 
 /* spins: how long this thread waits awake, learned from what the last waits needed. Where another
  * program has the core that is waited for, or both threads share one, waiting awake keeps the
- * others from ever getting done. */
-static void pool_wait(worker *w, pool_condition holds, unsigned seen) {
-  thread_pool *pool = w->pool;
+ * others from ever getting done. 0: in vain. */
+static int wait_awake(worker *w, pool_condition holds, unsigned seen) {
   for (int i = 0; i < w->spins; i++) {
-    if (holds(pool, seen)) {
+    if (holds(w->pool, seen)) {
       w->spins = w->spins + w->spins / 4 < MAX_SPINS ? w->spins + w->spins / 4 : MAX_SPINS;
-      return;
+      return 1;
     }
     if (!fetch_ahead(w)) spin_pause();
   }
   w->spins = w->spins / 2 > MIN_SPINS ? w->spins / 2 : MIN_SPINS;
+  return 0;
+}
+
+static void wait_asleep(thread_pool *pool, pool_condition holds, unsigned seen) {
   pthread_mutex_lock(&pool->mutex);
   pool->sleepers++;
   while (!holds(pool, seen)) pthread_cond_wait(&pool->wake, &pool->mutex);
@@ -128,16 +157,50 @@ static void pool_wake(thread_pool *pool) {
 
 static void run_shares(thread_pool *pool, int thread) {
   int each = pool->n_shares / (pool->n_started + 1);
-  for (int i = thread * each; i < (thread + 1) * each; i++) pool->job(pool->arg, i, pool->n_shares);
+  for (int i = thread * each; i < (thread + 1) * each; i++)
+    pool->job(pool->arg, i, pool->n_active * each);
+}
+
+/* How long a thread has been ready to run without a core, in nanoseconds; 0 where nobody knows. */
+static int64_t delay_of(const worker *w) {
+  char text[64] = "", *rest = text; /* time with a core, time without, ... */
+#if defined(__linux__)
+  snprintf(text, sizeof text, "/proc/self/task/%ld/schedstat", w->kernel_id);
+  int file = open(text, O_RDONLY | O_CLOEXEC);
+  ssize_t n = read(file, text, sizeof text - 1);
+  text[n < 0 ? 0 : n] = '\0';
+  close(file);
+  strtoll(text, &rest, 10);
+#else
+  (void)w;
+#endif
+  return strtoll(rest, NULL, 10);
+}
+
+static int is_left_out(const worker *w) {
+  return w->thread >= (int)(w->pool->announced % (1u << ACTIVE_BITS));
+}
+
+/* Until this thread takes part again; the job that it takes part in has been announced. */
+static void wait_left_out(worker *w) {
+  pthread_mutex_lock(&w->pool->mutex);
+  while (is_left_out(w)) pthread_cond_wait(&w->pool->again, &w->pool->mutex);
+  pthread_mutex_unlock(&w->pool->mutex);
 }
 
 static void *worker_main(void *arg) {
   worker *w = arg;
   thread_pool *pool = w->pool;
-  for (unsigned seen = 0;; seen++) { /* each generation is served once: none starts before */
-    pool_wait(w, job_arrived, seen);
+#if defined(__linux__)
+  w->kernel_id = syscall(SYS_gettid);
+#endif
+  for (unsigned seen = 0;; seen = w->served) {
+    if (!wait_awake(w, job_arrived, seen)) wait_asleep(pool, job_arrived, seen);
+    if (is_left_out(w)) wait_left_out(w);
+    unsigned announced = pool->announced; /* the next comes when this thread is done */
     if (!pool->job) return NULL;
     run_shares(pool, w->thread);
+    w->served = announced;
     if (--pool->busy == 0) pool_wake(pool);
   }
 }
@@ -151,9 +214,55 @@ static void pool_start(thread_pool *pool, thread_job job, void *arg) {
   clear_fronts(pool);
   pool->job = job;
   pool->arg = arg;
-  pool->busy = pool->n_started;
-  pool->generation++;
+  if (pool->n_active == 1) return; /* nobody needs to know */
+  pool->busy = pool->n_active - 1;
+  pool->announced =
+      (((pool->announced >> ACTIVE_BITS) + 1) << ACTIVE_BITS) + (unsigned)pool->n_active;
   pool_wake(pool);
+}
+
+/* ---- threads without a core ---- */
+
+/* Where another program keeps a core busy, every job ends up waiting for the thread that shares it:
+ * two threads would be slower than one. Such a thread is left out for a while, then tried again. */
+
+static void let_all_take_part(thread_pool *pool, int64_t now) {
+  pool->n_active = pool->n_started + 1;
+  pool->since = now;
+  pool->lost = 0;
+}
+
+static void wake_left_out(thread_pool *pool) {
+  pthread_mutex_lock(&pool->mutex);
+  pthread_cond_broadcast(&pool->again);
+  pthread_mutex_unlock(&pool->mutex);
+}
+
+/* One of n threads is worth an nth of the time. */
+static void note_delay(thread_pool *pool, worker *late, int64_t now) {
+  int64_t delayed = delay_of(late), age = now - pool->since;
+  pool->lost += delayed - late->delayed;
+  late->delayed = delayed;
+  if (age < JUDGED_AFTER) return;
+  if (pool->lost * (pool->n_active + 1) > age) {
+    int again = now - pool->rested_until < SHORT_REST;
+    pool->rest = again && pool->rest < LONG_REST ? 2 * pool->rest : SHORT_REST;
+    pool->rested_until = now + pool->rest;
+    pool->n_active--;
+  }
+  pool->since = now;
+  pool->lost = 0;
+}
+
+static void await_workers(thread_pool *pool) {
+  if (wait_awake(&pool->workers[0], workers_done, 0)) return;
+  worker *late = NULL;
+  for (int i = 1; i < pool->n_active; i++)
+    if (pool->workers[i].served != pool->announced) late = &pool->workers[i];
+  int64_t start = now_ns();
+  wait_asleep(pool, workers_done, 0);
+  int64_t end = now_ns();
+  if (late && end - start > LONG_WAIT) note_delay(pool, late, end);
 }
 
 int threads_available(void) {
@@ -196,6 +305,7 @@ llm_status thread_pool_new_on(thread_pool **out, int n_threads, int n_cores, llm
   pool->n_forks = n_forks;
   pthread_mutex_init(&pool->mutex, NULL);
   pthread_cond_init(&pool->wake, NULL);
+  pthread_cond_init(&pool->again, NULL);
   for (int i = 0; i < n_real; i++) {
     worker *w = &pool->workers[i];
     w->pool = pool;
@@ -209,6 +319,7 @@ llm_status thread_pool_new_on(thread_pool **out, int n_threads, int n_cores, llm
     }
     pool->n_started++;
   }
+  let_all_take_part(pool, now_ns());
   *out = pool;
   return error_clear(err);
 }
@@ -216,9 +327,12 @@ llm_status thread_pool_new_on(thread_pool **out, int n_threads, int n_cores, llm
 void thread_pool_free(thread_pool *pool) {
   if (!pool) return;
   if (!is_orphan(pool)) {
+    let_all_take_part(pool, 0);
     pool_start(pool, NULL, NULL);
+    wake_left_out(pool);
     for (int i = 0; i < pool->n_started; i++) pthread_join(pool->workers[i + 1].id, NULL);
     pthread_cond_destroy(&pool->wake); /* waits for sleepers, dead ones too */
+    pthread_cond_destroy(&pool->again);
     pthread_mutex_destroy(&pool->mutex);
   }
   free(pool->fronts);
@@ -233,9 +347,13 @@ void thread_pool_run(thread_pool *pool, thread_job job, void *arg) {
     job(arg, 0, 1);
     return;
   }
+  int64_t now = pool->n_active <= pool->n_started ? now_ns() : 0;
+  int all_again = now > pool->rested_until;
+  if (all_again) let_all_take_part(pool, now);
   pool_start(pool, job, arg);
+  if (all_again) wake_left_out(pool);
   run_shares(pool, 0);
-  pool_wait(&pool->workers[0], workers_done, 0);
+  if (pool->n_active > 1) await_workers(pool);
 }
 
 void thread_share(size_t n, size_t unit, int thread, int n_threads, size_t *begin, size_t *end) {

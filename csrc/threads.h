@@ -24,10 +24,11 @@ llm_status thread_pool_new(thread_pool **out, int n_threads, llm_error *err);
 /* The same as if there were n_cores cores. */
 llm_status thread_pool_new_on(thread_pool **out, int n_threads, int n_cores, llm_error *err);
 void thread_pool_free(thread_pool *pool);
-int thread_pool_size(const thread_pool *pool); /* shares of a job */
+int thread_pool_size(const thread_pool *pool); /* most shares of a job */
 
-/* Runs all shares of the job and returns when all are done. Not reentrant. In a process that was
- * forked after the pool was made there are no workers: the job runs as (arg, 0, 1). */
+/* Runs all shares of the job and returns when all are done. Not reentrant. A job has fewer shares
+ * for a while where other programs keep a thread from its core (Linux), and a single one in a
+ * process that was forked after the pool was made: there are no workers. */
 void thread_pool_run(thread_pool *pool, thread_job job, void *arg);
 
 /* The part [*begin, *end) of n items that is a share, in whole multiples of `unit` but for the

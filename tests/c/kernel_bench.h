@@ -9,14 +9,18 @@
 #include "kernel_cases.h"
 #include "threads.h"
 
-enum { BENCH_BYTES = 96 << 20, BENCH_MAX_THREADS = 64 }; /* more than a last-level cache */
+enum {
+  BENCH_BYTES = 96 << 20, /* more than a last-level cache */
+  BENCH_UNITS = 128,      /* of 16 tokens */
+  BENCH_MAX_THREADS = 64
+};
 
 typedef struct bench_job {
   const kernels *k;
   matmul_args args;
   llm_type type;
   size_t n_bytes;
-  int again; /* attention: the same keys and values, from cache */
+  int again; /* attention: the same keys and values, from cache, or 16 tokens together */
   double seconds[BENCH_MAX_THREADS];
   void *scratch[BENCH_MAX_THREADS];
   uint64_t sink[BENCH_MAX_THREADS][8]; /* a cache line each */
@@ -148,6 +152,57 @@ static inline void bench_attention_of(thread_pool *pool, const kernels *k, llm_t
   free(w), free(job);
 }
 
+/* 16 tokens behind 496 others, three heads 64 wide: one by one, and together where a set can. */
+static inline void bench_tokens(void *arg, int thread, int n_threads) {
+  enum { N_POS = 497, N_Q = 3, DIM = 64, N_TOK = ATTENTION_TOKENS, ROW = N_Q * (DIM + 2) };
+  static _Thread_local float q[N_TOK * N_Q * DIM], out[N_TOK * ROW];
+  bench_job *job = arg;
+  const size_t bytes = 2 * DIM, n_all = N_POS + N_TOK - 1;
+  for (int i = 0; i < N_TOK * N_Q * DIM; i++) q[i] = (float)(i % 13 - 6);
+  attention_args a = {.out = out,
+                      .max = out + N_Q * DIM,
+                      .sum = out + N_Q * (DIM + 1),
+                      .q = q,
+                      .k = job->args.w,
+                      .v = (const char *)job->args.w + n_all * bytes,
+                      .k_type = LLM_TYPE_F16,
+                      .v_type = LLM_TYPE_F16,
+                      .k_bytes = bytes,
+                      .v_bytes = bytes,
+                      .n_q = N_Q,
+                      .n_pos = N_POS,
+                      .head_dim = DIM,
+                      .scale = 0.125f,
+                      .scores = job->scratch[thread]};
+  double start = bench_now();
+  for (size_t i = (size_t)thread; i < BENCH_UNITS; i += (size_t)n_threads) {
+    attention_tile tile = {a, N_TOK, n_all, N_Q * DIM, ROW};
+    if (job->again) job->k->attention_tile(&tile);
+    for (size_t t = 0; !job->again && t < N_TOK; t++) {
+      attention_args one = a;
+      one.q += t * N_Q * DIM, one.n_pos += t;
+      one.out += t * ROW, one.max += t * ROW, one.sum += t * ROW;
+      job->k->attention(&one);
+    }
+  }
+  job->seconds[thread] = bench_now() - start;
+}
+
+static inline void bench_tokens_of(thread_pool *pool, const kernels *k) {
+  bench_job *job = calloc(1, sizeof *job);
+  char *w = aligned_new(512 * 2 * 64 * 2);
+  fill_weights(LLM_TYPE_F16, ORDINARY, w, 512 * 2 * 64);
+  job->k = k, job->args.w = w;
+  for (int t = 0; t < thread_pool_size(pool); t++)
+    job->scratch[t] = aligned_new(attention_tile_floats(64, 512) * sizeof(float));
+  for (job->again = 0; job->again < 1 + (k->attention_tile != NULL); job->again++)
+    printf("%-7s F16   attention of 16 tokens behind 496, %s, %d threads: %6.1f GFLOP/s\n", k->name,
+           job->again ? "together" : "one by one", thread_pool_size(pool),
+           1e-9 * BENCH_UNITS * 16 * 3 * 504.5 * 4 * 64 / bench_time(pool, bench_tokens, job));
+  for (int t = 0; t < thread_pool_size(pool); t++) free(job->scratch[t]);
+  free(w), free(job);
+}
+
 /* only: the name of a type, "attention", or NULL for all. */
 static inline int kernel_bench(const kernels *scalar, const kernels *const *tables,
                                const char *only) {
@@ -159,6 +214,7 @@ static inline int kernel_bench(const kernels *scalar, const kernels *const *tabl
       if (only && strcmp(only, "attention")) continue;
       bench_attention_of(pool, *k, LLM_TYPE_F16);
       bench_attention_of(pool, *k, LLM_TYPE_Q8_0);
+      bench_tokens_of(pool, *k);
     }
     for (size_t t = 0; t < N_TYPES; t++) {
       if (only && strcmp(only, llm_type_describe(all_types[t]).name)) continue;

@@ -1,10 +1,12 @@
 /* test_threads.c: every share of every job runs once, jobs do not overlap, and sleeping, crowded
  * and failing pools behave. Run it under the thread sanitizer too. */
 #define _DEFAULT_SOURCE /* usleep */
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -14,17 +16,19 @@ enum { MOST = 67 };
 
 typedef struct counts {
   long runs[MOST]; /* each thread writes its own */
-  int n_threads;
+  int n_threads;   /* at most */
+  int n_last;      /* of the last job: fewer where a thread gets no core */
   int bad;
 } counts;
 
 static void count(void *arg, int thread, int n_threads) {
   counts *c = arg;
-  if (n_threads != c->n_threads || thread < 0 || thread >= n_threads) {
+  if (n_threads < 1 || n_threads > c->n_threads || thread < 0 || thread >= n_threads) {
     c->bad = 1;
     return;
   }
   c->runs[thread]++;
+  if (thread == 0) c->n_last = n_threads;
 }
 
 static void test_pool(int n_threads, int n_cores, int n_runs, useconds_t pause) {
@@ -36,12 +40,14 @@ static void test_pool(int n_threads, int n_cores, int n_runs, useconds_t pause) 
             n_threads, err.message);
   if (!pool) return;
   CHECK(thread_pool_size(pool) == n_shares);
+  long expected[MOST] = {0};
   for (int i = 0; i < n_runs; i++) {
     thread_pool_run(pool, count, &c);
     /* all are back: plain reads are safe, and each count is exact after each run */
+    for (int t = 0; t < c.n_last; t++) expected[t]++;
     for (int t = 0; t < n_shares; t++)
-      CHECK_MSG(c.runs[t] == i + 1, "share %d of %d ran %ld times, not %d", t, n_shares, c.runs[t],
-                i + 1);
+      CHECK_MSG(c.runs[t] == expected[t], "share %d of %d ran %ld times, not %ld", t, c.n_last,
+                c.runs[t], expected[t]);
     if (pause) usleep(pause);
   }
   CHECK(!c.bad);
@@ -194,7 +200,54 @@ static void test_fork(void) {
   CHECK_MSG(status == 0, "the forked process ended with status %#x", (unsigned)status);
   counts c = {.n_threads = 4};
   thread_pool_run(pool, count, &c);
-  CHECK(!c.bad && c.runs[3] == 1);
+  CHECK(!c.bad && c.n_last == 4 && c.runs[3] == 1);
+  thread_pool_free(pool);
+}
+
+/* ---- threads that share their cores with other programs ---- */
+
+static atomic_int quiet;
+
+static void *keep_busy(void *unused) {
+  while (!quiet) continue;
+  return unused;
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A tenth of a millisecond of work. */
+static void work(void *arg, int thread, int n_threads) {
+  for (double end = now() + 1e-4; now() < end;) continue;
+  count(arg, thread, n_threads);
+}
+
+/* Whether a job has n shares within some seconds. */
+static int comes_to(thread_pool *pool, counts *c, int n) {
+  double end = now() + 20;
+  do thread_pool_run(pool, work, c);
+  while (c->n_last != n && now() < end);
+  return c->n_last == n;
+}
+
+/* A thread without a core is left out, and back when the others are gone. */
+static void test_busy_cores(void) {
+  enum { MOST_BUSY = 256 };
+  int n_busy = 3 * threads_available() < MOST_BUSY ? 3 * threads_available() : MOST_BUSY;
+  pthread_t others[MOST_BUSY];
+  counts c = {.n_threads = 3};
+  thread_pool *pool;
+  if (access("/proc/self/schedstat", R_OK)) return; /* nobody can tell */
+  CHECK(thread_pool_new_on(&pool, 3, 3, NULL) == LLM_OK);
+  for (int i = 0; i < n_busy; i++) CHECK(!pthread_create(&others[i], NULL, keep_busy, NULL));
+  CHECK_MSG(comes_to(pool, &c, 1), "a job still has %d shares on busy cores", c.n_last);
+  CHECK_MSG(comes_to(pool, &c, 3), "left out threads do not come back");
+  quiet = 1;
+  for (int i = 0; i < n_busy; i++) pthread_join(others[i], NULL);
+  CHECK(!c.bad);
   thread_pool_free(pool);
 }
 
@@ -211,6 +264,7 @@ int main(void) {
   test_few_cores();
   test_runs(2, 100, 1000);                                      /* the workers park in between */
   for (int i = 0; i < 200; i++) test_runs(i % 4 + 1, i % 3, 0); /* made and ended, unused too */
+  test_busy_cores();
   test_no_room();
   test_fork();
   return check_report("test_threads");
