@@ -18,7 +18,7 @@
 enum {
   TILE_TOK = 16,
   TILES = 4,        /* of sums: each rests until three others have been multiplied */
-  MAX_PRODUCTS = 12 /* at a time: L1 has room for their tokens, rows and sums */
+  MAX_PRODUCTS = 10 /* at a time: L1 has room for their tokens, rows and sums */
 };
 
 static kernels below; /* the set that this one started from: takes few tokens or rows */
@@ -33,8 +33,6 @@ typedef struct chunk_args {
   size_t n_blocks, a_bytes; /* a_bytes: from one token to the next */
   size_t halved;            /* 1: blocks are multiplied in halves */
   float *y;                 /* of the first token */
-  size_t ldy, n_done;       /* n_done: tokens that have their sums already */
-  int goes_on;              /* sums start from y, not from 0 */
 } chunk_args;
 
 /* What tile c has summed goes to L1, and product i is begun in it. */
@@ -107,17 +105,25 @@ DEFINE_ADD(plain, LLM_TYPE_Q8_0)
 DEFINE_ADD(minima, LLM_TYPE_Q4_1)
 DEFINE_ADD(halves, LLM_TYPE_Q6_K)
 
-AMX static void multiply_chunk(adding add, const chunk_args *p) {
+/* All blocks, a chunk at a time: y is written once and waited for by nobody. */
+AMX static void multiply_panel(adding add, const matmul_args *m, chunk_args *p, size_t most) {
   _Alignas(64) tile_sums sums[MAX_PRODUCTS];
   _Alignas(64) float y[TILE_TOK][PANEL_ROWS];
-  const __mmask16 mask = panel_mask(p->rows), from_y = p->goes_on ? mask : 0;
+  const size_t n_blocks = m->act->n_in / QK;
   float *out = p->y + p->rows->first;
+  for (size_t j = 0; j < TILE_TOK; j++) {
+    _mm512_store_ps(y[j], _mm512_setzero_ps());
+    __builtin_prefetch(out + j * m->ldy, 1);
+  }
+  for (size_t b = 0; b < n_blocks; b += p->n_blocks) {
+    p->n_blocks = min_size(most, n_blocks - b);
+    multiply_tiles(p, sums);
+    add(p, sums, y);
+    p->w += p->n_blocks;
+    p->a += p->n_blocks;
+  }
   for (size_t j = 0; j < TILE_TOK; j++)
-    _mm512_store_ps(y[j], _mm512_maskz_loadu_ps(from_y, out + j * p->ldy));
-  multiply_tiles(p, sums);
-  add(p, sums, y);
-  for (size_t j = p->n_done; j < TILE_TOK; j++)
-    _mm512_mask_storeu_ps(out + j * p->ldy, mask, _mm512_load_ps(y[j]));
+    _mm512_mask_storeu_ps(out + j * m->ldy, panel_mask(p->rows), _mm512_load_ps(y[j]));
 }
 
 /* Tiles 0 to 3 are sums, 4 and 6 tokens, 5 and 7 rows. */
@@ -140,47 +146,32 @@ AMX static void tiles_end(void) {
   LEAVE_AVX();
 }
 
-/* Blocks of n panels from w on, times all tokens' from a on. The last tile is moved up to end with
- * the tokens, as rows are; sums that grow from chunk to chunk must not be met twice. */
-SHARED_CODE void multiply_panels(adding add, const matmul_args *m, chunk_args *p,
-                                 const panel_block *w, const act_block *a, const row_group *rows,
-                                 size_t n) {
-  const size_t n_tok = m->act->n_tok, n_blocks = m->act->n_in / QK;
-  for (size_t t = 0; t < n_tok; t += TILE_TOK) {
-    const size_t first = min_size(t, n_tok - TILE_TOK);
-    p->a = a + first * n_blocks;
-    p->y = m->y + first * m->ldy;
-    p->n_done = t - first;
-    for (size_t i = 0; i < n; i++) {
-      p->w = w + i * n_blocks;
-      p->rows = rows + i;
-      multiply_chunk(add, p);
-    }
-  }
-}
-
 SHARED_CODE void matmul(const matmul_args *m, size_t r0, size_t r1, void *scratch, llm_type type,
                         panel_fill fill) {
-  if (m->act->n_tok < TILE_TOK || m->n_out < PANEL_ROWS) {
+  const size_t n_tok = m->act->n_tok, n_blocks = m->act->n_in / QK;
+  if (n_tok < TILE_TOK || m->n_out < PANEL_ROWS) {
     below.matmul[type](m, r0, r1, scratch);
     return;
   }
   const panel_kernels k = {PANEL_ROWS, sizeof(panel_block), .most_bytes = PANELS_BYTES,
                            .less = zero_point(type), .fill = fill};
-  const size_t halved = type == LLM_TYPE_Q6_K, n_blocks = m->act->n_in / QK;
-  const size_t n_chunks = ((n_blocks << halved) + MAX_PRODUCTS - 1) / MAX_PRODUCTS;
-  const size_t most = (n_blocks + n_chunks - 1) / n_chunks;
+  const size_t halved = type == LLM_TYPE_Q6_K, room = MAX_PRODUCTS >> halved;
+  const size_t n_chunks = (n_blocks + room - 1) / room, most = (n_blocks + n_chunks - 1) / n_chunks;
   const adding add = halved ? add_halves : type_has_minimum(type) ? add_minima : add_plain;
-  chunk_args p = {.a_bytes = n_blocks * sizeof(act_block), .halved = halved, .ldy = m->ldy};
+  chunk_args p = {.a_bytes = n_blocks * sizeof(act_block), .halved = halved};
   tiles_begin(halved);
   for (size_t r = r0, n; r < r1; r += n * PANEL_ROWS) {
     row_group rows[MAX_PANELS];
     n = panels_fill(&k, type, m, r, r1, rows, scratch);
-    for (size_t b = 0; b < n_blocks; b += most) {
-      p.n_blocks = min_size(most, n_blocks - b);
-      p.goes_on = b > 0;
-      multiply_panels(add, m, &p, (const panel_block *)scratch + b, m->act->q + b, rows, n);
-    }
+    for (size_t t = 0; t < n_tok; t += TILE_TOK)
+      for (size_t i = 0; i < n; i++) {
+        const size_t first = min_size(t, n_tok - TILE_TOK); /* moved up to end with the tokens */
+        p.w = (const panel_block *)scratch + i * n_blocks;
+        p.rows = rows + i;
+        p.a = m->act->q + first * n_blocks;
+        p.y = m->y + first * m->ldy;
+        multiply_panel(add, m, &p, most);
+      }
   }
   tiles_end();
 }

@@ -140,7 +140,7 @@ static void check_products(const kernels *k, const product_case *c) {
 
 static void test_products(const kernels *const *tables) {
   static const size_t odd[] = {1, 2, 7, 15, 16, 17, 31, 33, 48, 63, 65, 100, 129};
-  static const size_t whole[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 512, 576, 768, 2112};
+  static const size_t whole[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 512, 576, 2112, 2304};
   for (size_t ty = 0; ty < N_TYPES; ty++) {
     llm_type type = all_types[ty];
     size_t n_per_block = llm_type_describe(type).n_per_block;
