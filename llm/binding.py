@@ -6,9 +6,11 @@ tensor view, holds the model too: the file is unmapped when the last of these le
 
 from __future__ import annotations
 
+import inspect
 import os
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -90,6 +92,31 @@ def fits(name: str, value: int, bits: int = 32) -> int:
 
 def pointer_to(kind: str, array: np.ndarray):
     return ffi.cast(f"{kind} *", array.ctypes.data)
+
+
+# ---- options by name ----
+
+
+def options_of(function: Callable) -> list[str]:
+    """The arguments that have a default."""
+    named = inspect.signature(function).parameters.values()
+    return [p.name for p in named if p.default is not p.empty]
+
+
+def check_options(
+    caller: str, given: Iterable[str], known: Sequence[str], others: Mapping[str, Sequence[str]]
+) -> None:
+    """TypeError for an option that `caller`, which is what the user called, has not: says which of
+    the others has it, or the nearest one that there is, or all of them."""
+    for name in given:
+        if name in known:
+            continue
+        hint = f"its options are {', '.join(known)}"
+        if near := get_close_matches(name, known, n=1):
+            hint = f"did you mean {near[0]}?"
+        if has := [other for other, names in others.items() if name in names]:
+            hint = f"{has[0]} has it"
+        raise TypeError(f"{caller} has no option {name}: {hint}")
 
 
 # ---- the open file ----

@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from llm._llm import ffi, lib
-from llm.binding import call, file_name, new
+from llm.binding import call, check_options, file_name, new, options_of
 from llm.chat_template import ROLES, family, message_array, names
-from llm.context import Context, Step
+from llm.context import CONTEXT, Context, Step
 from llm.engine import Model
-from llm.sampler import Sampler
+from llm.sampler import SAMPLING, Sampler
 
 MAX_TOKENS = 1024  # of an answer: small models may not find an end
 
@@ -35,6 +35,8 @@ class Chat:
         context: dict | None = None,
         **sampling,
     ):
+        elsewhere = {"say()": options_of(Chat.stream), "llm.Model()": CONTEXT}
+        check_options("llm.Chat()", sampling, [*options_of(Chat), *SAMPLING], elsewhere)
         self.model = model
         options = {"on_full": "forget"} | model._options | (context or {})
         self.context = Context(model, **options)
@@ -81,6 +83,8 @@ class Chat:
 
     def say(self, text: str, **options) -> str:
         """The answer as one str; options as for stream()."""
+        elsewhere = {"llm.Chat()": [*options_of(Chat), *SAMPLING], "llm.Model()": CONTEXT}
+        check_options("say()", options, options_of(Chat.stream), elsewhere)
         return "".join(self.stream(text, **options))
 
     def save(self, path: str | os.PathLike) -> None:

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import call, fits, id_array, new, pointer_to, raise_error
+from llm.binding import (
+    call,
+    check_options,
+    fits,
+    id_array,
+    new,
+    options_of,
+    pointer_to,
+    raise_error,
+)
 from llm.chat_template import family, message_array
 from llm.sampler import Sampler
 
@@ -108,11 +117,15 @@ class ContextOptions:
         self.pointer.cancel_user = self._check
 
 
+CONTEXT = options_of(ContextOptions)
+
+
 class Context:
     """One timeline of tokens. Calls from several threads wait for each other."""
 
     def __init__(self, model: Model, **options):
         """options: those of ContextOptions."""
+        check_options("llm.Context()", options, CONTEXT, {})
         self._handle = model._handle
         self._n_vocab, self._n_embd = model.config.n_vocab, model.config.n_embd
         self._lock = threading.RLock()

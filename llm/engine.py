@@ -14,10 +14,19 @@ from contextlib import contextmanager
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import Handle, Metadata, Tensors, call, id_array, pointer_to
+from llm.binding import (
+    Handle,
+    Metadata,
+    Tensors,
+    call,
+    check_options,
+    id_array,
+    options_of,
+    pointer_to,
+)
 from llm.chat_template import recognised, render
-from llm.context import Context, ContextOptions, Step
-from llm.sampler import Sampler
+from llm.context import CONTEXT, Context, ContextOptions, Step
+from llm.sampler import SAMPLING, Sampler
 from llm.tokenizer import Tokenizer
 
 Config = dataclasses.make_dataclass(
@@ -47,6 +56,7 @@ class Model:
     def __init__(self, path: str | os.PathLike, **context_options):
         self.path = os.fspath(path)
         self._handle = Handle(self.path)
+        check_options("llm.Model()", context_options, CONTEXT, {"generate()": GENERATE})
         ContextOptions(**context_options)  # a wrong one fails here, not at the first use
         self._options = context_options
         self._idle: list[Context] = []
@@ -125,6 +135,7 @@ class Model:
         """The answer to a conversation, piece by piece; sampling: as at generate(). One that goes
         on where an earlier call ended evaluates its new tokens only; the oldest turns of one that
         does not fit are forgotten. llm.Chat remembers the messages and tells what is forgotten."""
+        check_options("chat_stream()", sampling, CHAT, ELSEWHERE)
         sampler = Sampler(self.config.n_vocab, **sampling)
         with self._context(chat=True) as context:
             for step in context.chat(messages, sampler, max_tokens, stop, template=template):
@@ -133,6 +144,7 @@ class Model:
 
     def chat(self, messages: Sequence[Mapping[str, str]], **options) -> str:
         """The answer as one str; options as for chat_stream()."""
+        check_options("chat()", options, CHAT, ELSEWHERE)
         return "".join(self.chat_stream(messages, **options))
 
     def logits(self, ids) -> np.ndarray:
@@ -166,6 +178,7 @@ class Model:
         """The continuation of a prompt, a Step per token. special: parse control tokens in the
         prompt. stop: strings that end the text before them. logprobs: how many alternatives to
         report beside each token's log-probability. sampling: as listed at generate()."""
+        _check_call("steps()", prompt, sampling, STEPS)
         ids = self._prompt_ids(prompt, special)
         sampler = Sampler(self.config.n_vocab, **sampling)
         with self._context() as context:
@@ -173,6 +186,7 @@ class Model:
 
     def stream(self, prompt: str | bytes | Sequence[int], *args, **options) -> Iterator[str]:
         """The text of steps(), piece by piece. The pieces join to whole characters."""
+        _check_call("stream()", prompt, options, STEPS)
         for step in self.steps(prompt, *args, **options):
             if step.text:
                 yield _text(step)
@@ -199,6 +213,7 @@ class Model:
             is read once, and each is what a call of its own would give
 
         Sampler has their order."""
+        _check_call("generate()", prompt, options, GENERATE)
         if n is None:
             return "".join(self.stream(prompt, *args, **options))
         return ["".join(map(_text, steps)) for steps in self._choices(prompt, n, *args, **options)]
@@ -262,6 +277,19 @@ class Model:
             "max_logprob_diff": report.max_logprob_diff,
             "kernels": ffi.string(report.kernels).decode(),
         }
+
+
+STEPS = [*options_of(Model.steps), *SAMPLING]
+GENERATE = [*STEPS, "n"]
+CHAT = [*options_of(Model.chat_stream), *SAMPLING]
+ELSEWHERE = {"generate()": GENERATE, "llm.Model()": CONTEXT}
+
+
+def _check_call(caller: str, prompt, options: Mapping, known: Sequence[str]) -> None:
+    check_options(caller, options, known, ELSEWHERE)
+    if not hasattr(prompt, "__len__"):
+        kind = type(prompt).__name__
+        raise TypeError(f"{caller} continues a text or a list of token ids, not {kind}")
 
 
 def proof(

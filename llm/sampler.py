@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import call, id_array, new, pointer_to
+from llm.binding import call, id_array, new, options_of, pointer_to
 
 
 class Sampler:
@@ -72,6 +72,9 @@ class Sampler:
     def reset(self) -> None:
         """Forgets the accepted tokens; the random state goes on."""
         lib.llm_sampler_reset(self._pointer)
+
+
+SAMPLING = options_of(Sampler)
 
 
 def _row(logits: np.ndarray) -> np.ndarray:

@@ -303,6 +303,15 @@ def test_run_forgets_aloud(path):
     assert long.returncode == 0 and b"the context holds 96" in long.stderr and long.stdout
 
 
+def test_a_wrong_option_of_a_chat_names_the_call_that_has_it(model):
+    with pytest.raises(TypeError, match=r"llm.Chat\(\) has no option max_tokens: say\(\) has it"):
+        llm.Chat(model, max_tokens=5)
+    with pytest.raises(TypeError, match=r"llm.Chat\(\) has .* mean temperature\?"):
+        llm.Chat(model, temprature=1)
+    with pytest.raises(TypeError, match=r"say\(\) has no .* temperature: llm.Chat\(\) has it"):
+        llm.Chat(model).say("Hi", temperature=1)
+
+
 def test_run_says_when_the_template_is_unknown(tmp_path):
     write_trained(tmp_path / "tiny.bin", dataclasses.replace(TINY, n_ctx=128))
     done = run_chat(tmp_path / "tiny.bin", b"hello\n")

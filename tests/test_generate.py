@@ -194,3 +194,28 @@ def test_penalties_see_the_prompt_and_what_was_drawn(model):
     steps = model.steps(ids, 40, presence_penalty=1e6, temperature=0, penalty_last_n=2)
     new = [step.id for step in steps if step.id is not None]
     assert len(new) > len(set(new)) and all(a != b for a, b in zip(new, new[1:], strict=False))
+
+
+# ---- wrong options ----
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda m: m.generate("a", max_token=5), r"generate\(\) has no .* mean max_tokens\?"),
+        (lambda m: m.generate("a", 5, n=2, sed=1), r"generate\(\) has no option sed: .* seed\?"),
+        (lambda m: m.generate("a", n_ctx=9), r"option n_ctx: llm.Model\(\) has it"),
+        (lambda m: list(m.stream("a", n=2)), r"stream\(\) has no option n: generate\(\) has it"),
+        (lambda m: list(m.steps("a", bogus=2)), r"steps\(\) .* options are max_tokens, .* top_k"),
+        (lambda m: m.chat([], max_token=5), r"chat\(\) has no .* mean max_tokens\?"),
+        (lambda m: list(m.chat_stream([], n_ctx=5)), r"chat_stream\(\) .* llm.Model\(\) has it"),
+        (lambda m: llm.Model(m.path, temperature=0), r"llm.Model\(\) .*: generate\(\) has it"),
+        (lambda m: llm.Model(m.path, ctx=9), r"llm.Model\(\) has no option ctx: .* n_ctx\?"),
+        (lambda m: llm.Context(m, bogus=9), r"llm.Context\(\) has no .* options are n_ctx, "),
+        (lambda m: m.generate(3), r"generate\(\) continues a text or a list .*, not int"),
+        (lambda m: list(m.stream(None)), r"stream\(\) continues a text or .*, not NoneType"),
+    ],
+)
+def test_a_wrong_argument_names_the_call_and_what_there_is(model, call, said):
+    with pytest.raises(TypeError, match=said):
+        call(model)
