@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import time
+import warnings
 
 import pytest
 from models import TINY, write_trained
@@ -316,6 +317,27 @@ def test_run_says_when_the_template_is_unknown(tmp_path):
     write_trained(tmp_path / "tiny.bin", dataclasses.replace(TINY, n_ctx=128))
     done = run_chat(tmp_path / "tiny.bin", b"hello\n")
     assert done.returncode == 0 and b"chatml stands in" in done.stderr
+
+
+def test_python_says_it_in_the_same_words(tmp_path):
+    write_trained(tmp_path / "none.bin", dataclasses.replace(TINY, n_ctx=128))
+    write_model(tmp_path / "unknown.bin", "{{ messages }}", CHATML)
+    for path in (tmp_path / "none.bin", tmp_path / "unknown.bin"):
+        said = run_chat(path, b"").stderr.decode().splitlines()[0].removeprefix("run: ")
+        with llm.Model(path) as model:
+            with pytest.warns(UserWarning) as warned:
+                llm.Chat(model)
+            assert [str(w.message) for w in warned] == [said.replace("--template", "template=")]
+            assert warned[0].filename == __file__
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                llm.Chat(model, template="chatml")
+
+
+def test_a_known_template_is_no_news(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llm.Chat(model)
 
 
 def test_an_answer_that_is_left_at_its_first_piece_stays(model):
