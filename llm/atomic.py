@@ -55,6 +55,15 @@ def refuse_device(path: str | os.PathLike) -> None:
         raise OSError(errno.EINVAL, "is there and is no regular file", os.fspath(path))
 
 
+def make_folder_of(path: str | os.PathLike) -> None:
+    """Makes the folder that a file will lie in, where there is none."""
+    folder = os.path.dirname(os.fspath(path)) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
+
+
 def _remove(path: str) -> None:
     try:
         os.unlink(path)

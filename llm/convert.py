@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .atomic import make_folder_of
 from .convert_config import from_config, llama3_factors, to_gguf
 from .convert_llama2c import TOKENIZER, read_llama2c
 from .convert_tensors import Source, Weight, match_tensors
@@ -47,6 +48,7 @@ def convert(
     entries += found.entries[1:]
     entries.append(Entry("two_file.tensor_sha256", DATA_SHA256, ValueType.STRING))
     _check_tokenizer(path, found.entries)
+    make_folder_of(out)
     _write(out, entries, found.weights, kinds)
     return found.notes
 

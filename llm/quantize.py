@@ -19,6 +19,7 @@ import numpy as np
 
 from llm._llm import ffi, lib
 
+from .atomic import make_folder_of
 from .binding import call, pointer_to
 from .context import Context
 from .engine import Model
@@ -287,6 +288,7 @@ def quantize_file(
     check_paths(source, target)
     with Model(source) as model:
         types = plan(model, recipe, embedding, output)
+        make_folder_of(target)
         rounding = None
         if calibration is not None:
             from .calibrate import calibrated_rounding

@@ -20,7 +20,7 @@ from tempfile import TemporaryFile
 
 import numpy as np
 
-from .atomic import atomic_file, refuse_device
+from .atomic import atomic_file, make_folder_of, refuse_device
 from .checkpoint import (
     RANKS,
     checkpoints,
@@ -163,11 +163,11 @@ def check_apart(out: Path, settings: Settings) -> None:
 def check_writable(out: Path) -> None:
     """Makes the folder of the parameter file; what would only fail after the training fails now."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(out)
         with TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        reason = os.strerror(errno.ENOTDIR if error.errno == errno.EEXIST else error.errno)
+        reason = os.strerror(error.errno)
         reason = f"no parameter file can be written here ({reason}): choose another --out"
         raise OSError(error.errno, reason, str(out.parent)) from error
     if out.is_dir():

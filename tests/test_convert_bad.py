@@ -110,6 +110,12 @@ def refused(folder, out, capsys, *fragments: str) -> str:
     return said
 
 
+def test_folders_of_out_are_made(folder, tmp_path):
+    out = tmp_path / "new" / "folder" / "out.gguf"
+    assert main(["convert", str(folder), str(out)]) == 0
+    assert out.is_file()
+
+
 def test_the_folder_itself_converts(folder, tmp_path):
     assert main(["convert", str(folder), str(tmp_path / "m.gguf"), "--type", "BF16"]) == 0
     with llm.Model(tmp_path / "m.gguf") as model:

@@ -423,6 +423,16 @@ def test_command(tiny, tmp_path, capsys):
     assert "none of" in capsys.readouterr().err
 
 
+def test_folders_of_out_are_made(tiny, tmp_path, capsys):
+    out = tmp_path / "new" / "folder" / "out.gguf"
+    assert main(["quantize", str(tiny), str(out), "--type", "Q2_K"]) == 1
+    assert not (tmp_path / "new").exists()
+    assert main(["quantize", str(tiny), str(out), "--type", "Q8_0"]) == 0
+    assert out.is_file()
+    assert main(["quantize", str(tiny), str(out / "out.gguf"), "--type", "Q8_0"]) == 1
+    assert f"llm: {out}: Not a directory\n" in capsys.readouterr().err
+
+
 def test_the_program_and_the_label_tell_the_cost(tiny, tmp_path, capsys):
     out = tmp_path / "out.gguf"
     before, after = quantize_file(tiny, out, "Q4_0", text=TEXT).bits_per_byte
