@@ -99,10 +99,14 @@ FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # of rows that are
 FINER = {"Q6_K": "Q8_0", "Q8_0": "Q8_0", "F16": "F16", "BF16": "BF16", "F32": "F32"}
 
 
+def n_per_block(type_name: str) -> int:
+    return lib.llm_type_describe(TYPES[type_name]).n_per_block
+
+
 def fitting(type_name: str, n_per_row: int) -> str:
     """The type, or what stands in for it where rows are not whole blocks of it."""
     for kind in (type_name, FALLBACKS.get(type_name, "F16"), "F16"):
-        if n_per_row % lib.llm_type_describe(TYPES[kind]).n_per_block == 0:
+        if n_per_row % n_per_block(kind) == 0:
             return kind
     raise AssertionError("F16 fits any row")
 
@@ -132,10 +136,11 @@ def recipe_type(recipe: str, name: str, n_layer: int) -> str:
     return "Q6_K" if finer else base
 
 
-def plan(
+def wanted(
     model: Model, recipe: str, embedding: str | None = None, output: str | None = None
 ) -> dict[str, str]:
-    """The type of each tensor by name. Vectors, and the positions of GPT-2, stay as they are."""
+    """The type that each tensor is to have, by name, before fallbacks. Vectors, and the positions
+    of GPT-2, stay as they are."""
     for name in (recipe, embedding, output):
         if name is not None and name not in RECIPES:
             raise ValueError(f"type {name!r} is none of {', '.join(RECIPES)}")
@@ -150,8 +155,14 @@ def plan(
             out[name] = model.tensors.type_name(name)
         else:
             kind = own.get(name) or recipe_type(recipe, name, model.config.n_layer)
-            out[name] = fitting(recipe_type(kind, "", 0), shape[-1])
+            out[name] = recipe_type(kind, "", 0)
     return out
+
+
+def plan(model: Model, recipe: str, **types: str | None) -> dict[str, str]:
+    """The type of each tensor by name; types: those of wanted()."""
+    kinds = wanted(model, recipe, **types)
+    return {name: fitting(kind, model.tensors.shape(name)[-1]) for name, kind in kinds.items()}
 
 
 # ---- tensors ----
@@ -255,11 +266,13 @@ def bits_per_byte(path: str | os.PathLike, text: bytes) -> float:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What quantize_file did. bits_per_byte: of the text, before and after; None: not measured."""
+    """What quantize_file did. types: by tensor; wanted: before fallbacks. bits_per_byte: of the
+    text, before and after; None: not measured."""
 
     bytes_before: int
     bytes_after: int
     types: dict[str, str]
+    wanted: dict[str, str]
     bits_per_byte: tuple[float, float] | None
 
 
@@ -287,7 +300,8 @@ def quantize_file(
     source, target = os.fspath(source), os.fspath(target)
     check_paths(source, target)
     with Model(source) as model:
-        types = plan(model, recipe, embedding, output)
+        chosen = {"embedding": embedding, "output": output}
+        types = plan(model, recipe, **chosen)
         make_folder_of(target)
         rounding = None
         if calibration is not None:
@@ -331,7 +345,7 @@ def quantize_file(
             if os.path.exists(first):
                 os.unlink(first)
         before, after = os.path.getsize(source), os.path.getsize(target)
-        return Quantized(before, after, types, measured)
+        return Quantized(before, after, types, wanted(model, recipe, **chosen), measured)
 
 
 def _change(value: float) -> Entry:

@@ -423,6 +423,17 @@ def test_command(tiny, tmp_path, capsys):
     assert "none of" in capsys.readouterr().err
 
 
+def test_fallbacks_are_counted_and_explained(tiny, tmp_path, capsys):
+    narrow, out = tmp_path / "narrow.gguf", str(tmp_path / "out.gguf")
+    write_trained(narrow)
+    assert main(["quantize", str(narrow), out, "--type", "Q4_K"]) == 0
+    said = "instead    Q5_0 for Q4_K, Q8_0 for Q6_K: 15 tensors whose width is no multiple of 256"
+    assert said in capsys.readouterr().out.splitlines()
+    assert main(["quantize", str(narrow), out, "--type", "Q8_0"]) == 0
+    assert main(["quantize", str(tiny), out, "--type", "Q4_K"]) == 0
+    assert "instead" not in capsys.readouterr().out
+
+
 def test_folders_of_out_are_made(tiny, tmp_path, capsys):
     out = tmp_path / "new" / "folder" / "out.gguf"
     assert main(["quantize", str(tiny), str(out), "--type", "Q2_K"]) == 1
