@@ -290,6 +290,8 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "other", nargs="?", help="compare with this file: exit 1 where they differ"
     )
+    text = "compare the values of every tensor that differs, not of the first few"
+    command.add_argument("--all", action="store_true", help=text)
     command.add_argument("--json", action="store_true", help="as JSON, figures unrounded")
 
 
@@ -303,7 +305,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     if options.other is None:
         print(json.dumps(facts(options.file)) if options.json else label(options.file))
         return 0
-    differences = compare_files(options.file, options.other)
+    differences = compare_files(options.file, options.other, options.all)
     if options.json:
         print(json.dumps({"same": not differences, "differences": differences}))
         return 1 if differences else 0

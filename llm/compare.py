@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 
 from .engine import Model
+from .errors import counted
 from .parameter_file import RUN_PREFIX
 
-MEASURED = 5  # tensors whose values are compared, beside their bytes
+MEASURED = 5  # tensors whose values are compared, beside their bytes: all of 70 B take long
 
 
-def compare_files(a: str | os.PathLike, b: str | os.PathLike) -> list[str]:
+def compare_files(
+    a: str | os.PathLike, b: str | os.PathLike, all_values: bool = False
+) -> list[str]:
     """How two parameter files differ, one line each; empty for "the same file": equal tensors and
-    equal metadata outside two_file.run."""
+    equal metadata outside two_file.run. Values are compared of the first MEASURED tensors that
+    differ, or of all; a last line counts the others."""
     with Model(a) as one, Model(b) as two:
-        return [*_metadata_differences(one, two), *_tensor_differences(one, two)]
+        measured = len(one.tensors) if all_values else MEASURED
+        return [*_metadata_differences(one, two), *_tensor_differences(one, two, measured)]
 
 
 def _only_in(a: Iterable[str], b: Iterable[str], thing: str) -> list[str]:
@@ -53,16 +58,21 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _tensor_differences(one, two) -> list[str]:
+def _tensor_differences(one, two, measured: int) -> list[str]:
     names_a, names_b = list(one.tensors), list(two.tensors)
     out = _only_in(names_a, names_b, "tensor")
     if not out and names_a != names_b:
         out.append("the tensors are in another order")
+    n_alike = 0  # of one shape: their values can be compared
     for name in names_a:
         if name in two.tensors and (line := _difference(one.tensors, two.tensors, name)):
-            values = len(out) < MEASURED and one.tensors.shape(name) == two.tensors.shape(name)
+            alike = one.tensors.shape(name) == two.tensors.shape(name)
+            n_alike += alike
+            values = alike and n_alike <= measured
             line += _largest(one.tensors[name], two.tensors[name]) if values else ""
             out.append(f"tensor {name}: {line}")
+    if n_alike > measured:
+        out.append(f"values of {counted(n_alike - measured, 'more tensor')}: --all compares them")
     return out
 
 

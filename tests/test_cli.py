@@ -130,7 +130,10 @@ def test_inspect_two_files(tiny, tmp_path, capsys):
     assert cli.main(["inspect", str(tiny), str(tiny)]) == 0
     assert capsys.readouterr().out == "the same file\n"
     assert cli.main(["inspect", str(tiny), str(other)]) == 1
-    assert "tensor token_embd.weight" in capsys.readouterr().out
+    few = capsys.readouterr().out
+    assert "tensor token_embd.weight" in few and few.endswith("--all compares them\n")
+    assert cli.main(["inspect", str(tiny), str(other), "--all"]) == 1
+    assert "--all" not in capsys.readouterr().out
 
 
 def test_generate_is_reproducible(tiny, capsys):

@@ -45,6 +45,19 @@ def test_keys_and_values_that_differ(trained, tmp_path):
     assert " bytes differ, values by 1 at most, the largest is " in line
 
 
+def test_values_of_the_first_tensors_or_of_all(trained, tmp_path):
+    other = tmp_path / "other.bin"
+    write_trained(other, seed=2)
+
+    def measured(lines):
+        return sum(", values by " in line for line in lines)
+
+    few, every = compare_files(trained, other), compare_files(trained, other, all_values=True)
+    assert measured(few) == 5 and few[-1] == "values of 10 more tensors: --all compares them"
+    assert measured(every) == 15 and every[-1].startswith("tensor blk.1.ffn_down.weight: ")
+    assert len(few) == len(every) + 1
+
+
 def test_types_and_bytes_that_differ(tmp_path):
     tensors = float_tensors(TINY, random_params(TINY))
     a, b = tmp_path / "a", tmp_path / "b"
