@@ -11,6 +11,7 @@ import textwrap
 from collections import Counter
 from pathlib import Path
 
+from .errors import counted
 from .report import escape, human, human_bytes
 
 WIDTH = 78
@@ -169,6 +170,7 @@ def _file_rows(told: dict) -> list[tuple[str, str, str]]:
 
 def _needs_rows(needs: dict) -> list[tuple[str, str, str]]:
     rate = f"{human_bytes(needs['token_bytes'])} at {human_bytes(needs['bytes_per_second'])}/s"
+    rate += f" by {counted(needs['n_threads'], 'thread')}, from a cache where they fit it"
     fits = needs["total_bytes"] <= (needs["machine_bytes"] or needs["total_bytes"])
     rest = "" if fits else f", more than the {human_bytes(needs['machine_bytes'])} here: from disk"
     return [
