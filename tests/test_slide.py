@@ -1,11 +1,14 @@
 """A window that slides, against a slow and obvious twin: float64 NumPy, one token at a time, keys
 kept unrotated in a list from which the oldest behind the sinks is taken."""
 
+import json
+import subprocess
+
 import numpy as np
 import pytest
 from gguf_models import N_VOCAB, write_model
 from llama_server import log_softmax
-from models import write_trained
+from models import EOT, write_trained
 from reference_forward import Decoder, read_gguf, softmax
 
 import llm
@@ -104,6 +107,18 @@ def test_learned_positions_cannot_slide(tmp_path):
         for n_sink in -1, 12:
             with pytest.raises(ValueError, match="n_sink"):
                 Context(model, n_ctx=12, on_full="slide", n_sink=n_sink)
+
+
+def test_a_text_is_endless_where_its_end_is_banned(tmp_path, run_binary):
+    """As README.md says; 1,000 tokens stand for no end."""
+    path = tmp_path / "model.gguf"
+    write_trained(path)
+    command = [run_binary, path, "the", "--on-full", "slide", "--seed", "1", "-n", "1000", "--json"]
+    for more, finish in ([], "stop"), (["--logit-bias", f"{EOT}=-inf"], "length"):
+        done = subprocess.run([*command, *more], capture_output=True, check=True)
+        said = json.loads(done.stdout)
+        assert said["n_ctx"] == 64 and said["finish_reason"] == finish
+        assert finish == "stop" or len(said["ids"]) == 1000
 
 
 def resident_kib() -> int:
