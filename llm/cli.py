@@ -324,14 +324,15 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = (
         "python -m llm generate weights/weights.bin 'In the beginning' --max-tokens 50 --seed 1\n"
-        "./run FILE has top-k, penalties, stop texts and more."
+        "-n and --temp as of ./run FILE, which has top-k, penalties, stop texts and more."
     )
     command.add_argument("file", help="a parameter file")
     command.add_argument("prompt", help="the text to continue; -: standard input")
     text = "at most so many new tokens (until the model ends the text or the window is full)"
-    command.add_argument("--max-tokens", type=int, default=None, metavar="N", help=text)
+    command.add_argument("-n", "--max-tokens", type=int, default=None, metavar="N", help=text)
     text = "what logits are divided by (0.8); 0: always the likeliest token"
-    command.add_argument("--temperature", type=float, default=0.8, metavar="X", help=text)
+    flags = ("--temperature", "--temp")
+    command.add_argument(*flags, type=float, default=0.8, metavar="X", help=text)
     text = "of the random numbers: the same gives the same text (another each time)"
     command.add_argument("--seed", type=int, default=None, metavar="N", help=text)
 

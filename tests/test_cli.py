@@ -12,6 +12,7 @@ from models import write_trained
 
 from conftest import ROOT
 from llm import cli
+from llm.context import Context, Step
 from llm.settings import Settings
 
 
@@ -144,6 +145,26 @@ def test_generate_is_reproducible(tiny, capsys):
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
     assert said[0].startswith("the")
+
+
+def test_generate_takes_the_names_of_run_too(tiny, capsys):
+    said = []
+    for flags in ["--max-tokens", "9", "--temperature", "2"], ["-n", "9", "--temp", "2"]:
+        assert cli.main(["generate", str(tiny), "the", "--seed", "7", *flags]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert cli.main(["generate", str(tiny), "the", "--seed", "7", "-n", "9"]) == 0
+    assert capsys.readouterr().out != said[0]  # of another temperature
+
+
+def test_generate_out_of_memory_is_a_failure(tiny, capsys, monkeypatch):
+    def stream(self, *_):
+        yield Step(116, b"t", None)
+        raise MemoryError
+
+    monkeypatch.setattr(Context, "stream", stream)
+    assert cli.main(["generate", str(tiny), "the"]) == 1
+    assert capsys.readouterr() == ("thet", "llm: out of memory\n")
 
 
 def test_generate_takes_standard_input_and_tells_so_of_a_file(tiny, tmp_path, capsys, monkeypatch):
