@@ -34,7 +34,10 @@ static const char help[] = "  /reset        begin again, with the system message
 
 /* ---- messages ---- */
 
+static int ran_out; /* of memory, which ends the conversation: a failure */
+
 static int out_of_memory(void) {
+  ran_out = 1;
   fprintf(stderr, "run: out of memory for the conversation\n");
   return 0;
 }
@@ -116,7 +119,8 @@ static int answer(chat *c) {
     else
       failed(&err);
     interrupted = 0;
-    return status != LLM_ERR_NOMEM;
+    ran_out = status == LLM_ERR_NOMEM;
+    return !ran_out;
   }
   int went_on = print_answer(c, generator, &text);
   drop_messages(c, n_system(c), llm_generator_n_forgotten(generator));
@@ -280,7 +284,7 @@ int converse(llm_context *context, const llm_model *model, const options *o, byt
     else
       goes_on = was_interrupted();
   }
-  int exit_status = finish_stdout(0); /* before another call changes errno */
+  int exit_status = finish_stdout(ran_out); /* before another call changes errno */
   if (is_terminal()) putc('\n', stderr);
   fprintf(stderr, "[%zu tokens of answers, %.1f tok/s, seed %" PRIu64 "]\n", c.n_tokens,
           rate(c.n_tokens, c.seconds), o->sampler.seed);

@@ -296,6 +296,12 @@ def test_run_converses(path, tmp_path):
     assert b"[saved 2 messages" in joined.stderr and b"user 7\none\ntwo\n" in talk.read_bytes()
 
 
+def test_run_out_of_memory_is_a_failure(path):
+    command = ["sh", "-c", 'ulimit -v 300000; exec "$0" "$@"', ROOT / "run", path, "--chat"]
+    done = subprocess.run(command, input=b"a" * (160 << 20), capture_output=True, timeout=60)
+    assert done.returncode == 1 and b"out of memory for the conversation" in done.stderr
+
+
 def test_run_forgets_aloud(path):
     done = run_chat(path, b"some words to say\n" * 12, "--ctx", "96", "--allow-long-context")
     assert done.returncode == 0
