@@ -1,7 +1,7 @@
 """`python -m llm COMMAND`: each sub-command imports what it needs. Layer 13.
 
-Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 128 + the signal
-for a run that was stopped.
+Exit status: 0, 1 for a failure (one line on standard error), 2 for wrong usage, 75 for ranks that
+lost each other, 128 + the signal for a run that was stopped.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.code:  # wrong usage, which is told
             _end_all("wrong usage")
         raise
-    except Exception:  # a mistake of ours
-        _end_all(traceback.format_exc())
+    except Exception as error:  # a mistake of ours, or what MPI says of a link
+        _end_all(traceback.format_exc(), error)
         raise
 
 
-def _end_all(message: str) -> None:
+def _end_all(message: str, error: Exception | None = None) -> None:
     """Of a job of many ranks, which would wait for this one."""
-    from .distributed import end_all
+    from .distributed import end_all, status_of
 
-    end_all(message)
+    end_all(message, status_of(error))
 
 
 def _fail(message: str) -> int:

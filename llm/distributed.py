@@ -33,6 +33,7 @@ SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # of MPICH's launchers, o
 SHORT_WAIT = 0.001  # seconds between two looks at a barrier
 PATIENCE = 1.0  # seconds
 LONGEST_WAIT = 10.0  # seconds for a launcher to read what a rank has said
+LOST = os.EX_TEMPFAIL  # exit status where a rank, a host or a link is gone: it may come back
 
 
 class Group:
@@ -80,8 +81,8 @@ class Group:
     def barrier(self) -> None:
         """Returns when all ranks are here; waits without using the processor."""
 
-    def abort(self, message: str) -> None:
-        """Prints the message with this rank and host, and ends all ranks."""
+    def abort(self, message: str, status: int = 1) -> None:
+        """Prints the message with this rank and host, and ends all ranks with the status."""
         raise SystemExit(f"llm: {message}")
 
 
@@ -182,12 +183,12 @@ class MpiGroup(Group):
             while not request.Test():
                 time.sleep(SHORT_WAIT)
 
-    def abort(self, message: str) -> None:
+    def abort(self, message: str, status: int = 1) -> None:
         who = f"rank {self.rank} on {self.host}"
         print(f"llm: {who}: {message}", file=sys.stderr, flush=True)
         wait_for_reader(sys.stderr)  # a launcher drops what it has not read when a rank ends all
-        self._comm.Abort(1)
-        os._exit(1)  # it may return before the launcher has heard of it
+        self._comm.Abort(status)
+        os._exit(status)  # it may return before the launcher has heard of it
 
     def _others(self, peers: list[int]) -> list[int]:
         """From the next one on, so that not all send to the same one at once."""
@@ -238,7 +239,7 @@ def cores(group: Group) -> int:
     return max(1, len(own[1]) // group.share(own).count(own))
 
 
-def end_all(message: str) -> None:
+def end_all(message: str, status: int = 1) -> None:
     """Prints the message, with rank and host, and ends all ranks; returns in one process. What all
     ranks meet is told by rank 0 alone, which ends the others while they wait."""
     try:
@@ -247,7 +248,12 @@ def end_all(message: str) -> None:
         return
     if group.size > 1:
         time.sleep(PATIENCE if group.rank else 0)
-        group.abort(message)
+        group.abort(message, status)
+
+
+def status_of(error: Exception | None) -> int:
+    """Of a rank that an error ends: what MPI says of its messages is no mistake of the run's."""
+    return LOST if type(error).__module__.startswith("mpi4py") else 1
 
 
 def wait_for_reader(stream) -> None:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TextIO
 
 from . import pulse
 from .checkpoint import RANKS, checkpoints, folder_lock, read_step
-from .distributed import mpiexec
+from .distributed import LOST, mpiexec
 from .errors import CheckpointError, LlmError
 from .report import escape
 
@@ -31,6 +32,8 @@ RESTARTS = 10  # without getting further: together they wait four minutes for a 
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while none gets further
 MAX_RANKS = 1 << 20
 NAMED = 4  # of many silent ranks
+LAST_LINES = 1000  # of what a run says on standard error: the last tell why it ended
+TRACE = "Traceback (most recent call last):"
 # What mpiexec says of itself when a job ends: read here, and said in one line.
 NOISE = re.compile(
     r"={20,}|=   |YOUR APPLICATION TERMINATED|This typically refers to a problem|Please see the FAQ"
@@ -47,14 +50,14 @@ def launch(
     patience: float = pulse.PATIENCE,
 ) -> int:
     """Runs `python -m llm ARGUMENTS`, a training in `folder`, as n_ranks ranks until it ends well,
-    refuses to begin, is stopped, or max_restarts restarts have brought it no further; returns the
-    status of the last attempt (128 + the signal that ended a rank). patience: seconds until one
-    that hangs has failed; 0: for ever."""
+    refuses to begin, is stopped, fails twice alike, or max_restarts restarts have brought it no
+    further; returns the status of the last attempt (128 + the signal that ended a rank). patience:
+    seconds until one that hangs has failed; 0: for ever."""
     command = [*starter(n_ranks, hosts), sys.executable, "-m", "llm", *arguments]
     if n_ranks > 1:  # twice: it is the launcher that names who hangs, as long as it reaches them
         command += ["--patience", f"{min(2 * patience, pulse.LONGEST_PATIENCE):g}"]
     clear(folder)
-    before, furthest = stamps(folder), -1
+    before, furthest, last = stamps(folder), -1, None
     n_left, pause = max_restarts, PAUSE
     with Stop() as stop:
         while True:
@@ -65,7 +68,13 @@ def launch(
                 return status and 128 + stop.signal
             if status == 2 or (status == 1 and not has_saved):
                 return status  # it has said what it refuses, and would again
-            if has_saved and (step := newest_step(folder)) > furthest:
+            step = newest_step(folder) if has_saved else -1
+            end, last = last, (status, cause, step)
+            if status == 1 and end == last:  # it said why itself: no signal, no lost host
+                where = f"{cause}; so it did before, after the checkpoint of step {step:,}"
+                print(f"llm: {where}: another start would end alike", file=sys.stderr)
+                return status
+            if step > furthest:
                 furthest, n_left, pause = step, max_restarts, 0.0
             if not n_left:
                 break
@@ -136,13 +145,13 @@ def attempt(
 ) -> tuple[int, str]:
     """Runs the command to its end; its status, and what ended it."""
     is_mpi = n_ranks > 1
-    pipe, noise = subprocess.PIPE if is_mpi else None, []
+    noise, said = [], deque(maxlen=LAST_LINES)
     with (
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=pipe,
-            stderr=pipe,
+            stdout=subprocess.PIPE if is_mpi else None,
+            stderr=subprocess.PIPE,
             text=True,
             errors="backslashreplace",
             start_new_session=True,
@@ -150,11 +159,12 @@ def attempt(
         watched(process, folder, n_ranks, patience) as hangs,
     ):
         stop.forward_to(process)
+        streams = process.stderr, sys.stderr
+        errors = Thread(target=pass_on, args=(*streams, noise, said), daemon=True)
+        errors.start()
         if is_mpi:
-            errors = Thread(target=pass_on, args=(process.stderr, sys.stderr, noise), daemon=True)
-            errors.start()
             pass_on(process.stdout, sys.stdout, noise)
-            errors.join()
+        errors.join()
         process.wait()
     status = process.returncode
     if hangs and status:
@@ -162,6 +172,8 @@ def attempt(
     if status < 0:  # one process, or mpiexec itself
         what = "mpiexec" if is_mpi else "the run"
         return 128 - status, f"{what} on {socket.gethostname()} was ended by signal {-status}"
+    if status in (1, LOST) and (why := last_words(said)):
+        return status, why
     return read_noise("".join(noise), status, folder)
 
 
@@ -193,12 +205,24 @@ def name(ranks: list[int], n_ranks: int, folder: Path) -> str:
     return f"{', '.join(named)}{more}: "
 
 
-def pass_on(source: Iterable[str], target: TextIO, noise: list[str]) -> None:
+def pass_on(
+    source: Iterable[str], target: TextIO, noise: list[str], said: deque[str] | None = None
+) -> None:
     for line in source:
         if NOISE.match(line):
             noise.append(line)
         else:
             print(line, end="", file=target, flush=True)
+            if said is not None:
+                said.append(line.rstrip())
+
+
+def last_words(said: Iterable[str]) -> str:
+    """Why a run ended, as it said itself: its line, or the last one of a traceback; "" if none."""
+    lines = [line for line in said if line]
+    first = next((line for line in lines if line.startswith(("llm: ", TRACE))), "")
+    words = first.removeprefix("llm: ")
+    return words.removesuffix(TRACE) + lines[-1] if words.endswith(TRACE) else words
 
 
 def read_noise(noise: str, status: int, folder: Path) -> tuple[int, str]:

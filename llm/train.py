@@ -20,7 +20,7 @@ from . import __version__, guard
 from .budget import BATCH, Costs, choose, split
 from .checkpoint import checkpoints, load_checkpoint, load_newest, run_folder
 from .data import Examples
-from .distributed import Group, check_alike, cores, end_all, world
+from .distributed import LOST, Group, check_alike, cores, end_all, world
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
@@ -199,7 +199,8 @@ def check_ranks(group: Group, settings: Settings, material: Material) -> None:
 
 
 def hang(what: str) -> None:
-    end_all(f"{what}: a rank, a host or a link hangs; --resume goes on, --patience waits longer")
+    hint = "a rank, a host or a link hangs; --resume goes on, --patience waits longer"
+    end_all(f"{what}: {hint}", LOST)
 
 
 # ---- steps, and what a fault asks for ----

@@ -206,12 +206,12 @@ def attempts(tmp_path, monkeypatch):
 
         def attempt(command, n_ranks, folder, stop, patience):
             ran.append(command[3:])
-            status, step = left.pop(0)
+            status, step, *cause = left.pop(0)
             if step is not None:
                 save_checkpoint(folder / "checkpoint.npz", {"step": step}, {})
             if len(ran) in signals:
                 stop._note(signal.SIGTERM, None)
-            return status, "it"
+            return status, "".join(cause) or "it"
 
         monkeypatch.setattr(launch, "attempt", attempt)
         monkeypatch.setattr(launch.Stop, "wait", lambda _, seconds: pauses.append(seconds))
@@ -254,6 +254,51 @@ def test_restarts_that_get_no_further_are_used_up(attempts, capsys):
     assert attempts((137, 5), (137, 5), (137, None), (137, 5), max_restarts=3) == 137
     assert attempts.pauses == [0, 1, 2]
     assert capsys.readouterr().err == "llm: it; no restart is left of 3\n"
+
+
+def test_a_run_that_fails_twice_alike_is_not_started_again(attempts, capsys):
+    """What it saves as it begins is the step of the checkpoint before; another failure, or one that
+    a further step precedes, is none of the same."""
+    plays = (1, 5, "no room"), (1, 5, "no text"), (1, 6, "no text"), (1, 6, "no text")
+    assert attempts(*plays) == 1 and len(attempts.ran) == 4
+    said = "no text; so it did before, after the checkpoint of step 6: another start would end "
+    assert capsys.readouterr().err == f"llm: {said}alike\n"
+
+
+@pytest.mark.parametrize("status", [137, 255, distributed.LOST])
+def test_what_another_host_may_be_the_cause_of_is_started_again(attempts, status):
+    """Before there is a checkpoint, too."""
+    assert attempts(*[(status, None)] * 3, *[(status, 5)] * 3, (0, 6)) == 0
+
+
+def test_a_real_run_that_fails_twice_alike(text, tmp_path):
+    with start(text, tmp_path, *STEPS, "--lr", 1000, "--clip", 1e9, restarts=5) as job:
+        said, errors = job.communicate(timeout=100)
+    lines = errors.splitlines()
+    assert job.returncode == 1 and said.count("\nrestart ") == 1, said + errors
+    assert len(lines) == 3 and lines[0] == lines[1] and "try a lower --lr" in lines[0], errors
+    assert re.fullmatch(rf"{re.escape(lines[0])}; so it did before, after the .*", lines[2]), errors
+
+
+LOSES = """
+import sys
+from llm import cli, train
+from llm.distributed import world
+def lose(run):
+    if world().rank == 1:
+        from mpi4py import MPI
+        raise MPI.Exception(MPI.ERR_OTHER)
+    world().barrier()
+train.take_step = lose
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@needs_mpi
+def test_what_mpi_says_of_a_link_is_no_mistake_of_the_run(text, tmp_path):
+    status, _, errors = ranks(2, "-c", LOSES, *arguments(text, tmp_path, *STEPS))
+    assert status == distributed.LOST
+    assert re.match(r"rank 1 on \S+: mpi4py", launch.last_words(errors.splitlines())), errors
 
 
 def test_a_checkpoint_that_cannot_be_read_is_no_progress(tmp_path):
@@ -304,7 +349,19 @@ def give_signs(folder):
     (folder / "pulse-0").write_text("1 None")
 
 
-# ---- what mpiexec says ----
+# ---- what the run says, and mpiexec ----
+
+
+def test_the_last_words_of_a_run():
+    trace = [launch.TRACE, "  File ...", "RuntimeError: no", ""]
+    assert launch.last_words(["a warning", "llm: rank 0 on a: no room", "more"]) == (
+        "rank 0 on a: no room"
+    )
+    assert launch.last_words(trace) == "RuntimeError: no"
+    assert launch.last_words(["llm: rank 1 on a: " + trace[0], *trace[1:]]) == (
+        "rank 1 on a: RuntimeError: no"
+    )
+    assert launch.last_words(["a warning"]) == launch.last_words([]) == ""
 
 
 def test_the_dead_rank_is_read_from_mpiexec(tmp_path):
