@@ -33,6 +33,7 @@ SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # of MPICH's launchers, o
 SHORT_WAIT = 0.001  # seconds between two looks at a barrier
 PATIENCE = 1.0  # seconds
 LONGEST_WAIT = 10.0  # seconds for a launcher to read what a rank has said
+IN_FLIGHT = 2  # parts of an array whose sums are under way while the next one is begun
 LOST = os.EX_TEMPFAIL  # exit status where a rank, a host or a link is gone: it may come back
 
 
@@ -52,6 +53,11 @@ class Group:
         """Starts to sum array[part] over all ranks; what it returns waits for the end. Then what
         this rank owns of the part is the sum; the rest of it is undefined."""
         return lambda: None
+
+    def received(self, shards: list[list[slice]], parts: list[slice]) -> int:
+        """The most elements that come in beside the array, on any rank, while the parts are summed
+        one after the other, IN_FLIGHT at a time."""
+        return 0
 
     def reduce_scatter(self, array, shards: list[list[slice]]) -> None:
         """Sums the array over all ranks into what each owns of it; the rest is undefined."""
@@ -112,6 +118,17 @@ class MpiGroup(Group):
             end = self._begin_sum(array, owned(pieces, peers, step))
             yield
             end()
+            del end  # what came in goes before the next level's comes
+
+    def received(self, shards, parts):
+        def size(part: slice, peers: list[int], step: int) -> int:
+            pieces = owned([within(shard, part) for shard in shards], peers, step)[self.rank]
+            return (len(peers) - 1) * sum(piece.stop - piece.start for piece in pieces)
+
+        # A part that is begun sums in its node; by then those before are between nodes.
+        first, last = ([size(p, *self._levels[i]) for p in parts] for i in (0, -1))
+        most = max(n + sum(last[max(0, i - IN_FLIGHT) : i]) for i, n in enumerate(first))
+        return max(self.share(most))
 
     def _begin_sum(self, array, pieces: dict[int, list[slice]]) -> Callable[[], None]:
         others, own = self._others(list(pieces)), pieces[self.rank]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .config import ModelConfig, TensorSpec, entries_size, layout, layout_size
+from .config import ModelConfig, TensorSpec, blocks_of, entries_size, layout, layout_size
 from .distributed import Group
 from .evaluate import BATCH
 from .lora import Lora
@@ -27,6 +27,7 @@ def check_memory(
     n_held_rows = BATCH * config.n_ctx  # of a validation, whose buffers stay beside a step's
     validation = validation_bytes(config, n_held_rows, ops.act_bytes)
     validation += logits_bytes(ops, config, n_held_rows)
+    received = received_bytes(group, entries, config.n_layer, settings)
 
     def rows_of(n_sequences: int, recompute: bool) -> int:
         return config.n_ctx * piece_sequences(ops, n_sequences, config.n_ctx, recompute)
@@ -35,7 +36,7 @@ def check_memory(
         n_rows = rows_of(n_sequences, recompute)
         how = (recompute, lora, ops.act_bytes, n_slots, group.size)
         step = training_bytes(config, n_rows, *how) + logits_bytes(ops, config, n_rows) + scratch
-        return step + validation + ops.workspace_bytes(config, n_rows, n_held_rows)
+        return step + received + validation + ops.workspace_bytes(config, n_rows, n_held_rows)
 
     needed = bytes_of(n_sequences, n_slots, recompute)
     room, whose = ops.memory()
@@ -95,6 +96,16 @@ def _inner_width(c: ModelConfig) -> int:
     """What a layer keeps of a token beside its input."""
     q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
     return c.n_embd + (2 + c.qk_norm) * (q + kv) + 2 * c.n_ff
+
+
+def received_bytes(
+    group: Group, entries: list[TensorSpec], n_layer: int, settings: Settings
+) -> int:
+    """What comes in of other ranks' gradients before it is added (step.py)."""
+    n_slots = max(settings.n_slots, group.size)
+    shares = OPTIMIZERS[settings.optimizer].shares(entries, n_layer, n_slots, group.size)
+    blocks, rest = blocks_of(entries, n_layer)
+    return 4 * group.received(shares, [*reversed(blocks), *rest])
 
 
 def scratch_bytes(optimizer: str, entries: list[TensorSpec], n_threads: int, n_ranks: int) -> int:

@@ -75,8 +75,7 @@ class AdamW:
         entries = layout(config) if entries is None else entries
         self._matrices = [e for e in entries if self.takes_whole(e)]
         self._size = entries_size(entries)
-        blocks, rest = blocks_of(entries, config.n_layer)
-        shares = _shares([*blocks, *rest], self._matrices, n_slots, n_ranks)
+        shares = self.shares(entries, config.n_layer, n_slots, n_ranks)
         self.shards = [_merge(pieces) for pieces in shares]
         self._pieces = shares[rank]
         self.owned = self.shards[rank]
@@ -100,6 +99,15 @@ class AdamW:
     def takes_whole(entry: TensorSpec) -> bool:
         """Whether the step of a tensor needs all of it."""
         return False
+
+    @classmethod
+    def shares(
+        cls, entries: list[TensorSpec], n_layer: int, n_slots: int, n_ranks: int
+    ) -> list[list[slice]]:
+        """The pieces of the buffer that each rank owns, in rising order."""
+        blocks, rest = blocks_of(entries, n_layer)
+        matrices = [e for e in entries if cls.takes_whole(e)]
+        return _shares([*blocks, *rest], matrices, n_slots, n_ranks)
 
     @property
     def state(self) -> dict:

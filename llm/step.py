@@ -13,10 +13,9 @@ import time
 from collections import deque
 
 from . import guard
+from .distributed import IN_FLIGHT
 from .optim import SCHEDULES, clip_scale
 from .run_files import Run
-
-IN_FLIGHT = 2  # parts of the gradient that travel at a time
 
 
 def take_step(run: Run) -> str | None:

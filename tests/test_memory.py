@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_distributed import needs_mpi, ranks
+from training import arguments
 
 from llm.config import ModelConfig, layout, layout_size
 from llm.distributed import Group
@@ -101,6 +103,55 @@ def test_the_advice_would_help(piece_rows, slot_sequences, recompute, helps):
     settings = replace(SETTINGS, slot_sequences=slot_sequences, recompute=recompute)
     said = refusal(1, settings, piece_rows=piece_rows)
     assert said.endswith(f"the sizes, or give {helps}" if helps else "or the sizes")
+
+
+# A run whose ranks tell what was counted for other ranks' gradients, and what lived of them.
+RECEIVES = """
+import os, socket, sys, weakref
+host = sys.argv[1][int(os.environ["PMI_RANK"])]
+socket.gethostname = lambda: host
+import numpy as np
+from llm import cli, memory, ops_clocked
+from llm.distributed import MpiGroup, world
+from llm.report import Report
+Report._write_pages = lambda *_: None
+ops_clocked.PEAK_SECONDS = 0.0
+now = most = 0
+counted = []
+def add(n):
+    global now, most
+    now += n
+    most = max(most, now)
+def empty(like):
+    array = np.empty_like(like)
+    add(array.nbytes)
+    weakref.finalize(array, add, -array.nbytes)
+    return array
+def received_bytes(*given):
+    counted.append(count(*given))
+    return counted[-1]
+MpiGroup._empty = staticmethod(empty)
+count, memory.received_bytes = memory.received_bytes, received_bytes
+assert cli.main(sys.argv[2:]) == 0
+lived = max(world().share(most))
+assert counted[-1] == lived > 0 and not now, (counted, lived, now)
+"""
+
+
+@needs_mpi
+@pytest.mark.parametrize("hosts", ["aa", "aaaa", "aabb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_ranks_receive_is_counted_exactly(text, tmp_path, hosts, optimizer):
+    given = arguments(text, tmp_path, "--steps", 2, "--n-layer", 4, "--optimizer", optimizer)
+    status, _, errors = ranks(len(hosts), "-c", RECEIVES, hosts, *given)
+    assert status == 0, errors
+
+
+def test_what_ranks_receive_is_refused():
+    group, room = group_of(2, 2), 2 * (training_bytes(CONFIG, 128, n_slots=4, n_ranks=2) + HELD)
+    assert refusal(room, SETTINGS, group) is None
+    group.received = lambda shards, parts: 1
+    assert refusal(room, SETTINGS, group) and refusal(room + 2 * 4, SETTINGS, group) is None
 
 
 def test_the_scratch_of_muon_counts():
