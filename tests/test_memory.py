@@ -142,7 +142,8 @@ assert counted[-1] == lived > 0 and not now, (counted, lived, now)
 @pytest.mark.parametrize("hosts", ["aa", "aaaa", "aabb"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_ranks_receive_is_counted_exactly(text, tmp_path, hosts, optimizer):
-    given = arguments(text, tmp_path, "--steps", 2, "--n-layer", 4, "--optimizer", optimizer)
+    more = ("--n-embd", 16, "--tied", "--optimizer", optimizer)  # the embedding is the largest part
+    given = arguments(text, tmp_path, "--steps", 2, *more)
     status, _, errors = ranks(len(hosts), "-c", RECEIVES, hosts, *given)
     assert status == 0, errors
 
