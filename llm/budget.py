@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .settings import BUDGETS, DEFAULT_MINUTES, DEFAULT_WIDTH, HEAD_WIDTH, Settings
+from .settings import BUDGETS, DEFAULT_MINUTES, HEAD_WIDTH, Settings
 
 # Settings.tokens_per_param: the widest model that is affordable sees 2.5 tokens for each parameter,
 # not Hoffmann's 20, which holds where no text is read twice. Of five minutes on the default corpus,
@@ -38,7 +38,7 @@ def choose(
         s = replace(s, n_layer=s.depth, n_embd=s.n_embd or s.depth * HEAD_WIDTH)
     elif all(getattr(s, name) is None for name in BUDGETS):
         s = replace(s, minutes=DEFAULT_MINUTES)
-    sized = s.with_width(s.n_embd or DEFAULT_WIDTH)
+    sized = s.with_width(s.n_embd or s.default_width)
     rate = None
     if s.minutes is not None and None in (s.n_embd, s.batch, s.warmup):
         rate = measure(sized)

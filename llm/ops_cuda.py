@@ -130,8 +130,8 @@ class OpsCuda(OpsC):
             self.kernels += " fused"
             if not self._rounds or int(major_minor) < 80:
                 raise ValueError(
-                    f"fused attention takes bf16 and a GPU of sm_80 or later: this is {precision} "
-                    f"and sm_{major_minor}"
+                    "--attention fused takes bf16 and a GPU of sm_80 or later, this is "
+                    f"{precision} and sm_{major_minor}: leave it out"
                 )
         self._calls = self.calls()
 

@@ -24,7 +24,7 @@ DEFAULT_MINUTES = 5.0
 MAX_STEPS = 1 << 40
 DEFAULT_LR = {"adamw": 1.5e-3, "muon": 0.02}
 HEAD_WIDTH = 48  # about; a block for each 48 of width, too
-DEFAULT_WIDTH = 224  # of a run whose budget is in steps
+DEFAULT_WIDTH = 224  # about; of a run whose budget is in steps
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Settings:
         if self.attention == "fused" and self.device == "cpu":
             raise ValueError("--attention fused is for --device cuda")
         if self.attention == "fused" and not self.init:  # else the file has the heads
-            width = self.n_embd or (self.depth or 0) * HEAD_WIDTH or DEFAULT_WIDTH
+            width = self.n_embd or (self.depth or 0) * HEAD_WIDTH or self.default_width
             n_head = self.n_head or self._head_count(width)
             if width % n_head == 0:  # else ModelConfig refuses it
                 check_fused(width // n_head)
@@ -147,6 +147,13 @@ class Settings:
     def head_widths(self) -> range:
         """From which that of a head is chosen."""
         return FUSED_HEADS if self.attention == "fused" else range(2, LIMITS["n_embd"] + 1, 2)
+
+    @property
+    def default_width(self) -> int:
+        """The nearest to DEFAULT_WIDTH that fits the given number of heads."""
+        widths = [w * self.n_head for w in reversed(self.head_widths)] if self.n_head else []
+        near = [width for width in widths if width <= 4 * DEFAULT_WIDTH]
+        return min(near, key=lambda width: abs(width - DEFAULT_WIDTH), default=DEFAULT_WIDTH)
 
     def _head_count(self, n_embd: int) -> int:
         """Heads of about HEAD_WIDTH."""

@@ -312,9 +312,10 @@ def flops_per_second(model, examples: Examples) -> float:
 
 
 def start_run(settings: Settings, report: Report) -> Run:
+    machine = back_end(settings)  # what it cannot do is refused before the text is read
     material = gather(settings)
     report.material(material)
-    run = prepare(settings, material)
+    run = prepare(settings, material, *machine)
     report.plan(run)
     return run
 
@@ -339,10 +340,11 @@ def resume_run(path: Path, given: dict, report: Report, prepare_again=None) -> R
 def prepare_from_text(settings: Settings, state: dict, arrays: dict, report: Report) -> Run:
     # The vocabulary of shards comes with them, and so changes with their hash.
     vocabulary = None if settings.data else vocabulary_from_arrays(arrays)
+    machine = back_end(settings)
     material = gather(settings, vocabulary)
     check_same(material, settings, state)
     report.material(material)
-    return prepare(settings, material)
+    return prepare(settings, material, *machine)
 
 
 def check_same(material: Material, settings: Settings, state: dict) -> None:
@@ -363,12 +365,11 @@ def note_kernels(run: Run, state: dict, report: Report) -> None:
         report.say(f"note       begun with {begun_with} kernels: the last bits will differ")
 
 
-def prepare(settings: Settings, material: Material) -> Run:
+def prepare(settings: Settings, material: Material, ops, group: Group) -> Run:
     """A run at step 0."""
     vocabulary, tokenizer, tokens = material.vocabulary, material.tokenizer, material.tokens
     n_vocab = len(vocabulary.tokens)
     boundary = material.eot if settings.isolate else None
-    ops, group = back_end(settings)
     lr = settings.lr or DEFAULT_LR[settings.optimizer]
     settings = replace(settings, precision=ops.precision, lr=lr)
     check_prompt(settings, tokenizer)

@@ -70,6 +70,12 @@ def test_the_width_fits_a_given_number_of_heads():
     assert chosen(minutes=1e6, n_head=4, **fused).n_embd == 4 * 128  # its heads are no wider
 
 
+def test_the_width_of_a_number_of_steps_fits_a_given_number_of_heads():
+    fused = {"device": "cuda", "attention": "fused"}
+    for n_head, more, width in ((8, {}, 224), (8, fused, 256), (5, {}, 220), (None, fused, 224)):
+        assert choose(Settings(steps=50, n_head=n_head, **more), V, never).n_embd == width
+
+
 def test_the_batch_grows_slowly_with_the_arithmetic():
     assert choose_batch(0, None, 4) == choose_batch(2e14, None, 4) == 4
     assert choose_batch(2e14 * 8.4, None, 4) == 8

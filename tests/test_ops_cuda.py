@@ -454,6 +454,18 @@ def test_heads_that_fused_attention_cannot_do(machine, tmp_path, capfd, sizes, w
     assert f"--attention fused takes heads of 8, 16 ... 128, not of {width} " in said
 
 
+@pytest.mark.parametrize(("capability", "precision"), [("75", "bf16"), ("90", "fp32")])
+def test_a_gpu_without_fused_attention(
+    kernels, monkeypatch, tmp_path, capfd, capability, precision
+):
+    """Refused before the text is read: there is none."""
+    modules = StandIn(kernels, compute_capability=capability).modules
+    monkeypatch.setattr(ops_cuda, "libraries", lambda: modules)
+    given = "--text", tmp_path / "none", "--run-dir", tmp_path / "run", "--precision", precision
+    said = refused(capfd, "train", *given, "--device", "cuda", "--attention", "fused")
+    assert f"of sm_80 or later, this is {precision} and sm_{capability}: leave it out" in said
+
+
 def test_heads_of_a_file_that_fused_attention_cannot_do(machine, text, tmp_path, capfd, quickly):
     finish(text, tmp_path, "--steps", 1, "--n-head", 8)
     given = "--init", tmp_path / "out.bin", "--device", "cuda", "--attention", "fused"
