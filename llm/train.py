@@ -78,9 +78,10 @@ def train(
     start, go_on: start_run and resume_run, or what makes another kind of Run."""
     began = time.perf_counter()
     group = world()
-    facts = {"--resume": resume, "--device": given.get("device"), **asked(given)}
-    check_alike(group, {**facts, **program()})
     folder = Path(given.get("run_dir", Settings.run_dir))
+    facts = {"--resume": resume, "--profile": profiled, "--run-dir": folder}
+    facts |= {"--device": given.get("device"), **asked(given)}
+    check_alike(group, {**facts, **program()})
     report = Report(speaks=group.rank == 0)
     if resume and not folder.is_dir():
         raise CheckpointError(f"{folder}: no such run to resume")

@@ -251,6 +251,13 @@ def test_ranks_with_other_options(text, tmp_path):
 
 
 @needs_mpi
+@pytest.mark.parametrize("other", [("--profile",), ("--run-dir", "elsewhere")])
+def test_ranks_that_would_wait_for_each_other(text, tmp_path, other):
+    line = refused(2, arguments(text, tmp_path), arguments(text, tmp_path, *other))
+    assert re.search(rf"rank 0 on .*: {other[0]} is \S+ on rank 0 and \S+ on rank 1 \(", line)
+
+
+@needs_mpi
 def test_ranks_with_other_text(text, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(text.read_text() + ".")
