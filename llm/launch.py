@@ -33,6 +33,7 @@ PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; doubled while none
 MAX_RANKS = 1 << 20
 NAMED = 4  # of many silent ranks
 LAST_LINES = 1000  # of what a run says on standard error: the last tell why it ended
+RANDOM = re.compile(r"[0-9a-f]{8,}")  # in names of parts, in addresses: others in each attempt
 TRACE = "Traceback (most recent call last):"
 # What mpiexec says of itself when a job ends: read here, and said in one line.
 NOISE = re.compile(
@@ -69,7 +70,7 @@ def launch(
             if status == 2 or (status == 1 and not has_saved):
                 return status  # it has said what it refuses, and would again
             step = newest_step(folder) if has_saved else -1
-            end, last = last, (status, cause, step)
+            end, last = last, (status, RANDOM.sub("", cause), step)
             if status == 1 and end == last:  # it said why itself: no signal, no lost host
                 where = f"{cause}; so it did before, after the checkpoint of step {step:,}"
                 print(f"llm: {where}: another start would end alike", file=sys.stderr)

@@ -259,6 +259,9 @@ def test_restarts_that_get_no_further_are_used_up(attempts, capsys):
 def test_a_run_that_fails_twice_alike_is_not_started_again(attempts, capsys):
     """What it saves as it begins is the step of the checkpoint before; another failure, or one that
     a further step precedes, is none of the same."""
+    room = [(1, 4, f"part-000000004-{token}-0.npz: no room") for token in ("4f9c6bfb", "6bacfa50")]
+    assert attempts(*room) == 1 and "6bacfa50-0.npz: no room; so it" in capsys.readouterr().err
+    attempts.ran.clear()
     plays = (1, 5, "no room"), (1, 5, "no text"), (1, 6, "no text"), (1, 6, "no text")
     assert attempts(*plays) == 1 and len(attempts.ran) == 4
     said = "no text; so it did before, after the checkpoint of step 6: another start would end "
