@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = parser().parse_args(arguments)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of __main__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return options.command(options)
     except KeyboardInterrupt:
         _end_all("stopped")

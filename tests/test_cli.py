@@ -188,3 +188,26 @@ def test_help_of_generate_has_defaults_and_an_example(capsys):
         cli.main(["generate", "--help"])
     said = capsys.readouterr().out
     assert "(0.8)" in said and "python -m llm generate weights/weights.bin 'In the" in said
+
+
+STOPPED = """
+import os, runpy, signal, sys
+class Stops:
+    def find_spec(self, name, *_):
+        if name == amid:
+            os.kill(os.getpid(), signal.SIGINT)
+amid = sys.argv.pop(1)
+sys.meta_path.insert(0, Stops())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("llm", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("amid", "expected"), [("llm.cli", (-2, "")), ("llm.label", (130, "stopped\n"))]
+)
+def test_ctrl_c_amid_an_import(amid, expected):
+    """Before the command line is read the signal ends the process: other ranks may wait for it."""
+    command = [sys.executable, "-c", STOPPED, amid, "inspect", "no-such-file"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == expected
