@@ -224,7 +224,8 @@ static void pool_start(thread_pool *pool, thread_job job, void *arg) {
 /* ---- threads without a core ---- */
 
 /* Where another program keeps a core busy, every job ends up waiting for the thread that shares it:
- * two threads would be slower than one. Such a thread is left out for a while, then tried again. */
+ * two threads would be slower than one. The last thread, whichever was late, is left out for a
+ * while: the system moves the others to the cores that are free. Then it is tried again. */
 
 static void let_all_take_part(thread_pool *pool, int64_t now) {
   pool->n_active = pool->n_started + 1;
@@ -246,7 +247,10 @@ static void note_delay(thread_pool *pool, worker *late, int64_t now) {
   if (age < JUDGED_AFTER) return;
   if (pool->lost * (pool->n_active + 1) > age) {
     int again = now - pool->rested_until < SHORT_REST;
-    pool->rest = again && pool->rest < LONG_REST ? 2 * pool->rest : SHORT_REST;
+    if (!again)
+      pool->rest = SHORT_REST;
+    else if (pool->rest < LONG_REST)
+      pool->rest *= 2;
     pool->rested_until = now + pool->rest;
     pool->n_active--;
   }
