@@ -126,8 +126,7 @@ static void lay_out(llm_context *c, arena *a) {
   c->act.q = arena_take(a, rows, widest / 32 + 1, sizeof *c->act.q);
   c->n_scores = (size_t)(m->n_head / m->n_kv_head) * ATTENTION_PART;
   if (c->kernels->attention_tile)
-    c->n_scores = max_size(c->n_scores, attention_tile_floats((size_t)m->head_dim, ATTENTION_PART) /
-                                            LANES * LANES);
+    c->n_scores = max_size(c->n_scores, attention_tile_floats((size_t)m->head_dim, ATTENTION_PART));
   c->scores = arena_take(a, n_threads, c->n_scores, sizeof(float));
   c->n_parts = max_size(rows, (c->n_ctx + ATTENTION_PART - 1) / ATTENTION_PART);
   c->parts = arena_take(a, c->n_parts, n_q + 2 * (size_t)m->n_head, sizeof(float));

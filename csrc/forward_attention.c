@@ -270,8 +270,8 @@ static void merge_row(llm_context *c, size_t row, const void *arg) {
 }
 
 static size_t tokens_together(const llm_context *c) {
-  int any = !c->kernels->attention_tile || c->lanes || c->options.kv_type == LLM_TYPE_Q8_0;
-  return any || c->model->config.head_dim % QK ? 1 : ATTENTION_TOKENS;
+  int alone = !c->kernels->attention_tile || c->lanes || c->options.kv_type == LLM_TYPE_Q8_0;
+  return alone || c->model->config.head_dim % QK ? 1 : ATTENTION_TOKENS;
 }
 
 /* As many tokens at once as there is room for their parts. */

@@ -83,11 +83,12 @@ typedef void (*attention_kernel)(const attention_args *args);
 
 /* The same for tokens in a row that begin to see at k and v, of F32 or F16, head_dim % 32 == 0:
  * token i has its q q_apart, its out, max and sum out_apart floats behind those of token i - 1, and
- * sees the first min(n_pos + i, n_all) positions. scores: attention_tile_floats floats. */
+ * sees the first min(n_pos + i, n_all) positions, n_all < n_pos + n_tok. scores:
+ * attention_tile_floats(head_dim, n_all) floats, a multiple of 32. */
 typedef struct attention_tile {
-  attention_args first; /* token */
-  size_t n_tok, n_all;  /* ATTENTION_TOKENS at most */
-  size_t q_apart, out_apart;
+  attention_args first; /* of the first token */
+  size_t n_tok;         /* ATTENTION_TOKENS at most */
+  size_t n_all, q_apart, out_apart;
 } attention_tile;
 
 /* Tokens and query heads of a tile; keys or values that are expanded at a time. */
