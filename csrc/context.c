@@ -102,6 +102,12 @@ static size_t scratch_bytes(const kernels *kernels, const size_t *widths, size_t
   return (most + ALIGN - 1) / ALIGN * ALIGN;
 }
 
+/* Tokens that attention may take at once. */
+static size_t attended_together(const llm_context *c) {
+  int can = c->kernels->attention_tile && c->options.kv_type != LLM_TYPE_Q8_0;
+  return can && c->model->config.head_dim % QK == 0 ? ATTENTION_TOKENS : 1;
+}
+
 static void lay_out(llm_context *c, arena *a) {
   const llm_config *m = &c->model->config;
   size_t rows = c->n_ctx < N_BATCH ? c->n_ctx : N_BATCH;
@@ -124,11 +130,13 @@ static void lay_out(llm_context *c, arena *a) {
     c->rope[local].sin = arena_take(a, rope_rows, half, sizeof(float));
   }
   c->act.q = arena_take(a, rows, widest / 32 + 1, sizeof *c->act.q);
+  size_t n_parts = (c->n_ctx + ATTENTION_PART - 1) / ATTENTION_PART;
+  c->n_together = attended_together(c);
   c->n_scores = (size_t)(m->n_head / m->n_kv_head) * ATTENTION_PART;
-  if (c->kernels->attention_tile)
+  if (c->n_together > 1)
     c->n_scores = max_size(c->n_scores, attention_tile_floats((size_t)m->head_dim, ATTENTION_PART));
   c->scores = arena_take(a, n_threads, c->n_scores, sizeof(float));
-  c->n_parts = max_size(rows, (c->n_ctx + ATTENTION_PART - 1) / ATTENTION_PART);
+  c->n_parts = max_size(rows, times(n_parts, c->n_together));
   c->parts = arena_take(a, c->n_parts, n_q + 2 * (size_t)m->n_head, sizeof(float));
   c->matmul_scratch_bytes = scratch_bytes(c->kernels, (size_t[]){n_embd, n_q, n_ff}, 3);
   c->matmul_scratch = arena_take(a, n_threads, c->matmul_scratch_bytes, 1);

@@ -63,7 +63,8 @@ struct llm_context {
   act_rows act;       /* quantized activations, as wide as the widest input */
   float *scores;      /* (n_threads, n_scores), attention's own */
   size_t n_scores;
-  float *parts; /* attention's, (n_parts, n_head, head_dim + 2) */
+  size_t n_together; /* tokens of one text that attention may take at once */
+  float *parts;      /* attention's, (n_parts, n_head, head_dim + 2) */
   size_t n_parts;
   char *matmul_scratch; /* (n_threads, matmul_scratch_bytes) */
   size_t matmul_scratch_bytes;

@@ -134,7 +134,7 @@ static void point_at(const attention_job *job, size_t t, size_t head, size_t pos
 
 enum {
   FEW_UNITS = 4, /* a thread */
-  FEW_TOKENS = 8 /* of a group: one by one they are faster */
+  FEW_TOKENS = 8 /* of a group: fewer are faster one by one */
 };
 
 static size_t heads_per_key(const llm_config *m) { return (size_t)(m->n_head / m->n_kv_head); }
@@ -269,23 +269,22 @@ static void merge_row(llm_context *c, size_t row, const void *arg) {
   if (type_is_quantized(c->model->layers[job->layer].wo.type)) prepare_row(c, t, c->att + t * n, n);
 }
 
-static size_t tokens_together(const llm_context *c) {
-  int alone = !c->kernels->attention_tile || c->lanes || c->options.kv_type == LLM_TYPE_Q8_0;
-  return alone || c->model->config.head_dim % QK ? 1 : ATTENTION_TOKENS;
-}
-
-/* As many tokens at once as there is room for their parts. */
+/* As many tokens at once as there is room for their parts, in whole groups. */
 void attention(llm_context *c, size_t layer, size_t n_tok) {
   const llm_model *m = c->model;
   size_t window = m->layers[layer].local ? (size_t)m->config.sliding_window : 0;
   size_t first_seen = window && c->n_past + 1 > window ? c->n_past + 1 - window : 0;
-  attention_job job = {c, layer, window, first_seen, tokens_together(c), 0, 0, 1};
+  attention_job job = {c, layer, window, first_seen, c->lanes ? 1 : c->n_together, 0, 0, 1};
   if (context_slides(c)) for_rows(c, c->n_past + n_tok - first_seen, gather_row, &job);
   for (size_t t = 0; t < n_tok; t++)
     if (job.n_part < parts_of(&job, t)) job.n_part = parts_of(&job, t);
   for (; job.t0 < n_tok; job.t0 = job.t1) {
     job.t1 = job.t0 + c->n_parts / job.n_part;
-    if (job.t1 > n_tok) job.t1 = n_tok;
+    size_t torn = (c->n_past + job.t1) % job.n_together;
+    if (job.t1 > n_tok)
+      job.t1 = n_tok;
+    else if (job.t1 - job.t0 > torn)
+      job.t1 -= torn;
     thread_pool_run(c->pool, attention_thread, &job);
     for_rows(c, job.t1 - job.t0, merge_row, &job);
   }

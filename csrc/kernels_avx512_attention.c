@@ -45,7 +45,7 @@ ALWAYS_INLINE __mmask16 seen_by(const tile *t, size_t pos) {
   return (__mmask16)(pos < n ? 0xffff : 0xffff << (pos - n + 1));
 }
 
-/* n rows from position `from` on as floats; those missing from the last group of four are zeros. */
+/* n rows from src on as floats; those missing from the last group of four are zeros. */
 AVX512 static void expand(const tile *t, llm_type type, const void *src, size_t bytes, size_t n) {
   const size_t d = t->x->first.head_dim;
   for (size_t i = 0; i < n; i++) {
@@ -75,7 +75,8 @@ AVX512 static void fold(__m512 *v, size_t n, size_t until) {
 
 /* ---- scores ---- */
 
-/* Lanes `lane` and lane + 8 of the dots of AT_ONCE keys, added. */
+/* Lanes 0 and 8, added, of the dots of AT_ONCE keys with q; from k and q one further on, lanes 1
+ * and 9, and so on. */
 AVX512_INLINE void dot_lanes(const float *k, size_t d, const float *q, __m512 out[AT_ONCE]) {
   const float *end = k + d;
   __m512 sum[2][AT_ONCE];

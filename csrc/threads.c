@@ -239,10 +239,11 @@ static void wake_left_out(thread_pool *pool) {
   pthread_mutex_unlock(&pool->mutex);
 }
 
-/* One of n threads is worth an nth of the time. */
-static void note_delay(thread_pool *pool, worker *late, int64_t now) {
-  int64_t delayed = delay_of(late), age = now - pool->since;
-  pool->lost += delayed - late->delayed;
+/* The wait for `late` began at start. One of n threads is worth an nth of the time, or less where
+ * all wait for memory: a thread that costs a part in n + 1 is better left out. */
+static void note_delay(thread_pool *pool, worker *late, int64_t start, int64_t now) {
+  int64_t delayed = delay_of(late), more = delayed - late->delayed, age = now - pool->since;
+  pool->lost += more < now - start ? more : now - start;
   late->delayed = delayed;
   if (age < JUDGED_AFTER) return;
   if (pool->lost * (pool->n_active + 1) > age) {
@@ -266,7 +267,7 @@ static void await_workers(thread_pool *pool) {
   int64_t start = now_ns();
   wait_asleep(pool, workers_done, 0);
   int64_t end = now_ns();
-  if (late && end - start > LONG_WAIT) note_delay(pool, late, end);
+  if (late && end - start > LONG_WAIT) note_delay(pool, late, start, end);
 }
 
 int threads_available(void) {
