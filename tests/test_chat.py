@@ -229,7 +229,7 @@ def test_a_session_of_another_file_is_refused(model, tmp_path):
     llm.Chat(model).save(tmp_path / "talk")
     write_trained(tmp_path / "other.bin", dataclasses.replace(TINY, n_layer=1))
     with llm.Model(tmp_path / "other.bin") as other:
-        chat = llm.Chat(other)
+        chat = llm.Chat(other, template="chatml")
         with pytest.raises(llm.FormatError, match="another parameter file"):
             chat.load(tmp_path / "talk")
 
@@ -239,7 +239,7 @@ def test_a_changed_weight_is_another_file(tmp_path):
     for seed in 1, 2:
         write_trained(tmp_path / "a.bin", seed=seed)
         with llm.Model(tmp_path / "a.bin") as model:
-            llm.Chat(model).save(tmp_path / "talk")
+            llm.Chat(model, template="chatml").save(tmp_path / "talk")
         prints.add((tmp_path / "talk").read_bytes().split(b"\n")[1])
     assert len(prints) == 2
 

@@ -140,7 +140,7 @@ static void check_products(const kernels *k, const product_case *c) {
 
 static void test_products(const kernels *const *tables) {
   static const size_t odd[] = {1, 2, 7, 15, 16, 17, 31, 33, 48, 63, 65, 100, 129};
-  static const size_t whole[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 512, 576, 2112, 2304};
+  static const size_t whole[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 512, 576, 1280, 2112};
   for (size_t ty = 0; ty < N_TYPES; ty++) {
     llm_type type = all_types[ty];
     size_t n_per_block = llm_type_describe(type).n_per_block;
@@ -324,8 +324,8 @@ static void check_attention_tile(const kernels *const *tables, attention_case x,
 static void test_attention_tile(const kernels *const *tables) {
   static const llm_type types[][2] = {
       {LLM_TYPE_F32, LLM_TYPE_F32}, {LLM_TYPE_F16, LLM_TYPE_F16}, {LLM_TYPE_F32, LLM_TYPE_F16}};
-  static const size_t dims[] = {32, 64, 96, 128, 256}, tokens[] = {1, 2, 7, 8, 9, 15, 16};
-  static const size_t positions[] = {1, 2, 3, 16, 31, 32, 33, 70, 261, 500};
+  static const size_t dims[] = {32, 96, 128}, tokens[] = {1, 2, 7, 8, 9, 15, 16};
+  static const size_t positions[] = {1, 2, 31, 33, 70, 500};
   for (size_t i = 0; i < sizeof types / sizeof *types; i++)
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d += few ? 3 : 1)
       for (size_t p = few ? 2 : 0; p < sizeof positions / sizeof *positions; p += few ? 3 : 1)
