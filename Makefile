@@ -38,7 +38,8 @@ COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session c
   kernels_panels kernels_avx*_panels kernels_avx*_quant kernels_avx2_attention kernels_amx \
   kernels_neon*))
 $(COLD:csrc/%.c=$(B)/%.o): SMALL += -Os
-# Plain loops are left to the compiler to make fast: other processors have nothing else.
+# Plain loops over integers, which other processors have, are left to the compiler to make fast; over
+# floats and at -O3 they are larger and no faster.
 $(B)/kernels_scalar_quant.o: SMALL += -O3
 
 .PHONY: help run ext train model test test-c test-peers test-big test-arm test-gpu bench bench-gpu bench-train bench-quality bench-peers sanitize fuzz lint size

@@ -101,9 +101,26 @@ static inline void bench_one(thread_pool *pool, const kernels *k, llm_type type,
   free(y), free(w), free(job);
 }
 
+enum { N_Q = 3, DIM = 64 }; /* of attention: query heads of one key head, and their width */
+
+/* n_pos of the n_all keys at k, behind which the values lie. */
+static inline attention_args bench_args(llm_type type, const char *k, size_t n_pos, size_t n_all) {
+  const size_t bytes = type_row_bytes(type, DIM);
+  return (attention_args){.k = k,
+                          .v = k + n_all * bytes,
+                          .k_type = type,
+                          .v_type = type,
+                          .k_bytes = bytes,
+                          .v_bytes = bytes,
+                          .n_q = N_Q,
+                          .n_pos = n_pos,
+                          .head_dim = DIM,
+                          .scale = 0.125f};
+}
+
 /* Units of attention: 256 positions and three heads 64 wide, from memory, or the same one again. */
 static inline void bench_attention(void *arg, int thread, int n_threads) {
-  enum { N_POS = 256, N_Q = 3, DIM = 64 };
+  enum { N_POS = 256 };
   static _Thread_local float q[N_Q * DIM], out[N_Q * (DIM + 2)], scores[N_Q * N_POS];
   bench_job *job = arg;
   size_t bytes = type_row_bytes(job->type, DIM), n = job->n_bytes / (2 * N_POS * bytes);
@@ -111,21 +128,9 @@ static inline void bench_attention(void *arg, int thread, int n_threads) {
   double start = bench_now();
   for (size_t i = (size_t)thread; i < n; i += (size_t)n_threads) {
     const char *k = (const char *)job->args.w + (job->again ? 0 : i) * 2 * N_POS * bytes;
-    attention_args a = {.out = out,
-                        .max = out + N_Q * DIM,
-                        .sum = out + N_Q * (DIM + 1),
-                        .q = q,
-                        .k = k,
-                        .v = k + N_POS * bytes,
-                        .k_type = job->type,
-                        .v_type = job->type,
-                        .k_bytes = bytes,
-                        .v_bytes = bytes,
-                        .n_q = N_Q,
-                        .n_pos = N_POS,
-                        .head_dim = DIM,
-                        .scale = 0.125f,
-                        .scores = scores};
+    attention_args a = bench_args(job->type, k, N_POS, N_POS);
+    a.q = q, a.scores = scores, a.out = out;
+    a.max = out + N_Q * DIM, a.sum = a.max + N_Q;
     job->k->attention(&a);
   }
   job->seconds[thread] = bench_now() - start;
@@ -154,26 +159,14 @@ static inline void bench_attention_of(thread_pool *pool, const kernels *k, llm_t
 
 /* 16 tokens behind 496 others, three heads 64 wide: one by one, and together where a set can. */
 static inline void bench_tokens(void *arg, int thread, int n_threads) {
-  enum { N_POS = 497, N_Q = 3, DIM = 64, N_TOK = ATTENTION_TOKENS, ROW = N_Q * (DIM + 2) };
+  enum { N_POS = 497, N_TOK = ATTENTION_TOKENS, ROW = N_Q * (DIM + 2) };
   static _Thread_local float q[N_TOK * N_Q * DIM], out[N_TOK * ROW];
   bench_job *job = arg;
-  const size_t bytes = 2 * DIM, n_all = N_POS + N_TOK - 1;
+  const size_t n_all = N_POS + N_TOK - 1;
   for (int i = 0; i < N_TOK * N_Q * DIM; i++) q[i] = (float)(i % 13 - 6);
-  attention_args a = {.out = out,
-                      .max = out + N_Q * DIM,
-                      .sum = out + N_Q * (DIM + 1),
-                      .q = q,
-                      .k = job->args.w,
-                      .v = (const char *)job->args.w + n_all * bytes,
-                      .k_type = LLM_TYPE_F16,
-                      .v_type = LLM_TYPE_F16,
-                      .k_bytes = bytes,
-                      .v_bytes = bytes,
-                      .n_q = N_Q,
-                      .n_pos = N_POS,
-                      .head_dim = DIM,
-                      .scale = 0.125f,
-                      .scores = job->scratch[thread]};
+  attention_args a = bench_args(LLM_TYPE_F16, job->args.w, N_POS, n_all);
+  a.q = q, a.scores = job->scratch[thread], a.out = out;
+  a.max = out + N_Q * DIM, a.sum = a.max + N_Q;
   double start = bench_now();
   for (size_t i = (size_t)thread; i < BENCH_UNITS; i += (size_t)n_threads) {
     attention_tile tile = {a, N_TOK, n_all, N_Q * DIM, ROW};

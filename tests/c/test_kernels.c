@@ -198,6 +198,20 @@ static const void *fill_positions(llm_type type, const attention_case *x, size_t
   return first;
 }
 
+/* All but the addresses. */
+static attention_args attention_of(const attention_case *x) {
+  return (attention_args){
+      .k_type = x->k_type,
+      .v_type = x->v_type,
+      .k_bytes = type_row_bytes(x->k_type, x->head_dim) + x->gap,
+      .v_bytes = type_row_bytes(x->v_type, x->head_dim) + x->gap,
+      .n_q = x->n_q,
+      .n_pos = x->n_pos,
+      .head_dim = x->head_dim,
+      .scale = 1.0f / sqrtf((float)x->head_dim),
+  };
+}
+
 static void check_attention(const kernels *const *tables, attention_case x) {
   size_t n = x.n_pos * x.head_dim, n_out = x.n_q * x.head_dim;
   size_t k_bytes = type_row_bytes(x.k_type, x.head_dim) + x.gap;
@@ -210,23 +224,12 @@ static void check_attention(const kernels *const *tables, attention_case x) {
   size_t out_bytes = (n_out + 2 * x.n_q) * 4;
   guarded out = guarded_new(out_bytes);
   float *expected = malloc(out_bytes), *got = (float *)(out.end - out_bytes);
-  attention_args a = {
-      .out = expected,
-      .max = expected + n_out,
-      .sum = expected + n_out + x.n_q,
-      .q = guarded_copy(gq, q, n_out * 4),
-      .k = fill_positions(x.k_type, &x, k_bytes, gk, kf),
-      .v = fill_positions(x.v_type, &x, v_bytes, gv, vf),
-      .k_type = x.k_type,
-      .v_type = x.v_type,
-      .k_bytes = k_bytes,
-      .v_bytes = v_bytes,
-      .n_q = x.n_q,
-      .n_pos = x.n_pos,
-      .head_dim = x.head_dim,
-      .scale = 1.0f / sqrtf((float)x.head_dim),
-      .scores = (float *)scores.end - x.n_q * x.n_pos,
-  };
+  attention_args a = attention_of(&x);
+  a.out = expected, a.max = expected + n_out, a.sum = a.max + x.n_q;
+  a.q = guarded_copy(gq, q, n_out * 4);
+  a.k = fill_positions(x.k_type, &x, a.k_bytes, gk, kf);
+  a.v = fill_positions(x.v_type, &x, a.v_bytes, gv, vf);
+  a.scores = (float *)scores.end - x.n_q * x.n_pos;
   scalar->attention(&a);
   /* Values are within [-1, 1], scores within 20; rounding a query of 4 to 16 bits moves an element
    * by 6e-5 at most, a score by 2e-5 (rms) and by five times as much among millions. */
@@ -280,20 +283,11 @@ static void check_attention_tile(const kernels *const *tables, attention_case x,
   guarded gq = guarded_new(n_q * 4), scores = guarded_new(n_scores * 4);
   guarded out = guarded_new(out_bytes);
   float *expected = malloc(out_bytes), *got = (float *)(out.end - out_bytes);
-  attention_args first = {
-      .q = guarded_copy(gq, q, n_q * 4),
-      .k = fill_positions(x.k_type, &seen, k_bytes, gk, kf),
-      .v = fill_positions(x.v_type, &seen, v_bytes, gv, vf),
-      .k_type = x.k_type,
-      .v_type = x.v_type,
-      .k_bytes = k_bytes,
-      .v_bytes = v_bytes,
-      .n_q = x.n_q,
-      .n_pos = x.n_pos,
-      .head_dim = d,
-      .scale = 1.0f / sqrtf((float)d),
-      .scores = (float *)scores.end - n_scores,
-  };
+  attention_args first = attention_of(&x);
+  first.q = guarded_copy(gq, q, n_q * 4);
+  first.k = fill_positions(x.k_type, &seen, k_bytes, gk, kf);
+  first.v = fill_positions(x.v_type, &seen, v_bytes, gv, vf);
+  first.scores = (float *)scores.end - n_scores;
   for (size_t i = 0; i < n_tok; i++) {
     attention_args a = first;
     a.n_pos = x.n_pos + i < n_all ? x.n_pos + i : n_all;
