@@ -7,9 +7,7 @@
 #include "kernels_attention.h"
 #include "kernels_avx2.h"
 
-enum {
-  AHEAD = 4 << 10 /* bytes; rows of Q8_0 need requests, keys in floats come faster without */
-};
+enum { AHEAD = 4 << 10 }; /* bytes */
 
 AVX2_INLINE void fetch(const char *p) { _mm_prefetch(p + AHEAD, _MM_HINT_T0); }
 
@@ -41,14 +39,21 @@ AVX2_INLINE void dot_two(const llm_type type, const int n_q, const attention_arg
     out[j] = halve_two(sum[j][0][0], sum[j][0][1], sum[j][1][0], sum[j][1][1]);
 }
 
+/* At eight positions: their values, which come next, to L2. Keys further on where L1 is large; where
+ * it is small they come faster unasked. */
+AVX2 SHARED_CODE void ask_ahead(const attention_args *a, const char *k, size_t pos) {
+  for (size_t i = 0; i < 8 * a->v_bytes; i += 64)
+    _mm_prefetch((const char *)a->v + pos * a->v_bytes + i, _MM_HINT_T1);
+  for (size_t i = 0; !avx2_small_l1 && i < 8 * a->k_bytes; i += 64) fetch(k + i);
+}
+
 AVX2_INLINE void float_scores(const llm_type type, const int n_q, const chunk *c, size_t h) {
   const attention_args *a = c->a;
   const float *q = a->q + h * a->head_dim;
   for (size_t pos = c->from; pos + 8 <= c->to; pos += 8) {
     const char *k = (const char *)a->k + pos * a->k_bytes;
     __m256 pair[SIDE][4], two[SIDE];
-    for (size_t i = 0; h == 0 && i < 8 * a->v_bytes; i += 64) /* values, which come next, to L2 */
-      _mm_prefetch((const char *)a->v + pos * a->v_bytes + i, _MM_HINT_T1);
+    if (h == 0) ask_ahead(a, k, pos);
     UNROLL
     for (size_t i = 0; i < 4; i++) {
       dot_two(type, n_q, a, k + 2 * i * a->k_bytes, q, two);
