@@ -39,8 +39,8 @@ AVX2_INLINE void dot_two(const llm_type type, const int n_q, const attention_arg
     out[j] = halve_two(sum[j][0][0], sum[j][0][1], sum[j][1][0], sum[j][1][1]);
 }
 
-/* At eight positions: their values, which come next, to L2. Keys further on where L1 is large; where
- * it is small they come faster unasked. */
+/* At eight positions: their values, which come next, to L2. Keys further on where L1 is large;
+ * where it is small they come faster unasked. */
 AVX2 SHARED_CODE void ask_ahead(const attention_args *a, const char *k, size_t pos) {
   for (size_t i = 0; i < 8 * a->v_bytes; i += 64)
     _mm_prefetch((const char *)a->v + pos * a->v_bytes + i, _MM_HINT_T1);

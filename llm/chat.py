@@ -9,12 +9,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from llm._llm import ffi, lib
 from llm.binding import call, check_options, file_name, new, options_of
-from llm.chat_template import ROLES, family, message_array, names
+from llm.chat_template import ROLES, family, message_array, names, warn_of_stand_in
 from llm.context import CONTEXT, Context, Step
 from llm.engine import Model
 from llm.sampler import SAMPLING, Sampler
@@ -43,8 +42,7 @@ class Chat:
         self.context = Context(model, **options)
         self.sampler = Sampler(model.config.n_vocab, **sampling)
         self.template, self._on_forget = template, on_forget
-        if template is None and model.chat_template is None:
-            warnings.warn(_stand_in(model), stacklevel=2)
+        warn_of_stand_in(model._handle, model.metadata, template)
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict] = []
         self.reset()
@@ -131,14 +129,6 @@ class Chat:
         which = lib.llm_session_template(session)
         self.template = names()[which - 1] if which else None
         self.messages = loaded
-
-
-def _stand_in(model: Model) -> str:
-    """As csrc/run_chat.c says it."""
-    why = "the file has no chat template, its model may not have learned to converse"
-    if "tokenizer.chat_template" in model.metadata:
-        why = "this program does not know the file's chat template"
-    return f"{why}: chatml stands in (template= chooses another)"
 
 
 def _message(message) -> dict:

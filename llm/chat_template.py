@@ -6,6 +6,7 @@ recognised, never executed (csrc/chat_template.c); `recognised()` says as what.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,16 @@ def recognised(handle: Handle) -> str | None:
     known = ffi.new("int32_t *")
     family = lib.llm_model_template(handle.use(), known)
     return ffi.string(lib.llm_template_name(family)).decode() if known[0] else None
+
+
+def warn_of_stand_in(handle: Handle, metadata: Mapping, template: str | None) -> None:
+    """Where chatml stands in, in the words of csrc/run_chat.c, at the caller of the caller."""
+    if template is not None or recognised(handle) is not None:
+        return
+    why = "the file has no chat template, its model may not have learned to converse"
+    if "tokenizer.chat_template" in metadata:
+        why = "this program does not know the file's chat template"
+    warnings.warn(f"{why}: chatml stands in (template= chooses another)", stacklevel=3)
 
 
 def family(template: str | None) -> int:

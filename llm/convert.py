@@ -22,7 +22,7 @@ from .convert_tensors import to_gguf as rows_to_gguf
 from .convert_tokenizer import tokenizer_entries
 from .errors import FormatError, UnsupportedError
 from .parameter_file import DATA_SHA256, Entry, TensorData, ValueType, write_parameter_file
-from .quantize import FINER, RECIPES, fitting, quantize, recipe_type
+from .quantize import FINER, RECIPES, fitting, quantize, recipe_type, stand_ins
 from .safetensors_file import PICKLES, pickle_error, read_folder, read_json
 from .tokenizer import Tokenizer
 
@@ -39,7 +39,8 @@ def convert(
     path = Path(source)
     _check_out(path, Path(out), tokenizer)
     found = _read_source(path, tokenizer)
-    kinds = _types(found, type_name)
+    wanted = _types(found, type_name)
+    kinds = {w.name: fitting(wanted[w.name], w.shape[-1]) for w in found.weights}
     entries = [*found.entries[:1], Entry("general.name", found.name, ValueType.STRING)]
     matrices = {kinds[w.name] for w in found.weights if _is_matrix(w)}
     recipe = type_name or (matrices.pop() if len(matrices) == 1 else None)
@@ -50,7 +51,8 @@ def convert(
     _check_tokenizer(path, found.entries)
     make_folder_of(out)
     _write(out, entries, found.weights, kinds)
-    return found.notes
+    instead = stand_ins(wanted, kinds)
+    return [*found.notes, instead] if instead else found.notes
 
 
 def _check_out(source: Path, out: Path, tokenizer: str | os.PathLike | None) -> None:
@@ -119,7 +121,7 @@ def _is_matrix(weight: Weight) -> bool:
 
 
 def _types(found: Source, recipe: str | None) -> dict[str, str]:
-    """The type of each tensor by name."""
+    """The type that each tensor should have, by name."""
     if recipe is not None and recipe not in RECIPES:
         raise UnsupportedError(f"type {recipe!r}, expected one of {', '.join(RECIPES)}")
     n_layer = next(entry.value for entry in found.entries if entry.key.endswith(".block_count"))
@@ -133,7 +135,7 @@ def _types(found: Source, recipe: str | None) -> dict[str, str]:
             kind = recipe_type(recipe, weight.name, n_layer)
             if weight.name in ("token_embd.weight", "output.weight"):
                 kind = FINER.get(recipe, "Q6_K")
-            out[weight.name] = fitting(kind, weight.shape[1])
+            out[weight.name] = kind
     return out
 
 

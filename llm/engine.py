@@ -24,7 +24,7 @@ from llm.binding import (
     options_of,
     pointer_to,
 )
-from llm.chat_template import recognised, render
+from llm.chat_template import recognised, render, warn_of_stand_in
 from llm.context import CONTEXT, Context, ContextOptions, Step
 from llm.sampler import SAMPLING, Sampler
 from llm.tokenizer import Tokenizer
@@ -136,16 +136,23 @@ class Model:
         on where an earlier call ended evaluates its new tokens only; the oldest turns of one that
         does not fit are forgotten. llm.Chat remembers the messages and tells what is forgotten."""
         check_options("chat_stream()", sampling, CHAT, ELSEWHERE)
+        warn_of_stand_in(self._handle, self.metadata, template)
+        return self._answer(messages, max_tokens, stop, template, **sampling)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options) -> str:
+        """The answer as one str; options as for chat_stream()."""
+        check_options("chat()", options, CHAT, ELSEWHERE)
+        warn_of_stand_in(self._handle, self.metadata, options.get("template"))
+        return "".join(self._answer(messages, **options))
+
+    def _answer(
+        self, messages, max_tokens=None, stop=(), template=None, **sampling
+    ) -> Iterator[str]:
         sampler = Sampler(self.config.n_vocab, **sampling)
         with self._context(chat=True) as context:
             for step in context.chat(messages, sampler, max_tokens, stop, template=template):
                 if step.text:
                     yield _text(step)
-
-    def chat(self, messages: Sequence[Mapping[str, str]], **options) -> str:
-        """The answer as one str; options as for chat_stream()."""
-        check_options("chat()", options, CHAT, ELSEWHERE)
-        return "".join(self.chat_stream(messages, **options))
 
     def logits(self, ids) -> np.ndarray:
         """(T, n_vocab) float32: row t holds the logits after ids[: t + 1]."""

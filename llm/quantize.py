@@ -23,6 +23,7 @@ from .atomic import make_folder_of
 from .binding import call, pointer_to
 from .context import Context
 from .engine import Model
+from .errors import counted
 from .parameter_file import (
     ALIGNMENT,
     DATA_SHA256,
@@ -109,6 +110,18 @@ def fitting(type_name: str, n_per_row: int) -> str:
         if n_per_row % n_per_block(kind) == 0:
             return kind
     raise AssertionError("F16 fits any row")
+
+
+def stand_ins(wanted: dict[str, str], types: dict[str, str]) -> str | None:
+    """What is said of the tensors whose rows are no whole blocks of the type that they should have
+    had, by name; None: there are none."""
+    others = {name: kind for name, kind in wanted.items() if types[name] != kind}
+    if not others:
+        return None
+    blocks = " or ".join(str(n) for n in sorted({n_per_block(kind) for kind in others.values()}))
+    pairs = sorted({f"{types[name]} for {kind}" for name, kind in others.items()})
+    whose = f"{counted(len(others), 'tensor')} whose width is no multiple of {blocks}"
+    return f"{', '.join(pairs)}: {whose}"
 
 
 def _gets_more_bits(layer: int, n_layer: int) -> bool:

@@ -9,8 +9,6 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import counted
-
 
 def add_arguments(command: ArgumentParser) -> None:
     command.add_argument("file", metavar="IN", help="the parameter file to read")
@@ -33,7 +31,7 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from .quantize import check_paths, n_per_block, quantize_file
+    from .quantize import check_paths, quantize_file, stand_ins
 
     for path in filter(None, (options.text, options.calibrate)):
         check_paths(path, options.out)
@@ -54,12 +52,9 @@ def run(options: Namespace) -> int:
         )
     kinds = Counter(done.types.values())
     print("tensors    " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
-    others = {name: kind for name, kind in done.wanted.items() if done.types[name] != kind}
-    if others:
-        blocks = " or ".join(str(n) for n in sorted({n_per_block(k) for k in others.values()}))
-        pairs = sorted({f"{done.types[name]} for {kind}" for name, kind in others.items()})
-        whose = f"{counted(len(others), 'tensor')} whose width is no multiple of {blocks}"
-        print(f"instead    {', '.join(pairs)}: {whose}")
+    instead = stand_ins(done.wanted, done.types)
+    if instead:
+        print(f"instead    {instead}")
     ratio = done.bytes_after / done.bytes_before
     print(f"size       {done.bytes_before:,} bytes to {done.bytes_after:,}: {ratio:.3f} of it")
     if done.bits_per_byte is None:

@@ -330,20 +330,30 @@ def test_python_says_it_in_the_same_words(tmp_path):
     write_model(tmp_path / "unknown.bin", "{{ messages }}", CHATML)
     for path in (tmp_path / "none.bin", tmp_path / "unknown.bin"):
         said = run_chat(path, b"").stderr.decode().splitlines()[0].removeprefix("run: ")
-        with llm.Model(path) as model:
-            with pytest.warns(UserWarning) as warned:
-                llm.Chat(model)
-            assert [str(w.message) for w in warned] == [said.replace("--template", "template=")]
-            assert warned[0].filename == __file__
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                llm.Chat(model, template="chatml")
+        for call in ways_to_chat():
+            with llm.Model(path) as model:
+                with pytest.warns(UserWarning) as warned:
+                    call(model)
+                assert [str(w.message) for w in warned] == [said.replace("--template", "template=")]
+                assert warned[0].filename == __file__
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    call(model, template="chatml")
+
+
+def ways_to_chat():
+    return (
+        llm.Chat,
+        lambda model, **template: model.chat([user("Hi")], max_tokens=1, **template),
+        lambda model, **template: model.chat_stream([user("Hi")], max_tokens=1, **template),
+    )
 
 
 def test_a_known_template_is_no_news(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        llm.Chat(model)
+        for call in ways_to_chat():
+            call(model)
 
 
 def test_an_answer_that_is_left_at_its_first_piece_stays(model):

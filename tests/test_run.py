@@ -358,6 +358,10 @@ def test_wrong_usage(file, arguments):
     fails(2, "see run --help", file, "the", *arguments)
 
 
+def test_no_text_to_take_apart(file):
+    fails(2, "--tokens needs a text", file, "--tokens")
+
+
 def test_kernels_of_another_processor(file):
     wrong = 'kernel set "abacus" is unknown or not on this processor, which has scalar'
     fails(2, wrong, file, "x", "--kernels", "abacus")
