@@ -33,9 +33,9 @@ def convert(
     type_name: str | None = None,
     tokenizer: str | os.PathLike | None = None,
 ) -> list[str]:
-    """Writes `out`; returns notes about what the file does not say. type_name: of the matrices, one
-    of RECIPES; None: as stored. FormatError and UnsupportedError say what the source contradicts,
-    or has that does not run; OSError names the file."""
+    """Writes `out`; returns notes: what the file does not say, which types stand in. type_name: of
+    the matrices, one of RECIPES; None: as stored. FormatError and UnsupportedError say what the
+    source contradicts, or has that does not run; OSError names the file."""
     path = Path(source)
     _check_out(path, Path(out), tokenizer)
     found = _read_source(path, tokenizer)

@@ -70,7 +70,8 @@ class TunedRun(Run):
         if not self.settings.chat:
             return super().sample(model)
         asked = [{"role": "user", "content": self.prompt}]
-        said = model.chat(asked, max_tokens=60, temperature=0.7, seed=1)
+        template = None if model.chat_template else "chatml"  # which it was tuned in, unwarned
+        said = model.chat(asked, max_tokens=60, temperature=0.7, seed=1, template=template)
         return f"{self.prompt}\n> {said}"
 
 
