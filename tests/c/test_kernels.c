@@ -583,11 +583,12 @@ int main(int argc, char **argv) {
   if (EXTRA_TABLE) tables[0] = EXTRA_TABLE, tables[1] = NULL;
   test_tables();
   test_products(tables);
+  test_attention(tables);
 #if defined(__x86_64__)
   avx2_small_l1 = !avx2_small_l1; /* what another processor would take */
   test_products(tables);
-#endif
   test_attention(tables);
+#endif
   test_attention_tile(tables);
   test_rows(tables);
   test_rows_float64();
