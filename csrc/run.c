@@ -30,12 +30,14 @@ static void on_bus_error(int signal_number) {
   _exit(EXIT_FAILED);
 }
 
-static void install_signals(void) {
-  struct sigaction action = {0};
-  sigemptyset(&action.sa_mask);
-  action.sa_handler = on_interrupt;
+void let_interrupt_cut(int reading) {
+  struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = reading ? 0 : SA_RESTART};
   sigaction(SIGINT, &action, NULL);
-  action.sa_handler = on_bus_error;
+}
+
+static void install_signals(void) {
+  struct sigaction action = {.sa_handler = on_bus_error};
+  let_interrupt_cut(1);
   sigaction(SIGBUS, &action, NULL);
   action.sa_handler = SIG_IGN; /* a file that may not grow is an error of write, with one line */
   sigaction(SIGXFSZ, &action, NULL);
@@ -287,7 +289,7 @@ static int run(options *o) {
     prompt = read_all(stdin);
     if (!prompt.data) {
       llm_model_free(model);
-      return failed_errno("standard input");
+      return interrupted ? EXIT_INTERRUPTED : failed_errno("standard input");
     }
   } else if (o->prompt) {
     struct stat info;
@@ -297,6 +299,7 @@ static int run(options *o) {
               o->prompt, o->prompt);
   }
 
+  let_interrupt_cut(0);
   int status;
   if (o->info)
     status = show_info(model, o, &context_options);

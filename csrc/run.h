@@ -38,6 +38,9 @@ llm_generator_options generator_options(const options *o);
 /* ---- run.c ---- */
 
 extern volatile sig_atomic_t interrupted; /* 1 after Ctrl-C; a second one ends the program */
+/* Whether Ctrl-C cuts what waits to read or write. Reading it does; what is printed goes on to its
+ * end, since stdio drops what a cut write had not written. */
+void let_interrupt_cut(int reading);
 
 /* ---- run_io.c ---- */
 

@@ -211,6 +211,7 @@ static int read_message(bytes *out) {
   int has_line = 0;
   out->n = 0;
   if (is_terminal()) fputs("> ", stderr);
+  let_interrupt_cut(1);
   while ((n = getline(&line, &capacity, stdin)) > 0) {
     if (line[n - 1] == '\n') n--;
     int goes_on = n > 0 && line[n - 1] == '\\';
@@ -222,6 +223,7 @@ static int read_message(bytes *out) {
     if ((has_line = !goes_on)) break;
     if (is_terminal()) fputs("... ", stderr);
   }
+  let_interrupt_cut(0);
   free(line);
   return has_line || (out->n > 0 && !interrupted);
 }

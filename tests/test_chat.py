@@ -2,12 +2,15 @@
 held; forgetting drops whole turns and equals a fresh run on what is kept; sessions come back."""
 
 import dataclasses
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
 import subprocess
+import sys
+import termios
 import time
 import warnings
 
@@ -384,16 +387,52 @@ def read_until(fd: int, marker: bytes, seconds: float = 30) -> bytes:
     return out
 
 
+def never_ends(path) -> list[str]:
+    """The program, writing until it is stopped."""
+    command = [str(ROOT / "run"), str(path), "--seed", "1", "--temp", "2"]
+    command += ["-n", "1000000", "--ctx", "100000", "--allow-long-context", "--logit-bias"]
+    with llm.Model(path) as model:
+        eog = [i for i in range(model.config.n_vocab) if model.tokenizer.is_eog(i)]
+    return command + " --logit-bias ".join(f"{i}=-inf" for i in eog).split()
+
+
+@pytest.mark.parametrize(
+    "mode, code, says",
+    [("--chat", 0, b"[stopped]"), ("--no-echo", 130, b"finish cancelled")],
+)
+def test_ctrl_c_while_nobody_reads_is_no_failure(path, mode, code, says):
+    """The write that waits goes on, so that what was said is whole."""
+    process = subprocess.Popen(
+        [*never_ends(path), mode, "go on"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    size = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    deadline = time.monotonic() + 30
+    while unread(process.stdout) < size - 64 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code and says in err and b"Interrupted" not in err, err
+    assert len(out) >= size and out.endswith(b"\n")
+
+
+def unread(pipe) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(path):
     """In a terminal: during an answer, at the prompt, and then a message still gets its answer."""
     parent, child = pty.openpty()
-    command = [ROOT / "run", path, "--chat", "--seed", "1", "--temp", "2"]
-    command += ["-n", "1000000", "--ctx", "100000", "--allow-long-context", "--logit-bias"]
-    with llm.Model(path) as model:  # never ends by itself
-        eog = [i for i in range(model.config.n_vocab) if model.tokenizer.is_eog(i)]
-    command += " --logit-bias ".join(f"{i}=-inf" for i in eog).split()
     process = subprocess.Popen(
-        command, stdin=child, stdout=child, stderr=child, start_new_session=True
+        [*never_ends(path), "--chat"],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        start_new_session=True,
     )
     try:
         read_until(parent, b"> ")
