@@ -290,7 +290,8 @@ options parse_arguments(int argc, char **argv) {
   if (o.chat && o.prompt && is(o.prompt, "-"))
     usage_error("%s", "--chat reads its messages from standard input by itself, without -");
   if (o.parallel && o.chat) usage_error("%s", "--parallel goes with generating, not with --chat");
-  if (o.tokens && !o.prompt) usage_error("%s", "--tokens needs a text: a prompt, or -");
+  if ((o.tokens || o.embed) && !o.prompt)
+    usage_error("%s needs a text: a prompt, or -", o.embed ? "--embed" : "--tokens");
   if (o.stride && !o.score_path) usage_error("%s", "--stride goes with --perplexity");
   if (o.logprobs >= 0 && !o.json) usage_error("%s", "--logprobs goes with --json");
   if (o.json && o.info)

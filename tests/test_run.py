@@ -188,7 +188,8 @@ def test_embed(file):
         assert out["embedding"] == pytest.approx(model.embed("the thing").tolist(), rel=1e-7)
         assert out["n_tokens"] == len(model.tokenize("the thing"))
     assert out == json.loads(run(file, "-", "--embed", stdin=b"the thing").stdout)
-    fails(1, "no tokens", file, "--embed")
+    fails(1, "no tokens", file, "--embed", "")
+    fails(2, "--embed needs a text", file, "--embed")
     fails(1, "65 tokens, the context holds 64", file, "--embed", "a" * 65)
 
 
