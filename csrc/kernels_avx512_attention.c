@@ -67,12 +67,6 @@ static void transpose_queries(const tile *t) {
       t->q[k * LANES + i] = a->q[i * t->x->q_apart + k];
 }
 
-/* n vectors to `until`: the second half is added to the first, again and again. */
-AVX512 static void fold(__m512 *v, size_t n, size_t until) {
-  while ((n /= 2) >= until)
-    for (size_t i = 0; i < n; i++) v[i] = _mm512_add_ps(v[i], v[i + n]);
-}
-
 /* ---- scores ---- */
 
 /* Lanes 0 and 8, added, of the dots of AT_ONCE keys with q; from k and q one further on, lanes 1
@@ -103,11 +97,18 @@ AVX512_INLINE void head_scores(const tile *t, const float *q, size_t from, size_
   const float *k = t->rows;
   out += from * LANES;
   for (; from < to; from += AT_ONCE, k += AT_ONCE * d) {
-    __m512 sum[8][AT_ONCE];
-    for (size_t lane = 0; lane < 8; lane++) dot_lanes(k + lane, d, q + lane * LANES, sum[lane]);
-    fold(sum[0], 8 * AT_ONCE, AT_ONCE);
-    for (size_t i = 0; i < AT_ONCE; i++, out += LANES)
-      _mm512_storeu_ps(out, _mm512_mul_ps(sum[0][i], scale));
+    __m512 sum[4][AT_ONCE];
+    for (size_t lane = 0; lane < 8; lane++) {
+      __m512 more[AT_ONCE], *to = sum[lane % 4];
+      dot_lanes(k + lane, d, q + lane * LANES, more);
+      UNROLL
+      for (size_t i = 0; i < AT_ONCE; i++) to[i] = lane < 4 ? more[i] : _mm512_add_ps(to[i], more[i]);
+    }
+    for (size_t i = 0; i < AT_ONCE; i++, out += LANES) {
+      const __m512 even = _mm512_add_ps(sum[0][i], sum[2][i]);
+      const __m512 odd = _mm512_add_ps(sum[1][i], sum[3][i]);
+      _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_add_ps(even, odd), scale));
+    }
   }
 }
 
@@ -126,7 +127,8 @@ AVX512_INLINE void head_softmax(const tile *t, float *p, float *max, float *sum)
     _mm512_storeu_ps(p, e);
     rows[pos % LANES] = _mm512_add_ps(rows[pos % LANES], e);
   }
-  fold(rows, LANES, 1);
+  for (size_t n = LANES / 2; n; n /= 2)
+    for (size_t i = 0; i < n; i++) rows[i] = _mm512_add_ps(rows[i], rows[i + n]);
   _mm512_storeu_ps(max, most);
   _mm512_storeu_ps(sum, rows[0]);
 }
