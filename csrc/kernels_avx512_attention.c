@@ -50,6 +50,8 @@ AVX512 static void expand(const tile *t, llm_type type, const void *src, size_t 
   const size_t d = t->x->first.head_dim;
   for (size_t i = 0; i < n; i++) {
     const char *row = (const char *)src + i * bytes;
+    for (size_t k = 0; k < bytes; k += 64) /* those that follow, while these are multiplied */
+      _mm_prefetch(row + ATTENTION_ROWS * bytes + k, _MM_HINT_T1);
     for (size_t k = 0; k < d; k += LANES)
       _mm512_storeu_ps(t->rows + i * d + k,
                        type == LLM_TYPE_F32 ? _mm512_loadu_ps((const float *)row + k)
