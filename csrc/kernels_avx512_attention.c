@@ -104,7 +104,8 @@ AVX512_INLINE void head_scores(const tile *t, const float *q, size_t from, size_
       __m512 more[AT_ONCE], *to = sum[lane % 4];
       dot_lanes(k + lane, d, q + lane * LANES, more);
       UNROLL
-      for (size_t i = 0; i < AT_ONCE; i++) to[i] = lane < 4 ? more[i] : _mm512_add_ps(to[i], more[i]);
+      for (size_t i = 0; i < AT_ONCE; i++)
+        to[i] = lane < 4 ? more[i] : _mm512_add_ps(to[i], more[i]);
     }
     for (size_t i = 0; i < AT_ONCE; i++, out += LANES) {
       const __m512 even = _mm512_add_ps(sum[0][i], sum[2][i]);
