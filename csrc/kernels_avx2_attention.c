@@ -278,8 +278,17 @@ AVX2_INLINE void values_tile(const llm_type type, const int n_q, const int n_reg
   }
 }
 
-AVX2 static void values_tail(llm_type type, size_t n_q, const chunk *c, const shares *x, size_t d) {
-  add_tail(type, n_q, c, x, d);
+/* The elements from d on, fewer than 32 a head. */
+AVX2 static void values_tail(llm_type type, size_t n_q, const chunk *c, const shares *s, size_t d) {
+  for (size_t j = 0; j < n_q; j++) {
+    const shares one = {s->p + j * s->stride, s->stride, s->h + j};
+    for (size_t e = d; e + 8 <= c->a->head_dim; e += 8)
+      if (type == LLM_TYPE_F16)
+        values_tile(LLM_TYPE_F16, 1, 1, c, &one, e);
+      else
+        values_tile(LLM_TYPE_F32, 1, 1, c, &one, e);
+  }
+  add_tail(type, n_q, c, s, c->a->head_dim / 8 * 8);
 }
 
 AVX2_INLINE void float_values(const llm_type type, const int n_q, const chunk *c, size_t h) {
@@ -287,11 +296,7 @@ AVX2_INLINE void float_values(const llm_type type, const int n_q, const chunk *c
   const shares s = {a->scores + h * a->n_pos + c->from, a->n_pos, h};
   size_t d = 0;
   for (; d + 32 <= a->head_dim; d += 32) values_tile(type, n_q, 4, c, &s, d);
-  for (size_t j = 0; j < (size_t)n_q; j++) {
-    const shares one = {s.p + j * s.stride, s.stride, s.h + j};
-    for (size_t e = d; e + 8 <= a->head_dim; e += 8) values_tile(type, 1, 1, c, &one, e);
-  }
-  if (a->head_dim % 8) values_tail(type, (size_t)n_q, c, &s, a->head_dim / 8 * 8);
+  if (d < a->head_dim) values_tail(type, (size_t)n_q, c, &s, d);
 }
 
 /* A block's scale goes to the positions' shares, its integers meet them. */
