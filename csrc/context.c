@@ -104,8 +104,8 @@ static size_t scratch_bytes(const kernels *kernels, const size_t *widths, size_t
 
 /* Tokens that attention may take at once. */
 static size_t attended_together(const llm_context *c) {
-  int can = c->kernels->attention_tile && c->options.kv_type != LLM_TYPE_Q8_0;
-  return can && c->model->config.head_dim % QK == 0 ? ATTENTION_TOKENS : 1;
+  int can = c->kernels->attention_tile && c->model->config.head_dim % QK == 0;
+  return can ? ATTENTION_TOKENS : 1;
 }
 
 static void lay_out(llm_context *c, arena *a) {

@@ -87,8 +87,7 @@ AVX2_INLINE void few_scores(const llm_type type, const chunk *c, size_t from) {
 
 /* ---- scores of keys in Q8_0 ---- */
 
-/* 32 elements of a query in 16 bits; returns their scale. */
-AVX2_INLINE float round_query(const float *x, int16_t *q) {
+AVX2 float round_query_avx2(const float *x, int16_t *q) {
   __m256 v[4], largest = _mm256_setzero_ps();
   UNROLL
   for (int i = 0; i < 4; i++) {
@@ -175,7 +174,7 @@ AVX2_INLINE void scores_q8_0(const int n_q, const chunk *c, size_t h) {
     copied last;
     UNROLL
     for (size_t j = 0; j < (size_t)n_q; j++)
-      scale[j] = round_query(a->q + (h + j) * a->head_dim + b * QK, q[j]);
+      scale[j] = round_query_avx2(a->q + (h + j) * a->head_dim + b * QK, q[j]);
     for (size_t pos = c->from; pos < c->to; pos += 8) {
       const size_t n = min_size(8, c->to - pos);
       const eight place = {(const uint8_t *)a->k + pos * a->k_bytes + b * sizeof(block_q8_0),
@@ -299,29 +298,33 @@ AVX2_INLINE void float_values(const llm_type type, const int n_q, const chunk *c
   if (d < a->head_dim) values_tail(type, (size_t)n_q, c, &s, d);
 }
 
-/* A block's scale goes to the positions' shares, its integers meet them. */
-AVX2_INLINE void values_q8_0(const int n_q, const chunk *c, size_t h) {
+/* The shares of n_q heads from h on times the scales of block b, position by position. */
+AVX2 static void scale_shares(size_t n_q, const chunk *c, size_t h, size_t b,
+                              float scaled[SIDE][CHUNK]) {
   const attention_args *a = c->a;
   const size_t n = c->to - c->from;
   const float *p = a->scores + h * a->n_pos + c->from;
+  const char *v = (const char *)a->v + c->from * a->v_bytes + b * sizeof(block_q8_0);
+  size_t pos = 0;
+  for (; pos + 8 <= n; pos += 8) {
+    __m256 scale, unused;
+    load_scales(LLM_TYPE_Q8_0, (const uint8_t *)v + pos * a->v_bytes, a->v_bytes, &scale, &unused);
+    for (size_t j = 0; j < n_q; j++)
+      _mm256_storeu_ps(scaled[j] + pos,
+                       _mm256_mul_ps(_mm256_loadu_ps(p + j * a->n_pos + pos), scale));
+  }
+  for (; pos < n; pos++)
+    for (size_t j = 0; j < n_q; j++)
+      scaled[j][pos] =
+          p[j * a->n_pos + pos] * _cvtsh_ss(((const block_q8_0 *)(v + pos * a->v_bytes))->d);
+}
+
+/* A block's scale goes to the positions' shares, its integers meet them. */
+AVX2_INLINE void values_q8_0(const int n_q, const chunk *c, size_t h) {
   float scaled[SIDE][CHUNK];
   const shares s = {scaled[0], CHUNK, h};
-  for (size_t b = 0; b < a->head_dim / QK; b++) {
-    const char *v = (const char *)a->v + c->from * a->v_bytes + b * sizeof(block_q8_0);
-    size_t pos = 0;
-    for (; pos + 8 <= n; pos += 8) {
-      __m256 scale, unused;
-      load_scales(LLM_TYPE_Q8_0, (const uint8_t *)v + pos * a->v_bytes, a->v_bytes, &scale,
-                  &unused);
-      UNROLL
-      for (size_t j = 0; j < (size_t)n_q; j++)
-        _mm256_storeu_ps(scaled[j] + pos,
-                         _mm256_mul_ps(_mm256_loadu_ps(p + j * a->n_pos + pos), scale));
-    }
-    for (; pos < n; pos++)
-      for (size_t j = 0; j < (size_t)n_q; j++)
-        scaled[j][pos] =
-            p[j * a->n_pos + pos] * _cvtsh_ss(((const block_q8_0 *)(v + pos * a->v_bytes))->d);
+  for (size_t b = 0; b < c->a->head_dim / QK; b++) {
+    scale_shares((size_t)n_q, c, h, b, scaled);
     values_tile(LLM_TYPE_Q8_0, n_q, 4, c, &s, b * QK);
   }
 }

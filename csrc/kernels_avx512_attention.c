@@ -1,6 +1,7 @@
 /* kernels_avx512_attention.c: attention of tokens in a row by AVX-512, a token a lane. Layer 2.
  * What a lane adds up is what kernels.h says of one token, in its order; nothing crosses lanes but
- * queries on their way in. Keys and values are expanded to floats once for all heads and tokens. */
+ * queries on their way in. Keys and values are expanded once for all heads and tokens, to floats;
+ * keys of Q8_0 to integers of 16 bits. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -13,11 +14,14 @@ enum {
 
 typedef struct tile {
   const attention_tile *x;
-  float *rows;   /* (ATTENTION_ROWS, head_dim) of keys, then of values */
-  float *q;      /* (n_q, head_dim, 16) */
-  float *scores; /* (n_q, n_all, 16), then p */
-  size_t apart;  /* of scores, from head to head */
-  float *out;    /* (n_q, 16, head_dim) */
+  float *rows;     /* (ATTENTION_ROWS, head_dim) of keys, then of values */
+  float *q;        /* (n_q, head_dim, 16); beside Q8_0 pairs of integers (n_q, head_dim / 2, 16) */
+  float *scales;   /* of Q8_0: of rows (ATTENTION_ROWS, head_dim / 32), */
+  float *q_scales; /* of queries (n_q, head_dim / 32, 16) */
+  float *shares;   /* p times the scales of values (head_dim / 32, ATTENTION_ROWS, 16) */
+  float *scores;   /* (n_q, n_all, 16), then p */
+  size_t apart;    /* of scores, from head to head */
+  float *out;      /* (n_q, 16, head_dim) */
 } tile;
 
 /* num_expf of 16 numbers, none above 0. */
@@ -45,13 +49,19 @@ ALWAYS_INLINE __mmask16 seen_by(const tile *t, size_t pos) {
   return (__mmask16)(pos < n ? 0xffff : 0xffff << (pos - n + 1));
 }
 
+/* The row that follows ATTENTION_ROWS further on, while these are multiplied. */
+AVX512_INLINE void ask_ahead(const char *row, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64)
+    _mm_prefetch(row + ATTENTION_ROWS * bytes + i, _MM_HINT_T1);
+}
+
 /* n rows from src on as floats; those missing from the last group of four are zeros. */
-AVX512 static void expand(const tile *t, llm_type type, const void *src, size_t bytes, size_t n) {
+AVX512 static void expand_floats(const tile *t, llm_type type, const void *src, size_t bytes,
+                                 size_t n) {
   const size_t d = t->x->first.head_dim;
   for (size_t i = 0; i < n; i++) {
     const char *row = (const char *)src + i * bytes;
-    for (size_t k = 0; k < bytes; k += 64) /* those that follow, while these are multiplied */
-      _mm_prefetch(row + ATTENTION_ROWS * bytes + k, _MM_HINT_T1);
+    ask_ahead(row, bytes);
     for (size_t k = 0; k < d; k += LANES)
       _mm512_storeu_ps(t->rows + i * d + k,
                        type == LLM_TYPE_F32 ? _mm512_loadu_ps((const float *)row + k)
@@ -59,6 +69,43 @@ AVX512 static void expand(const tile *t, llm_type type, const void *src, size_t 
                                                   (const __m256i *)((const uint16_t *)row + k))));
   }
   memset(t->rows + n * d, 0, (0 - n) % AT_ONCE * d * sizeof *t->rows);
+}
+
+/* n rows of Q8_0 from src on: their scales, and the integers as floats or in 16 bits. */
+AVX512 static void expand_q8_0(const tile *t, const void *src, size_t bytes, size_t n,
+                               int as_floats) {
+  const size_t n_blocks = t->x->first.head_dim / QK;
+  int16_t *integers = (int16_t *)t->rows;
+  float *floats = t->rows, *scale = t->scales;
+  for (size_t i = 0; i < n; i++) {
+    const char *row = (const char *)src + i * bytes;
+    const block_q8_0 *b = (const block_q8_0 *)row;
+    ask_ahead(row, bytes);
+    for (size_t k = 0; k < n_blocks; k++, b++) {
+      *scale++ = _cvtsh_ss(b->d);
+      for (size_t at = 0; !as_floats && at < QK; at += 16, integers += 16)
+        _mm256_storeu_si256((__m256i *)integers, _mm256_cvtepi8_epi16(load16(b->q + at)));
+      for (size_t at = 0; as_floats && at < QK; at += 8, floats += 8)
+        _mm256_storeu_ps(floats, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+                                     _mm_loadl_epi64((const __m128i *)(b->q + at)))));
+    }
+  }
+}
+
+/* Pairs of integers, a token a lane, and scales. */
+static void round_queries(const tile *t) {
+  const attention_args *a = &t->x->first;
+  const size_t n_blocks = a->n_q * a->head_dim / QK;
+  int16_t q[QK];
+  memset(t->q, 0, n_blocks * QK / 2 * LANES * sizeof *t->q);
+  memset(t->q_scales, 0, n_blocks * LANES * sizeof *t->q_scales);
+  for (size_t i = 0; i < t->x->n_tok; i++) {
+    float *pair = t->q + i;
+    for (size_t b = 0; b < n_blocks; b++) {
+      t->q_scales[b * LANES + i] = round_query_avx2(a->q + i * t->x->q_apart + b * QK, q);
+      for (size_t k = 0; k < QK; k += 2, pair += LANES) memcpy(pair, q + k, sizeof *pair);
+    }
+  }
 }
 
 static void transpose_queries(const tile *t) {
@@ -115,6 +162,47 @@ AVX512_INLINE void head_scores(const tile *t, const float *q, size_t from, size_
   }
 }
 
+/* The same of keys in Q8_0: products of integers, block by block. */
+AVX512_INLINE void head_scores_q8_0(const tile *t, size_t h, size_t from, size_t to, float *out) {
+  const size_t d = t->x->first.head_dim, n_blocks = d / QK;
+  const __m512 scale = _mm512_set1_ps(t->x->first.scale);
+  const int16_t *k = (const int16_t *)t->rows;
+  const float *key_scale = t->scales;
+  out += from * LANES;
+  for (; from < to; from += AT_ONCE, k += AT_ONCE * d, key_scale += AT_ONCE * n_blocks) {
+    __m512 y[AT_ONCE];
+    UNROLL
+    for (int i = 0; i < AT_ONCE; i++) y[i] = _mm512_setzero_ps();
+    for (size_t b = 0; b < n_blocks; b++) {
+      const float *q = t->q + (h * n_blocks + b) * QK / 2 * LANES;
+      const __m512 of_tokens = _mm512_loadu_ps(t->q_scales + (h * n_blocks + b) * LANES);
+      __m512i sum[2][AT_ONCE];
+      UNROLL
+      for (int i = 0; i < AT_ONCE; i++) sum[0][i] = sum[1][i] = _mm512_setzero_si512();
+      for (size_t pair = 0; pair < QK / 2; pair += 2) {
+        UNROLL
+        for (size_t j = 0; j < 2; j++, q += LANES) {
+          const __m512i of_pair = _mm512_loadu_si512(q);
+          UNROLL
+          for (size_t i = 0; i < AT_ONCE; i++)
+            sum[j][i] = _mm512_dpwssd_epi32(
+                sum[j][i], of_pair,
+                _mm512_set1_epi32(load_i32(k + i * d + b * QK + 2 * (pair + j))));
+        }
+      }
+      UNROLL
+      for (size_t i = 0; i < AT_ONCE; i++) {
+        const __m512 by = _mm512_mul_ps(_mm512_set1_ps(key_scale[i * n_blocks + b]), of_tokens);
+        const __m512i dot = _mm512_add_epi32(sum[0][i], sum[1][i]);
+        y[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, y[i]);
+      }
+    }
+    UNROLL
+    for (int i = 0; i < AT_ONCE; i++, out += LANES)
+      _mm512_storeu_ps(out, _mm512_mul_ps(y[i], scale));
+  }
+}
+
 /* ---- softmax ---- */
 
 /* p = exp(score - max), 0 where a token does not see; the sums, position by position in 16 lanes as
@@ -163,14 +251,26 @@ AVX512_INLINE void add_values(const int n_tok, size_t width, size_t n, const flo
   }
 }
 
-/* What TOGETHER tokens see all, then what each sees alone. */
-AVX512_INLINE void head_values(const tile *t, const float *p, size_t from, size_t to, float *out) {
+/* p of n positions times the scales of their values' blocks. */
+AVX512 static void scale_shares(const tile *t, const float *p, size_t n) {
+  const size_t n_blocks = t->x->first.head_dim / QK;
+  for (size_t i = 0; i < n; i++, p += LANES)
+    for (size_t b = 0; b < n_blocks; b++)
+      _mm512_storeu_ps(
+          t->shares + (b * ATTENTION_ROWS + i) * LANES,
+          _mm512_mul_ps(_mm512_loadu_ps(p), _mm512_set1_ps(t->scales[i * n_blocks + b])));
+}
+
+/* What TOGETHER tokens see all, then what each sees alone. p: of the first position; `apart` of one
+ * block of values to the next. */
+AVX512_INLINE void head_values(const tile *t, const float *p, size_t apart, size_t from, size_t to,
+                               float *out) {
   const size_t width = t->x->first.head_dim;
   for (size_t token = 0; token < t->x->n_tok; token += TOGETHER, out += TOGETHER * width) {
     const size_t all_see = min_size(t->x->first.n_pos + token, to);
     const size_t common = all_see > from ? all_see - from : 0;
-    const float *of_tokens = p + from * LANES + token;
-    for (size_t d = 0; d < width; d += 2 * LANES) {
+    const float *of_tokens = p + token;
+    for (size_t d = 0; d < width; d += 2 * LANES, of_tokens += apart) {
       const float *v = t->rows + d;
       add_values(TOGETHER, width, common, v, of_tokens, out + d);
       v += common * width;
@@ -186,24 +286,55 @@ AVX512_INLINE void head_values(const tile *t, const float *p, size_t from, size_
 
 /* ---- the whole ---- */
 
+AVX512 static void chunk_scores(const tile *t, size_t from, size_t to) {
+  const attention_args *a = &t->x->first;
+  const char *k = (const char *)a->k + from * a->k_bytes;
+  if (a->k_type == LLM_TYPE_Q8_0)
+    expand_q8_0(t, k, a->k_bytes, to - from, 0);
+  else
+    expand_floats(t, a->k_type, k, a->k_bytes, to - from);
+  for (size_t h = 0; h < a->n_q; h++) {
+    float *out = t->scores + h * t->apart;
+    if (a->k_type == LLM_TYPE_Q8_0)
+      head_scores_q8_0(t, h, from, to, out);
+    else
+      head_scores(t, t->q + h * a->head_dim * LANES, from, to, out);
+  }
+}
+
+AVX512 static void chunk_values(const tile *t, size_t from, size_t to) {
+  const attention_args *a = &t->x->first;
+  const char *v = (const char *)a->v + from * a->v_bytes;
+  const int has_scales = a->v_type == LLM_TYPE_Q8_0;
+  if (has_scales)
+    expand_q8_0(t, v, a->v_bytes, to - from, 1);
+  else
+    expand_floats(t, a->v_type, v, a->v_bytes, to - from);
+  for (size_t h = 0; h < a->n_q; h++) {
+    const float *p = t->scores + h * t->apart + from * LANES;
+    if (has_scales) scale_shares(t, p, to - from);
+    head_values(t, has_scales ? t->shares : p, has_scales ? ATTENTION_ROWS * LANES : 0, from, to,
+                t->out + h * LANES * a->head_dim);
+  }
+}
+
 AVX512 static void few_heads(const tile *t) {
   const attention_args *a = &t->x->first;
   const size_t d = a->head_dim, n_all = t->x->n_all;
   float max[ATTENTION_HEADS][LANES], sum[ATTENTION_HEADS][LANES];
-  transpose_queries(t);
+  if (a->k_type == LLM_TYPE_Q8_0)
+    round_queries(t);
+  else
+    transpose_queries(t);
   memset(t->out, 0, a->n_q * LANES * d * sizeof *t->out);
   for (size_t from = 0, to; from < n_all; from = to) {
     to = min_size(from + ATTENTION_ROWS, n_all);
-    expand(t, a->k_type, (const char *)a->k + from * a->k_bytes, a->k_bytes, to - from);
-    for (size_t h = 0; h < a->n_q; h++)
-      head_scores(t, t->q + h * d * LANES, from, to, t->scores + h * t->apart);
+    chunk_scores(t, from, to);
   }
   for (size_t h = 0; h < a->n_q; h++) head_softmax(t, t->scores + h * t->apart, max[h], sum[h]);
   for (size_t from = 0, to; from < n_all; from = to) {
     to = min_size(from + ATTENTION_ROWS, n_all);
-    expand(t, a->v_type, (const char *)a->v + from * a->v_bytes, a->v_bytes, to - from);
-    for (size_t h = 0; h < a->n_q; h++)
-      head_values(t, t->scores + h * t->apart, from, to, t->out + h * LANES * d);
+    chunk_values(t, from, to);
   }
   for (size_t i = 0, at = 0; i < t->x->n_tok; i++, at += t->x->out_apart)
     for (size_t h = 0; h < a->n_q; h++) {
@@ -220,6 +351,9 @@ static void attention_tile_avx512(const attention_tile *all) {
   const size_t d = x.first.head_dim, n_rows = (x.n_all + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
   tile t = {.x = &x, .rows = x.first.scores, .apart = n_rows * LANES};
   t.q = t.rows + ATTENTION_ROWS * d;
+  t.shares = t.q; /* queries are read no more, and those in 16 bits take half of the room */
+  t.scales = t.q + ATTENTION_HEADS * LANES / 2 * d;
+  t.q_scales = t.scales + d;
   t.out = t.q + ATTENTION_HEADS * LANES * d;
   t.scores = t.out + ATTENTION_HEADS * LANES * d;
   for (size_t left = x.first.n_q; left; left -= x.first.n_q) {

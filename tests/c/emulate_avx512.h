@@ -24,6 +24,8 @@
 #define _mm512_castsi512_ps    simde_mm512_castsi512_ps
 #define _mm512_castsi512_si256 simde_mm512_castsi512_si256
 #define _mm512_dpbusd_epi32    simde_mm512_dpbusd_epi32
+#undef _mm512_dpwssd_epi32
+#define _mm512_dpwssd_epi32 simde_mm512_dpwssd_epi32
 #undef _mm512_extractf32x4_ps /* these may be macros already */
 #undef _mm512_extractf64x4_pd
 #undef _mm512_setr_epi32

@@ -317,7 +317,8 @@ static void check_attention_tile(const kernels *const *tables, attention_case x,
 
 static void test_attention_tile(const kernels *const *tables) {
   static const llm_type types[][2] = {
-      {LLM_TYPE_F32, LLM_TYPE_F32}, {LLM_TYPE_F16, LLM_TYPE_F16}, {LLM_TYPE_F32, LLM_TYPE_F16}};
+      {LLM_TYPE_F32, LLM_TYPE_F32}, {LLM_TYPE_F16, LLM_TYPE_F16},  {LLM_TYPE_Q8_0, LLM_TYPE_Q8_0},
+      {LLM_TYPE_F32, LLM_TYPE_F16}, {LLM_TYPE_F32, LLM_TYPE_Q8_0}, {LLM_TYPE_Q8_0, LLM_TYPE_F16}};
   static const size_t dims[] = {32, 96, 128}, tokens[] = {1, 2, 7, 8, 9, 15, 16};
   static const size_t positions[] = {1, 2, 31, 33, 70, 500};
   for (size_t i = 0; i < sizeof types / sizeof *types; i++)
