@@ -148,11 +148,11 @@ AVX512_INLINE void head_scores(const tile *t, const float *q, size_t from, size_
   for (; from < to; from += AT_ONCE, k += AT_ONCE * d) {
     __m512 sum[4][AT_ONCE];
     for (size_t lane = 0; lane < 8; lane++) {
-      __m512 more[AT_ONCE], *to = sum[lane % 4];
+      __m512 more[AT_ONCE], *all = sum[lane % 4];
       dot_lanes(k + lane, d, q + lane * LANES, more);
       UNROLL
       for (size_t i = 0; i < AT_ONCE; i++)
-        to[i] = lane < 4 ? more[i] : _mm512_add_ps(to[i], more[i]);
+        all[i] = lane < 4 ? more[i] : _mm512_add_ps(all[i], more[i]);
     }
     for (size_t i = 0; i < AT_ONCE; i++, out += LANES) {
       const __m512 even = _mm512_add_ps(sum[0][i], sum[2][i]);

@@ -1,6 +1,6 @@
 /* run.c: the program. main, signals, and the modes that do not generate. Layer 7: what the engine
  * does is behind llm.h. Exit status: 0, 1 for a failure, 2 for wrong usage, 130 where
- * Ctrl-C cut a completion short. */
+ * Ctrl-C cut a completion or the reading of a text short. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <inttypes.h>
@@ -15,9 +15,10 @@
 /* ---- signals: Ctrl-C ends a generation in good order, a second one ends the program ---- */
 
 volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t reads; /* a second one cuts what the first came too early for */
 
 static void on_interrupt(int signal_number) {
-  if (interrupted) _exit(128 + signal_number);
+  if (interrupted && !reads) _exit(128 + signal_number);
   interrupted = 1;
 }
 
@@ -33,11 +34,12 @@ static void on_bus_error(int signal_number) {
 void let_interrupt_cut(int reading) {
   struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = reading ? 0 : SA_RESTART};
   sigaction(SIGINT, &action, NULL);
+  reads = reading;
 }
 
 static void install_signals(void) {
   struct sigaction action = {.sa_handler = on_bus_error};
-  let_interrupt_cut(1);
+  let_interrupt_cut(0);
   sigaction(SIGBUS, &action, NULL);
   action.sa_handler = SIG_IGN; /* a file that may not grow is an error of write, with one line */
   sigaction(SIGXFSZ, &action, NULL);
@@ -177,14 +179,19 @@ static int show_tokens(const llm_tokenizer *tokenizer, const options *o, bytes p
   return finish_stdout(status ? failed(&err) : 0);
 }
 
+static int failed_to_read(const char *what) {
+  return interrupted ? EXIT_INTERRUPTED : failed_errno(what);
+}
+
 /* ---- --perplexity ---- */
 
 static int score(llm_context *context, const llm_tokenizer *tokenizer, const options *o) {
+  let_interrupt_cut(1); /* opening may wait too */
   FILE *file = fopen(o->score_path, "rb");
-  if (!file) return failed_errno(o->score_path);
+  if (!file) return failed_to_read(o->score_path);
   bytes text = read_all(file);
   if (!text.data) {
-    int status = failed_errno(o->score_path);
+    int status = failed_to_read(o->score_path);
     fclose(file);
     return status;
   }
@@ -289,7 +296,7 @@ static int run(options *o) {
     prompt = read_all(stdin);
     if (!prompt.data) {
       llm_model_free(model);
-      return interrupted ? EXIT_INTERRUPTED : failed_errno("standard input");
+      return failed_to_read("standard input");
     }
   } else if (o->prompt) {
     struct stat info;
@@ -299,7 +306,6 @@ static int run(options *o) {
               o->prompt, o->prompt);
   }
 
-  let_interrupt_cut(0);
   int status;
   if (o->info)
     status = show_info(model, o, &context_options);

@@ -60,7 +60,7 @@ typedef struct bytes {
 
 /* Adds bytes, and a NUL behind them that does not count; 0: no memory, all is as it was. */
 int append(bytes *b, const char *data, size_t n);
-/* All of a stream; NULL data and errno on failure. */
+/* All of a stream; NULL data and errno on failure, or `interrupted`. */
 bytes read_all(FILE *stream);
 
 typedef struct id_list {

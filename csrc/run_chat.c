@@ -216,16 +216,17 @@ static int read_message(bytes *out) {
     if (line[n - 1] == '\n') n--;
     int goes_on = n > 0 && line[n - 1] == '\\';
     if (goes_on) line[n - 1] = '\n';
+    if (interrupted && ferror(stdin)) break; /* the part of a line that it cut */
     if (!append(out, line, (size_t)n)) {
-      free(line);
-      return out_of_memory();
+      out_of_memory();
+      break;
     }
     if ((has_line = !goes_on)) break;
     if (is_terminal()) fputs("... ", stderr);
   }
   let_interrupt_cut(0);
   free(line);
-  return has_line || (out->n > 0 && !interrupted);
+  return !ran_out && (has_line || (out->n > 0 && !interrupted));
 }
 
 /* Ctrl-C while a message is typed: begins the line again. */

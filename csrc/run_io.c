@@ -61,9 +61,11 @@ bytes read_all(FILE *stream) {
   char block[1 << 16];
   bytes b = {0};
   int has_memory = 1;
-  while (has_memory && !feof(stream) && !ferror(stream) && b.n <= MAX_INPUT)
+  let_interrupt_cut(1);
+  while (has_memory && !interrupted && !feof(stream) && !ferror(stream) && b.n <= MAX_INPUT)
     has_memory = append(&b, block, fread(block, 1, sizeof block, stream));
-  if (has_memory && !ferror(stream) && b.n <= MAX_INPUT) return b;
+  let_interrupt_cut(0);
+  if (has_memory && !interrupted && !ferror(stream) && b.n <= MAX_INPUT) return b;
   if (!ferror(stream)) errno = has_memory ? EFBIG : ENOMEM;
   free(b.data);
   return (bytes){0};

@@ -456,7 +456,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(path):
         os.close(child)
 
 
-def test_ctrl_c_takes_back_a_message_that_goes_on(path):
+@pytest.mark.parametrize("typed", [b"a line that goes on\\\n", b"half a line, sent by Ctrl-D\x04"])
+def test_ctrl_c_takes_back_a_message_that_goes_on(path, typed):
     parent, child = pty.openpty()
     process = subprocess.Popen(
         [ROOT / "run", path, "--chat", "--seed", "1", "-n", "3"],
@@ -467,7 +468,7 @@ def test_ctrl_c_takes_back_a_message_that_goes_on(path):
     )
     try:
         read_until(parent, b"> ")
-        os.write(parent, b"a line that goes on\\\n")
+        os.write(parent, typed)
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         read_until(parent, b"ends)")

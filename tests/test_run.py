@@ -1,10 +1,13 @@
 """The program ./run: every mode, exit codes, pipes, signals and wrong use, as a user meets them."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -437,6 +440,26 @@ def test_full_disk_in_a_chat(file):
             stderr=subprocess.PIPE,
         )
     assert done.returncode == 1 and b"No space left" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-", "-n", "1"], ["-", "--tokens"], ["--perplexity", "/dev/stdin"]]
+)
+def test_ctrl_c_ends_the_reading_of_a_text(file, arguments):
+    process = subprocess.Popen(
+        [RUN, file, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdin.write(b"a text whose end does not come")
+    process.stdin.flush()
+    while int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130 and process.stdout.read() == process.stderr.read() == b""
+    process.stdin.close()
 
 
 def test_ctrl_c_ends_in_good_order(file):
