@@ -81,10 +81,10 @@ typedef struct attention_args {
 } attention_args;
 typedef void (*attention_kernel)(const attention_args *args);
 
-/* The same for tokens in a row that begin to see at k and v, head_dim % 32 == 0:
- * token i has its q q_apart, its out, max and sum out_apart floats behind those of token i - 1, and
- * sees the first min(n_pos + i, n_all) positions, n_all < n_pos + n_tok. scores:
- * attention_tile_floats(head_dim, n_all) floats, a multiple of 32. */
+/* The same for tokens in a row that begin to see at k and v, head_dim % 32 == 0: token i has its q
+ * q_apart, its out, max and sum out_apart floats behind those of token i - 1, and sees the first
+ * min(n_pos + i, n_all) positions, n_all < n_pos + n_tok. scores: attention_tile_floats(head_dim,
+ * n_all) floats, a multiple of 32. */
 typedef struct attention_tile {
   attention_args first; /* of the first token */
   size_t n_tok;         /* ATTENTION_TOKENS at most */

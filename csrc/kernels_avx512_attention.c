@@ -14,10 +14,10 @@ enum {
 
 typedef struct tile {
   const attention_tile *x;
-  float *rows;     /* (ATTENTION_ROWS, head_dim) of keys, then of values */
+  float *rows;     /* (ATTENTION_ROWS, head_dim) of keys (int16_t if Q8_0), then of values */
   float *q;        /* (n_q, head_dim, 16); beside Q8_0 pairs of integers (n_q, head_dim / 2, 16) */
-  float *scales;   /* of Q8_0: of rows (ATTENTION_ROWS, head_dim / 32), */
-  float *q_scales; /* of queries (n_q, head_dim / 32, 16) */
+  float *scales;   /* of rows in Q8_0 (ATTENTION_ROWS, head_dim / 32) */
+  float *q_scales; /* of queries beside them (n_q, head_dim / 32, 16) */
   float *shares;   /* p times the scales of values (head_dim / 32, ATTENTION_ROWS, 16) */
   float *scores;   /* (n_q, n_all, 16), then p */
   size_t apart;    /* of scores, from head to head */
@@ -71,7 +71,8 @@ AVX512 static void expand_floats(const tile *t, llm_type type, const void *src, 
   memset(t->rows + n * d, 0, (0 - n) % AT_ONCE * d * sizeof *t->rows);
 }
 
-/* n rows of Q8_0 from src on: their scales, and the integers as floats or in 16 bits. */
+/* n rows of Q8_0 from src on: their scales, and the integers as floats or in 16 bits. What stands
+ * in the rows that are missing from the last group of four makes scores that nothing reads. */
 AVX512 static void expand_q8_0(const tile *t, const void *src, size_t bytes, size_t n,
                                int as_floats) {
   const size_t n_blocks = t->x->first.head_dim / QK;
@@ -261,8 +262,8 @@ AVX512 static void scale_shares(const tile *t, const float *p, size_t n) {
           _mm512_mul_ps(_mm512_loadu_ps(p), _mm512_set1_ps(t->scales[i * n_blocks + b])));
 }
 
-/* What TOGETHER tokens see all, then what each sees alone. p: of the first position; `apart` of one
- * block of values to the next. */
+/* What TOGETHER tokens see all, then what each sees alone. p: of the first position, `apart`
+ * floats from one block of values to the next (0: the same of all). */
 AVX512_INLINE void head_values(const tile *t, const float *p, size_t apart, size_t from, size_t to,
                                float *out) {
   const size_t width = t->x->first.head_dim;
@@ -351,7 +352,8 @@ static void attention_tile_avx512(const attention_tile *all) {
   const size_t d = x.first.head_dim, n_rows = (x.n_all + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
   tile t = {.x = &x, .rows = x.first.scores, .apart = n_rows * LANES};
   t.q = t.rows + ATTENTION_ROWS * d;
-  t.shares = t.q; /* queries are read no more, and those in 16 bits take half of the room */
+  /* Queries in 16 bits take half of the room of floats, which are read no more beside values. */
+  t.shares = t.q;
   t.scales = t.q + ATTENTION_HEADS * LANES / 2 * d;
   t.q_scales = t.scales + d;
   t.out = t.q + ATTENTION_HEADS * LANES * d;

@@ -1,6 +1,6 @@
 /* run.c: the program. main, signals, and the modes that do not generate. Layer 7: what the engine
  * does is behind llm.h. Exit status: 0, 1 for a failure, 2 for wrong usage, 130 where
- * Ctrl-C cut a completion or the reading of a text short. */
+ * Ctrl-C cut a completion or the reading of its input short. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <inttypes.h>
@@ -12,13 +12,15 @@
 
 #include "run.h"
 
-/* ---- signals: Ctrl-C ends a generation in good order, a second one ends the program ---- */
+/* ---- signals: Ctrl-C ends a generation or a reading in good order, a second one the program ----
+ */
 
 volatile sig_atomic_t interrupted;
-static volatile sig_atomic_t reads; /* a second one cuts what the first came too early for */
+/* While it reads, a second one too only cuts: the first may have come just before the wait. */
+static volatile sig_atomic_t is_reading;
 
 static void on_interrupt(int signal_number) {
-  if (interrupted && !reads) _exit(128 + signal_number);
+  if (interrupted && !is_reading) _exit(128 + signal_number);
   interrupted = 1;
 }
 
@@ -34,7 +36,7 @@ static void on_bus_error(int signal_number) {
 void let_interrupt_cut(int reading) {
   struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = reading ? 0 : SA_RESTART};
   sigaction(SIGINT, &action, NULL);
-  reads = reading;
+  is_reading = reading;
 }
 
 static void install_signals(void) {
@@ -179,16 +181,15 @@ static int show_tokens(const llm_tokenizer *tokenizer, const options *o, bytes p
   return finish_stdout(status ? failed(&err) : 0);
 }
 
-static int failed_to_read(const char *what) {
-  return interrupted ? EXIT_INTERRUPTED : failed_errno(what);
-}
-
 /* ---- --perplexity ---- */
 
 static int score(llm_context *context, const llm_tokenizer *tokenizer, const options *o) {
   let_interrupt_cut(1); /* opening may wait too */
   FILE *file = fopen(o->score_path, "rb");
-  if (!file) return failed_to_read(o->score_path);
+  if (!file) {
+    let_interrupt_cut(0);
+    return failed_to_read(o->score_path);
+  }
   bytes text = read_all(file);
   if (!text.data) {
     int status = failed_to_read(o->score_path);

@@ -37,7 +37,7 @@ llm_generator_options generator_options(const options *o);
 
 /* ---- run.c ---- */
 
-extern volatile sig_atomic_t interrupted; /* 1 after Ctrl-C; a second one ends the program */
+extern volatile sig_atomic_t interrupted; /* 1 after Ctrl-C; a second one ends what does not read */
 /* Whether Ctrl-C cuts what waits to read or write. Reading it does; what is printed goes on to its
  * end, since stdio drops what a cut write had not written. */
 void let_interrupt_cut(int reading);
@@ -46,9 +46,10 @@ void let_interrupt_cut(int reading);
 
 /* One line on standard error. `format` has one %s, for `what`. */
 _Noreturn void usage_error(const char *format, const char *what);
-int failed(const llm_error *err);   /* EXIT_FAILED, */
-int failed_errno(const char *what); /*   with errno's text */
-int finish_stdout(int status);      /* status, or EXIT_FAILED when not all could be written */
+int failed(const llm_error *err);     /* EXIT_FAILED, */
+int failed_errno(const char *what);   /*   with errno's text */
+int failed_to_read(const char *what); /* the same, but EXIT_INTERRUPTED after Ctrl-C */
+int finish_stdout(int status);        /* status, or EXIT_FAILED when not all could be written */
 
 /* Room for `needed` elements of `size` bytes; 0: no memory, all is as it was. */
 int grow(void **data, size_t *capacity, size_t needed, size_t size);

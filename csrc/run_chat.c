@@ -212,7 +212,7 @@ static int read_message(bytes *out) {
   out->n = 0;
   if (is_terminal()) fputs("> ", stderr);
   let_interrupt_cut(1);
-  while ((n = getline(&line, &capacity, stdin)) > 0) {
+  while (!interrupted && (n = getline(&line, &capacity, stdin)) > 0) {
     if (line[n - 1] == '\n') n--;
     int goes_on = n > 0 && line[n - 1] == '\\';
     if (goes_on) line[n - 1] = '\n';
@@ -226,7 +226,7 @@ static int read_message(bytes *out) {
   }
   let_interrupt_cut(0);
   free(line);
-  return !ran_out && (has_line || (out->n > 0 && !interrupted));
+  return has_line || (out->n > 0 && !interrupted);
 }
 
 /* Ctrl-C while a message is typed: begins the line again. */
@@ -281,7 +281,7 @@ int converse(llm_context *context, const llm_model *model, const options *o, byt
   c.which = choose_template(&c, &recognised);
   print_beginning(&c, recognised);
   int goes_on = begin_again(&c) && (first.n == 0 || take(&c, first.data, first.n));
-  while (goes_on) {
+  while (goes_on && !ran_out) {
     if (read_message(&line))
       goes_on = take(&c, line.data, line.n);
     else

@@ -27,6 +27,8 @@ int failed_errno(const char *what) {
   return EXIT_FAILED;
 }
 
+int failed_to_read(const char *what) { return interrupted ? EXIT_INTERRUPTED : failed_errno(what); }
+
 /* Standard output may be a closed pipe or a full disk. */
 int finish_stdout(int status) {
   if (fflush(stdout) || ferror(stdout)) return failed_errno("standard output");

@@ -4,9 +4,12 @@ Tests never download. The real model comes from `make model`, shared fixtures fr
 the environment variable LLM_TEST_DATA names.
 """
 
+import fcntl
 import os
 import random
 import signal
+import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +26,11 @@ settings.load_profile("any machine")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def unread(pipe) -> int:
+    """Bytes that wait in a pipe, by either of its ends."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 @pytest.fixture(scope="session")

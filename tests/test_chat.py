@@ -9,8 +9,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
-import termios
 import time
 import warnings
 
@@ -19,7 +17,7 @@ from models import TINY, write_trained
 from test_chat_template import CHATML, LLAMA2, source, write_model
 
 import llm
-from conftest import ROOT
+from conftest import ROOT, unread
 from llm.context import Context
 from llm.sampler import Sampler
 
@@ -418,10 +416,6 @@ def test_ctrl_c_while_nobody_reads_is_no_failure(path, mode, code, says):
     out, err = process.communicate(timeout=60)
     assert process.returncode == code and says in err and b"Interrupted" not in err, err
     assert len(out) >= size and out.endswith(b"\n")
-
-
-def unread(pipe) -> int:
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(path):

@@ -1,13 +1,10 @@
 """The program ./run: every mode, exit codes, pipes, signals and wrong use, as a user meets them."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import signal
 import subprocess
-import sys
-import termios
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 from models import NO_BOS_EOS, TINY, byte_vocabulary, write_trained, write_typed
 
 import llm
+from conftest import unread
 from llm.vocabulary import tokenizer_of
 
 RUN = Path(__file__).parent.parent / "run"
@@ -454,12 +452,16 @@ def test_ctrl_c_ends_the_reading_of_a_text(file, arguments):
     )
     process.stdin.write(b"a text whose end does not come")
     process.stdin.flush()
-    while int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder):
+    deadline = time.monotonic() + 30
+    while unread(process.stdin) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130 and process.stdout.read() == process.stderr.read() == b""
-    process.stdin.close()
+    try:
+        assert process.wait(30) == 130 and process.stdout.read() == process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_ctrl_c_ends_in_good_order(file):

@@ -114,11 +114,11 @@ static void test_architectures(void) {
 
 /* A call of more than N_BATCH tokens is several passes, and the rows may begin in any of them;
  * attention takes tokens together or one by one, over one part of the positions or three. */
-static void test_batches(void) {
+static void test_batches(llm_type kv_type) {
   enum { N = 2 * N_BATCH + 8 };
   tiny_shape s = {LLM_TYPE_Q8_0, 1, 64, 2, 1, 64, N, 0, NULL};
   tiny_model t = tiny_open(&s);
-  llm_context *c = open_context(&t, NULL, 2, LLM_TYPE_F16);
+  llm_context *c = open_context(&t, NULL, 2, kv_type);
   const size_t row = sizeof(float) * TINY_VOCAB;
   float *whole = malloc(N * row), *part = malloc(N * row);
   int32_t ids[N];
@@ -234,7 +234,8 @@ int main(void) {
   test_same_bits();
   test_scratch_serves_every_width();
   test_architectures();
-  test_batches();
+  test_batches(LLM_TYPE_F16);
+  test_batches(LLM_TYPE_Q8_0);
   test_limits();
   test_options();
   test_learned_positions();
