@@ -12,8 +12,7 @@
 
 #include "run.h"
 
-/* ---- signals: Ctrl-C ends a generation or a reading in good order, a second one the program ----
- */
+/* ---- signals: Ctrl-C ends a text or its reading in good order, a second one the program ---- */
 
 volatile sig_atomic_t interrupted;
 /* While it reads, a second one too only cuts: the first may have come just before the wait. */
