@@ -24,7 +24,8 @@ void kernels_set_avx2_quant(kernels *k); /* products with quantized weights */
 void kernels_set_avx2_rows(kernels *k);  /* everything that works on rows */
 void kernels_set_avx2_attention(kernels *k);
 
-/* 32 elements of a query in 16 bits; returns their scale. */
+/* x (32) of a query in 16 bits, rounded to q (32) as kernels.h says; returns their scale. Vector
+ * code calls it: it does not leave AVX. */
 float round_query_avx2(const float *x, int16_t *q);
 
 /* The last act of what is called from elsewhere: SSE code, which all the rest is, runs at half its

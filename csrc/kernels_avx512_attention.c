@@ -55,7 +55,10 @@ AVX512_INLINE void ask_ahead(const char *row, size_t bytes) {
     _mm_prefetch(row + ATTENTION_ROWS * bytes + i, _MM_HINT_T1);
 }
 
-/* n rows from src on as floats; those missing from the last group of four are zeros. */
+/* What stands in the rows that are missing from the last group of four makes scores that nothing
+ * reads. */
+
+/* n rows from src on as floats. */
 AVX512 static void expand_floats(const tile *t, llm_type type, const void *src, size_t bytes,
                                  size_t n) {
   const size_t d = t->x->first.head_dim;
@@ -68,11 +71,9 @@ AVX512 static void expand_floats(const tile *t, llm_type type, const void *src, 
                                             : _mm512_cvtph_ps(_mm256_loadu_si256(
                                                   (const __m256i *)((const uint16_t *)row + k))));
   }
-  memset(t->rows + n * d, 0, (0 - n) % AT_ONCE * d * sizeof *t->rows);
 }
 
-/* n rows of Q8_0 from src on: their scales, and the integers as floats or in 16 bits. What stands
- * in the rows that are missing from the last group of four makes scores that nothing reads. */
+/* n rows of Q8_0 from src on: their scales, and the integers as floats or in 16 bits. */
 AVX512 static void expand_q8_0(const tile *t, const void *src, size_t bytes, size_t n,
                                int as_floats) {
   const size_t n_blocks = t->x->first.head_dim / QK;
@@ -140,7 +141,9 @@ AVX512_INLINE void dot_lanes(const float *k, size_t d, const float *q, __m512 ou
   for (int i = 0; i < AT_ONCE; i++) out[i] = _mm512_add_ps(sum[0][i], sum[1][i]);
 }
 
-/* Positions from to `to` of a head. */
+/* Positions from to `to` of a head; lanes are added as kernels.h has it, the upper half to the
+ * lower.
+ */
 AVX512_INLINE void head_scores(const tile *t, const float *q, size_t from, size_t to, float *out) {
   const size_t d = t->x->first.head_dim;
   const __m512 scale = _mm512_set1_ps(t->x->first.scale);

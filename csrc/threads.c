@@ -149,7 +149,7 @@ static void wait_asleep(thread_pool *pool, pool_condition holds, unsigned seen) 
 }
 
 static void pool_wake(thread_pool *pool) {
-#if defined(__aarch64__) /* emulated by QEMU, the load may pass the store before it */
+#if defined(__aarch64__) /* without it a sleeper was missed under QEMU */
   atomic_thread_fence(memory_order_seq_cst);
 #endif
   if (pool->sleepers == 0) return;

@@ -406,14 +406,17 @@ def test_ctrl_c_while_nobody_reads_is_no_failure(path, mode, code, says):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    size = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
-    deadline = time.monotonic() + 30
-    while unread(process.stdout) < size - 64 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    out, err = process.communicate(timeout=60)
+    try:
+        size = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        deadline = time.monotonic() + 30
+        while unread(process.stdout) < size - 64 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code and says in err and b"Interrupted" not in err, err
     assert len(out) >= size and out.endswith(b"\n")
 
