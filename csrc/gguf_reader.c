@@ -45,15 +45,15 @@ llm_status reader_u64(reader *r, const char *part, uint64_t *out) {
 
 llm_status reader_string(reader *r, const char *part, gguf_string *out) {
   uint64_t n = 0;
-  const void *bytes = NULL;
   llm_status status = reader_u64(r, part, &n);
   if (status) return status;
   if (n > r->left)
     return reader_fail(r, LLM_ERR_FORMAT, "its %s claims %" PRIu64 " bytes, the file has %zu left",
                        part, n, r->left);
-  status = reader_take(r, (size_t)n, part, &bytes);
-  *out = (gguf_string){bytes, (size_t)n};
-  return status;
+  *out = (gguf_string){(const char *)r->at, (size_t)n};
+  r->at += n;
+  r->left -= (size_t)n;
+  return LLM_OK;
 }
 
 llm_status reader_name(reader *r, const char *part, size_t max, const char **out) {

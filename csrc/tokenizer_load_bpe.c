@@ -220,8 +220,10 @@ static llm_status decode_spelling(loader *l, int64_t id, name spelling, int32_t 
   size_t n = 0, pos = 0;
   int is_plain = type != LLM_TOKEN_NORMAL && type != LLM_TOKEN_BYTE;
   while (!is_plain && pos < spelling.n_bytes) {
-    uint32_t code_point;
-    pos += utf8_decode(spelling.bytes + pos, spelling.n_bytes - pos, &code_point);
+    uint32_t code_point = spelling.bytes[pos];
+    pos += code_point < 0x80 /* most are */
+               ? 1
+               : utf8_decode(spelling.bytes + pos, spelling.n_bytes - pos, &code_point);
     is_plain = code_point >= N_ALPHABET || byte_of[code_point] < 0;
     if (!is_plain) dst[n++] = (uint8_t)byte_of[code_point];
   }
