@@ -32,7 +32,7 @@ REPLAYS := $(FUZZERS:%=$(B)/tests/replay_%)
 
 # Files that do little per token are compiled for size, and so are kernels whose loops are written
 # out, which run as fast: no bit of a result depends on it.
-COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf gguf_get session context score proof \
+COLD := $(PROGRAM) $(wildcard $(patsubst %,csrc/%.c,chat* model* gguf* session context score proof \
   embed needs mapfile error generate stop sampler pretokenize tokenizer tokenizer_bpe \
   tokenizer_load* tokenizer_sp* sha256 cpu logprobs zip coder quant threads forward kernels \
   kernels_panels kernels_avx*_panels kernels_avx*_quant kernels_avx2_attention kernels_amx \

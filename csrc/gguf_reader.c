@@ -44,15 +44,16 @@ llm_status reader_u64(reader *r, const char *part, uint64_t *out) {
 }
 
 llm_status reader_string(reader *r, const char *part, gguf_string *out) {
-  uint64_t n = 0;
-  llm_status status = reader_u64(r, part, &n);
-  if (status) return status;
-  if (n > r->left)
+  uint64_t n;
+  if (r->left < sizeof n) return reader_u64(r, part, &n); /* which says so */
+  memcpy(&n, r->at, sizeof n);
+  const size_t left = r->left - sizeof n;
+  if (n > left)
     return reader_fail(r, LLM_ERR_FORMAT, "its %s claims %" PRIu64 " bytes, the file has %zu left",
-                       part, n, r->left);
-  *out = (gguf_string){(const char *)r->at, (size_t)n};
-  r->at += n;
-  r->left -= (size_t)n;
+                       part, n, left);
+  *out = (gguf_string){(const char *)r->at + sizeof n, (size_t)n};
+  r->at += sizeof n + n;
+  r->left = left - (size_t)n;
   return LLM_OK;
 }
 

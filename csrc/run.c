@@ -1,6 +1,6 @@
 /* run.c: the program. main, signals, and the modes that do not generate. Layer 7: what the engine
- * does is behind llm.h. Exit status: 0, 1 for a failure, 2 for wrong usage, 130 where
- * Ctrl-C cut a completion or the reading of its input short. */
+ * does is behind llm.h. Exit status: 0, 1 for a failure, 2 for wrong usage, 130 where Ctrl-C cut
+ * work or the reading of its input short. */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <inttypes.h>
@@ -33,7 +33,8 @@ static void on_bus_error(int signal_number) {
 }
 
 void let_interrupt_cut(int reading) {
-  struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = reading ? 0 : SA_RESTART};
+  struct sigaction old, action = {.sa_handler = on_interrupt, .sa_flags = reading ? 0 : SA_RESTART};
+  if (!sigaction(SIGINT, NULL, &old) && old.sa_handler == SIG_IGN) return; /* a script's "&" */
   sigaction(SIGINT, &action, NULL);
   is_reading = reading;
 }

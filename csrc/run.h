@@ -46,7 +46,7 @@ void let_interrupt_cut(int reading);
 
 /* One line on standard error. `format` has one %s, for `what`. */
 _Noreturn void usage_error(const char *format, const char *what);
-int failed(const llm_error *err);     /* EXIT_FAILED, */
+int failed(const llm_error *err);     /* EXIT_FAILED, or EXIT_INTERRUPTED where that cut it, */
 int failed_errno(const char *what);   /*   with errno's text */
 int failed_to_read(const char *what); /* the same, but EXIT_INTERRUPTED after Ctrl-C */
 int finish_stdout(int status);        /* status, or EXIT_FAILED when not all could be written */

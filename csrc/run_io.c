@@ -18,6 +18,7 @@ _Noreturn void usage_error(const char *format, const char *what) {
 }
 
 int failed(const llm_error *err) {
+  if (err->status == LLM_ERR_CANCELLED) return EXIT_INTERRUPTED;
   fprintf(stderr, "run: %s\n", err->message);
   return EXIT_FAILED;
 }

@@ -464,6 +464,42 @@ def test_ctrl_c_ends_the_reading_of_a_text(file, arguments):
         process.communicate()
 
 
+@pytest.mark.parametrize("arguments", [["-", "--embed"], ["--perplexity", "/dev/stdin"]])
+def test_ctrl_c_ends_a_computation_without_a_word(file, arguments):
+    process = subprocess.Popen(
+        [RUN, file, *arguments, "--ctx", "200000", "--allow-long-context"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdin.write(b"the" * 50000)
+    process.stdin.close()
+    time.sleep(0.5)
+    assert process.poll() is None, "it ended before it was stopped"
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(60) == 130 and process.stdout.read() == process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_ctrl_c_that_the_caller_ignores_stays_ignored(file):
+    process = subprocess.Popen(  # as a shell's script starts what follows with "&"
+        [RUN, file, "-", "-n", "3", "--no-echo"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    process.stdin.write(b"Once ")
+    process.stdin.flush()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(b"upon a time", timeout=60)
+    assert process.returncode == 0 and b"tokens, finish" in err
+
+
 def test_ctrl_c_ends_in_good_order(file):
     # An arg-max that never meets the end token, in a long context: it runs until it is stopped.
     arguments = [RUN, file, "-", "--ctx", "200000", "--allow-long-context", "--json"]
