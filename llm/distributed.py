@@ -99,10 +99,12 @@ class MpiGroup(Group):
         super().__init__()
         self._mpi, self._comm = mpi, comm
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        hosts = comm.allgather(self.host)
-        self.n_here = hosts.count(self.host)
-        self._levels, self._begun = levels(hosts, self.rank), iter(())
-        self._n_exchanges = 0
+        self._levels, self._begun, self._n_exchanges = [], iter(()), 0
+
+    def meet(self) -> None:
+        """Learns who is where, before anything else travels."""
+        hosts = self.share(self.host)
+        self.n_here, self._levels = hosts.count(self.host), levels(hosts, self.rank)
 
     def begin_reduce(self, array, shards, part):
         if len(self._levels) > 1:  # the part before goes on to other nodes
@@ -233,6 +235,10 @@ def world() -> Group:
             f"started as one of {size} ranks, but mpi4py sees {group.size}: start them with the "
             f"mpiexec of mpi4py's own MPI ({MPI.Get_library_version().split(chr(10))[0].strip()})"
         )
+    try:
+        group.meet()
+    except MPI.Exception as error:  # the others wait
+        group.abort(f"the ranks do not reach each other: {error}", status_of(error))
     return group
 
 

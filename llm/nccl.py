@@ -27,6 +27,7 @@ class NcclGroup(MpiGroup):
 
     def __init__(self, group: MpiGroup, ops, cupy, nccl):
         super().__init__(group._mpi, group._comm)
+        self.n_here, self._levels = group.n_here, group._levels
         identity = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
         self._link = nccl.NcclCommunicator(self.size, identity, self.rank)
         self._cupy, self._nccl, self._ops = cupy, nccl, ops

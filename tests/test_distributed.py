@@ -346,6 +346,25 @@ def test_abort_ends_all_ranks_and_names_one():
         assert status != 0 and "llm: rank 1 on " in errors and ": no room\n" in errors
 
 
+UNREACHED = """
+from mpi4py import MPI
+from llm import distributed
+
+def fail(group):
+    raise MPI.Exception(MPI.ERR_OTHER)
+
+if MPI.COMM_WORLD.Get_rank() == 1:
+    distributed.MpiGroup.meet = fail
+distributed.world()
+"""
+
+
+@needs_mpi
+def test_a_first_message_that_fails_ends_all_ranks():
+    status, _, errors = ranks(2, "-c", UNREACHED)
+    assert status != 0 and re.search("llm: rank 1 on .*: the ranks do not reach each other", errors)
+
+
 def test_what_is_said_is_read_before_the_end():
     source, target = os.pipe()
     with os.fdopen(source, "rb", buffering=0) as reader, os.fdopen(target, "w") as stream:
