@@ -38,8 +38,9 @@ llm_status loader_set_name(loader *l, int64_t id, name key) {
   return LLM_OK;
 }
 
+enum { AHEAD = 16 }; /* names whose places in a table are asked for before they are looked at */
+
 llm_status loader_index_names(loader *l) {
-  enum { AHEAD = 16 };
   const int64_t n = l->t->n_vocab;
   for (int64_t id = 0; id < n; id++) {
     const name key = l->names[id];
@@ -129,6 +130,7 @@ llm_status loader_index_bytes(loader *l) {
   llm_tokenizer *t = l->t;
   llm_status status = token_table_init(&t->by_bytes, (size_t)t->n_vocab, l->err);
   for (int64_t id = 0; !status && id < t->n_vocab; id++) {
+    if (id + AHEAD < t->n_vocab) token_table_prefetch(&t->by_bytes, token_bytes(t, id + AHEAD));
     token_slot *slot = token_table_slot(&t->by_bytes, token_bytes(t, id));
     int32_t other = slot->id_plus_1 - 1;
     if (other < 0 || token_is_preferred(t, id, other))
