@@ -249,6 +249,6 @@ size: ## count lines against the budgets of the design
 	  $$2 !~ /_tables/ {print "past 500 lines: " $$2 " (" $$1 ")"}'
 
 clean: ## remove what was built (.venv and weights stay)
-	rm -rf build run *.egg-info llm/*.so llm/__pycache__
+	rm -rf build run *.egg-info llm/*.so llm/__pycache__ .venv/installed
 
 -include $(wildcard $(B)/*.d $(B)/tests/*.d)

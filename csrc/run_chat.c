@@ -165,7 +165,7 @@ static void load(chat *c, const char *path) {
     for (size_t i = 0; i < n; i++)
       if (!add_message(c, messages[i].role, messages[i].text, messages[i].n_bytes)) break;
     c->which = llm_session_template(session);
-    fprintf(stderr, "[loaded %zu messages, %zu tokens]\n", c->n, n_ids);
+    if (c->n == n) fprintf(stderr, "[loaded %zu messages, %zu tokens]\n", n, n_ids);
   }
   interrupted = 0;
   llm_session_free(session);

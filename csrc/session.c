@@ -114,8 +114,8 @@ llm_status llm_session_save(const char *path, const llm_model *model, llm_templa
                        (int)messages[i].role);
   struct stat old; /* a device would be replaced by a file */
   if (!stat(path, &old) && !S_ISREG(old.st_mode))
-    return error_set(err, LLM_ERR_IO, "%s is there and is no regular file", path);
-  if (holds_other(path)) return error_set(err, LLM_ERR_IO, "%s is there and is no session", path);
+    return error_set_errno(err, EEXIST, "%s is there and is no regular file", path);
+  if (holds_other(path)) return error_set_errno(err, EEXIST, "%s is there and is no session", path);
   llm_status status = llm_model_fingerprint(model, hex, err);
   if (status) return status;
   size_t n = strlen(path) + sizeof ".XXXXXX";

@@ -1,13 +1,14 @@
 /* train_documents.c: duplicates by a Bloom filter (1970), near duplicates by MinHash with one
  * permutation (Li, Owen, Zhang 2012), empty bins filled from the next (Shrivastava, Li 2014), whose
- * bands go into such a filter (LSHBloom, 2024). Trainer; depends on hash. A word is a run of ASCII
- * letters and digits, case ignored, and of characters of two bytes; one of three or four bytes is
- * a word of its own, as Chinese puts no spaces. */
+ * bands go into such a filter (LSHBloom, 2024). Trainer; depends on hash, unicode. A word is a run
+ * of ASCII letters and digits, case ignored, and of characters of two bytes; one of three or four
+ * bytes is a word of its own, as Chinese puts no spaces, but for punctuation and symbols. */
 #include "train_documents.h"
 
 #include <string.h>
 
 #include "hash.h"
+#include "unicode.h"
 
 /* ---- the filter ---- */
 
@@ -67,28 +68,38 @@ static void add_word(runs *r, uint64_t hash) {
   if (r->n_words >= RUN) add_run(r, RUN);
 }
 
-/* 0: between words, 1: goes on, 2: begins a word of its own */
-static int kind_of(uint8_t byte) {
-  uint8_t lower = byte | 0x20;
-  if (byte < 0x80) return (lower >= 'a' && lower <= 'z') || (byte >= '0' && byte <= '9');
-  return byte >= 0xe0 ? 2 : 1;
+enum { BETWEEN, PART, WHOLE }; /* of words: what a character is */
+
+static int kind_of(uint32_t code_point) {
+  uint32_t lower = code_point | 0x20;
+  if (code_point < 0x80)
+    return (lower >= 'a' && lower <= 'z') || (code_point >= '0' && code_point <= '9');
+  if (code_point < 0x800) return PART;
+  return code_point >= 0x2000 && code_point < 0x2c00 ? BETWEEN : WHOLE; /* quotes, dashes, arrows */
+}
+
+static uint64_t fnv(uint64_t hash, const uint8_t *bytes, size_t n) { /* FNV-1a, case ignored */
+  for (size_t i = 0; i < n; i++) {
+    uint8_t byte = bytes[i] >= 'A' && bytes[i] <= 'Z' ? bytes[i] | 0x20 : bytes[i];
+    hash = (hash ^ byte) * 0x100000001b3u;
+  }
+  return hash;
 }
 
 static void minhash_one(const uint8_t *text, uint64_t n, runs *r) {
+  const uint64_t none = 0xcbf29ce484222325u; /* what FNV begins with */
   r->n_words = 0;
   memset(r->least, 0xff, sizeof r->least);
-  uint64_t hash = 0;
-  int in_word = 0;
-  for (uint64_t i = 0; i < n; i++) {
-    int kind = kind_of(text[i]);
-    if (kind != 1 && in_word) add_word(r, hash);
-    if (kind != 1 || !in_word) hash = 0xcbf29ce484222325u;
-    in_word = kind != 0;
-    if (!in_word) continue;
-    uint8_t byte = text[i] >= 'A' && text[i] <= 'Z' ? text[i] | 0x20 : text[i];
-    hash = (hash ^ byte) * 0x100000001b3u; /* FNV-1a */
+  uint64_t hash = none;
+  for (size_t i = 0, length; i < n; i += length) {
+    uint32_t code_point = text[i];
+    length = code_point < 0x80 ? 1 : utf8_decode(text + i, n - i, &code_point);
+    int kind = kind_of(code_point);
+    if (kind != PART && hash != none) add_word(r, hash), hash = none;
+    if (kind != BETWEEN) hash = fnv(hash, text + i, length);
+    if (kind == WHOLE) add_word(r, hash), hash = none;
   }
-  if (in_word) add_word(r, hash);
+  if (hash != none) add_word(r, hash);
   if (r->n_words == 0) add_word(r, hash_bytes(text, n)); /* no word: as it stands */
   if (r->n_words < RUN) add_run(r, r->n_words);
 }

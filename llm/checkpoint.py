@@ -19,7 +19,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -343,8 +343,9 @@ def locked(path: Path, who: str, what: str, flag: str):
             owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
             raise CheckpointError(f"{who} {owner} is {what}; choose another: {flag}") from None
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
         os.close(descriptor)  # of an owner who took the file away in between
     try:
         try:

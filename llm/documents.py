@@ -104,6 +104,8 @@ def read_documents(
             source = Source(path, source.start, found.st_size)
         with _open(path, compression) as file:
             if source.start:
+                if kind == "jsonl" and field is None:
+                    field = _first_field(file, path)
                 file.seek(source.start)
             if kind == "jsonl":
                 yield from _records(file, source, field, skip)
@@ -250,14 +252,14 @@ def _records(file: BinaryIO, source: Source, field: str | None, skip) -> Iterato
             skip(f"{where}: not UTF-8")
             continue
         except (ValueError, RecursionError):
-            if number == 1:
+            if number == 1 and not source.start:
                 raise NotText(f"{where}: not JSON") from None
             skip(f"{where}: not JSON")
             continue
         if isinstance(record, dict):
             if field is None:
                 field = guess_field(record, where)
-            elif number == 1 and field not in record:
+            elif number == 1 and not source.start and field not in record:
                 raise _no_field(where, field, record)
             record = record.get(field)
         if not isinstance(record, str):
@@ -267,6 +269,18 @@ def _records(file: BinaryIO, source: Source, field: str | None, skip) -> Iterato
             yield record.encode("utf-8")
         except UnicodeEncodeError:
             skip(f"{where}: half a surrogate pair")
+
+
+def _first_field(file: BinaryIO, path: str) -> str | None:
+    """The field that a file's first record chooses, for all parts of it."""
+    while line := file.readline(LONGEST_RECORD + 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            return guess_field(record, path)
+    return None
 
 
 def _no_field(where: str, field: str, known) -> CorpusError:

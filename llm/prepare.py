@@ -165,12 +165,8 @@ class Order:
         busy = [c for c in connections if self._give(c, waiting)]
         while busy:
             for connection in wait(busy):
-                try:
+                with talk():
                     kind, number, content = connection.recv()
-                except EOFError:
-                    raise CorpusError(
-                        "a worker was killed (out of memory?); the same command goes on"
-                    ) from None
                 if kind == "failed":
                     raise content
                 if kind == "scanned":
@@ -186,7 +182,8 @@ class Order:
     @staticmethod
     def _give(connection: Connection, waiting: Iterator[int]) -> bool:
         number = next(waiting, None)
-        connection.send(number)
+        with talk():
+            connection.send(number)
         return number is not None
 
     def _decide(self) -> None:
@@ -196,9 +193,21 @@ class Order:
             else:
                 keys, bands, connection = self._scanned.pop(number)
                 keep, *counts = self.duplicates.keep(keys, bands)
-                connection.send(keep)
+                with talk():
+                    connection.send(keep)
             self.results[number]["duplicates"] = counts
             self._next_decided += 1
+
+
+@contextmanager
+def talk() -> Iterator[None]:
+    """Around a message to a worker or from one."""
+    try:
+        yield
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise CorpusError(
+            "a worker was killed (out of memory?); the same command goes on"
+        ) from None
 
 
 @contextmanager

@@ -28,6 +28,7 @@ N_ITEMS = 256  # of a corpus in the middle
 ITEM_BYTES = (16 << 20, 4 << 30)  # smallest and largest by themselves
 PACKED = 4  # text bytes for a byte of a compressed or Parquet file, roughly
 MIN_HELD_BYTES = 1024
+LINE_PIECE = 1 << 20  # bytes of a line at a time
 SAMPLE_ITEMS = 256  # the most that a tokenizer's sample is spread over
 SAMPLE_READ = 4  # times its bytes are read to choose it from
 MAGIC = {b"\x1f\x8b": ".gz", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
@@ -195,7 +196,8 @@ def parts_of(path: str, size: int, wanted: int) -> list[Source]:
     with open(path, "rb") as file:
         while start < size:
             file.seek(min(start + wanted, size))
-            file.readline()
+            while (piece := file.readline(LINE_PIECE)) and not piece.endswith(b"\n"):
+                pass
             end = min(file.tell(), size)
             parts.append(Source(path, start, end))
             start = end

@@ -33,6 +33,7 @@ from .parameter_file import (
     ValueType,
     proof_entries,
     ratio_entry,
+    refuse_foreign,
     write_parameter_file,
 )
 
@@ -312,6 +313,7 @@ def quantize_file(
     progress(what begins, 0) for the long parts between."""
     source, target = os.fspath(source), os.fspath(target)
     check_paths(source, target)
+    refuse_foreign(target)
     with Model(source) as model:
         chosen = {"embedding": embedding, "output": output}
         types = plan(model, recipe, **chosen)

@@ -76,7 +76,8 @@ def target_file(path: str) -> Iterator[BinaryIO]:
 
 def check_paths(options: Namespace) -> None:
     for name, path in (("IN", options.input), ("the parameter file", options.model)):
-        if os.path.exists(options.output) and os.path.samefile(options.output, path):
+        both_exist = path != "-" and os.path.exists(path) and os.path.exists(options.output)
+        if both_exist and os.path.samefile(options.output, path):
             raise ValueError(f"{options.output}: OUT is {name}")
     if os.path.isdir(options.output):
         raise ValueError(f"{options.output}: OUT is a folder")

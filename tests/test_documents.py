@@ -94,6 +94,20 @@ def test_a_damaged_parquet_file(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("first", ["[not JSON", '{"id": 1}', '"a text"', '{"a": "x", "b": "y"}'])
+@pytest.mark.parametrize("field", [None, "text"])
+def test_parts_of_records_hold_what_the_whole_file_holds(tmp_path, first, field):
+    """`first` begins the second part."""
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": f"text {i}", "title": "t"}) for i in range(40)]
+    lines[17] = first
+    path.write_text("\n".join(lines))
+    cut, size = sum(len(line) + 1 for line in lines[:17]), path.stat().st_size
+    sources = Source(str(path)), Source(str(path), 0, cut), Source(str(path), cut, size)
+    whole, *parts = (list(read_documents(s, field, lambda line: None)) for s in sources)
+    assert sum(parts, []) == whole and len(whole) == 39 + (first == '"a text"')
+
+
 @pytest.mark.parametrize("part", [7, 64, 1000, 1 << 20])
 def test_a_long_text_comes_in_parts_that_end_at_a_line(tmp_path, part):
     path = tmp_path / "a.txt.gz"

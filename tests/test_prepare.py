@@ -5,11 +5,13 @@ import errno
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import re
 import resource
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from llm.errors import CorpusError
 from llm.material import gather
 from llm.prepare import Wishes, prepare
 from llm.prepare_items import done_path
-from llm.prepare_plan import make_plan, sample
+from llm.prepare_plan import Source, make_plan, parts_of, sample
 from llm.settings import Settings
 from llm.shards import MANIFEST, TOKENIZER, ShardSet
 from llm.tokenizer import Tokenizer
@@ -120,6 +122,13 @@ def test_a_killed_command_goes_on(tmp_path):
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+def test_a_worker_killed_before_it_is_spoken_to():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(CorpusError, match=r"a worker was killed .*; the same command goes on"):
+        module.Order._give(ours, iter([3]))
+
+
 def test_a_long_file_is_cut_at_lines_and_read_in_parts(tmp_path, monkeypatch):
     lines = "".join(text(i) + "\n" for i in range(2000))
     (tmp_path / "a.txt").write_text(lines)
@@ -130,6 +139,17 @@ def test_a_long_file_is_cut_at_lines_and_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("llm.prepare_items.KEEP_BYTES", 1000)  # read again
     again = make(tmp_path / "again", tmp_path / "a.txt", held_out=0.01)
     assert files_of(again.folder) == files_of(shards.folder)
+
+
+def test_a_long_line_is_not_held_to_cut_a_file(tmp_path):
+    path, n = tmp_path / "a.txt", 64 << 20
+    with path.open("wb") as file:
+        file.truncate(n)
+    tracemalloc.start()
+    assert parts_of(str(path), n, 1 << 20) == [Source(str(path), 0, n)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_the_split_stays_when_data_is_added(tmp_path):

@@ -352,10 +352,18 @@ def test_in_equal_to_out_is_refused(tiny, tmp_path):
     assert tiny.read_bytes() == content
 
 
+def test_what_is_no_parameter_file_is_refused_before_the_work(tiny, tmp_path):
+    out = tmp_path / "notes"
+    out.write_text("mine")
+    with pytest.raises(FileExistsError, match="is there and is no parameter file"):
+        quantize_file(tiny, out, "Q4_0", progress=lambda *_: pytest.fail("it had begun"))
+    assert out.read_text() == "mine"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_failure_leaves_out_as_it_was(tiny, tmp_path, error):
     out = tmp_path / "out.gguf"
-    out.write_bytes(b"something else")
+    out.write_bytes(b"GGUF of before")
     there = sorted(tmp_path.iterdir())
 
     def progress(name, n_bytes):
@@ -364,12 +372,12 @@ def test_a_failure_leaves_out_as_it_was(tiny, tmp_path, error):
 
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
         quantize_file(tiny, out, "Q4_0", progress=progress)
-    assert out.read_bytes() == b"something else" and sorted(tmp_path.iterdir()) == there
+    assert out.read_bytes() == b"GGUF of before" and sorted(tmp_path.iterdir()) == there
 
 
 def test_a_full_disk(tiny, tmp_path, capsys):
     out = tmp_path / "out.gguf"
-    out.write_bytes(b"old")
+    out.write_bytes(b"GGUF of before")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # a write past it fails
     try:
@@ -377,7 +385,7 @@ def test_a_full_disk(tiny, tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert f"{out}: {os.strerror(errno.EFBIG)}" in capsys.readouterr().err
-    assert out.read_bytes() == b"old" and not list(tmp_path.glob("*.tmp"))
+    assert out.read_bytes() == b"GGUF of before" and not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_file_without_a_tokenizer(tiny, tmp_path, capsys):

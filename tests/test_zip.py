@@ -309,6 +309,15 @@ def test_pipes(files):
     assert b"cut short in block" in broken.stderr
 
 
+def test_a_pipe_into_a_file_that_is_there(files, tmp_path):
+    for _ in range(2):
+        words = [sys.executable, "-m", "llm", "zip", "-", tmp_path / "archive", *files[2:]]
+        assert subprocess.run(words, input=TEXT, capture_output=True).returncode == 0
+    words = [sys.executable, "-m", "llm", "unzip", "-", files[0], *files[2:]]
+    assert not subprocess.run(words, input=(tmp_path / "archive").read_bytes()).returncode
+    assert (tmp_path / "text").read_bytes() == TEXT
+
+
 def test_same_file_and_damage(files, tmp_path, capsys):
     text, archive, *rest = files
     assert main(["zip", text, text, *rest]) == 1

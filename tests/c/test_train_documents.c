@@ -111,6 +111,23 @@ static void test_alike(void) {
   CHECK_MSG(n_far == 0, "%d of %d other texts taken for near", n_far, TRIES);
 }
 
+static int same_words(const char *a, const char *b) {
+  return n_shared(a, strlen(a), b, strlen(b)) == BANDS;
+}
+
+static void test_words(void) {
+  CHECK(same_words("\xe4\xb8\xad"
+                   "abc",
+                   "\xe4\xb8\xad abc")); /* a Chinese word, another */
+  CHECK(same_words("abc\xe4\xb8\xad", "ABC \xe4\xb8\xad"));
+  CHECK(same_words("\xe4\xbd\xa0\xe5\xa5\xbd", "\xe4\xbd\xa0, \xe5\xa5\xbd"));
+  CHECK(same_words("\xe2\x80\x9cHello\xe2\x80\x9d \xe2\x80\x94 you", "\"Hello\" - you"));
+  CHECK(!same_words("tw\xc3\xb6", "tw \xc3\xb6")); /* of two bytes: a letter */
+  CHECK(!same_words("\xe4\xb8\xad"
+                    "abc",
+                    "abc \xe4\xb8\xad"));
+}
+
 /* Every size up to a few words, each in memory of its own for the sanitizer. */
 static void test_sizes(void) {
   static const char text[] = "One tw\xc3\xb6 \xe4\xbd\xa0\xe5\xa5\xbd 3, four. Five six seven";
@@ -132,6 +149,7 @@ static void test_sizes(void) {
 int main(void) {
   test_filter();
   test_alike();
+  test_words();
   test_sizes();
   return check_report("test_train_documents");
 }
