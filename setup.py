@@ -57,7 +57,7 @@ setup(
         "lint": ["ruff==0.17.6"],
         # Other people's programs, for tests and benchmarks only.
         "parity": PARITY,
-        "peers": [*PARITY, "openai", "torch==2.13.0"],
+        "peers": [*PARITY, "torch==2.13.0"],
     },
     cmdclass={"build_py": BuildPy},
     cffi_modules=["llm/_build.py:engine", "llm/_build.py:trainer"],

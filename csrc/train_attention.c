@@ -115,13 +115,6 @@ static attention_unit unit_of(const llm_ops *ops, const llm_attention_args *x) {
   return u;
 }
 
-/* Hands out n floats from *used on; without memory it only counts. */
-static float *take(float *memory, size_t *used, size_t n) {
-  float *taken = memory ? memory + *used : NULL;
-  *used += round_up(n, 16);
-  return taken;
-}
-
 /* Lays the scratch out in `memory` (NULL: nowhere) and returns how many floats it takes. */
 static size_t unit_place(attention_unit *u, int backward, float *memory) {
   const gemm_kernel *g = u->ops->product;

@@ -16,12 +16,6 @@ typedef struct muon_unit {
   float *packed;                 /* of the products */
 } muon_unit;
 
-static float *take(float *memory, size_t *used, size_t n) {
-  float *taken = memory ? memory + *used : NULL;
-  *used += round_up(n, 16);
-  return taken;
-}
-
 static llm_gemm_args product(size_t m, size_t n, size_t k, const float *a, const float *b, float *c,
                              int a_trans, int b_trans, const float *add) {
   return (llm_gemm_args){

@@ -58,6 +58,13 @@ extern const gemm_kernel gemm_amx;       /* where it has CPU_AMX */
 static inline size_t min_size(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
+/* Hands out n floats of a scratch from *used on; without memory it only counts. */
+static inline float *take(float *memory, size_t *used, size_t n) {
+  float *taken = memory ? memory + *used : NULL;
+  *used += round_up(n, 16);
+  return taken;
+}
+
 static inline size_t gemm_steps(const gemm_kernel *g, size_t k) {
   return round_up(k, g->k_unit) / g->pair;
 }

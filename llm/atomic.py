@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written aside, synced, renamed. Layer 0.
+"""Files that appear whole or not at all: written aside, synced, renamed; hashes. Layer 0.
 
 Until the block ends well the old file under the name, if any, stands untouched; any failure,
 Ctrl-C included, removes the temporary file.
@@ -7,6 +7,7 @@ Ctrl-C included, removes the temporary file.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -77,3 +78,11 @@ def _sync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

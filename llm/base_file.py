@@ -6,12 +6,12 @@ bytes or the origin of one file go into the new file as they are.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from functools import cached_property
 
 import numpy as np
 
+from .atomic import file_sha256
 from .config import ALIGNMENT, ROPE_HALVES, ModelConfig, layout, layout_size
 from .corpus import separator_id
 from .engine import Model
@@ -94,11 +94,7 @@ class BaseFile:
     @cached_property
     def sha256(self) -> str:
         """Of the whole file."""
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        return digest.hexdigest()
+        return file_sha256(self.path)
 
     @cached_property
     def separator(self) -> int:

@@ -163,11 +163,12 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def _strings(raw: bytes, count: int) -> list[str]:
+def split_strings(raw: bytes) -> list[bytes]:
+    """The strings of an array, each behind its length."""
     out, at = [], 0
-    for _ in range(count):
+    while at < len(raw):
         length = int.from_bytes(raw[at : at + 8], "little")
-        out.append(_text(raw[at + 8 : at + 8 + length]))
+        out.append(raw[at + 8 : at + 8 + length])
         at += 8 + length
     return out
 
@@ -197,7 +198,7 @@ class Metadata(Mapping):
         if meta.value_type != _ARRAY:
             return np.frombuffer(raw, _SCALARS[meta.value_type])[0].item()
         if meta.element_type == _STRING:
-            return _strings(raw, meta.n_elements)
+            return [_text(string) for string in split_strings(raw)]
         return np.frombuffer(raw, _SCALARS[meta.element_type])
 
     def raw(self, key: str) -> bytes:

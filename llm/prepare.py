@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .atomic import file_sha256
 from .corpus import separator_id
 from .duplicates import Duplicates
 from .errors import CorpusError
@@ -41,7 +42,7 @@ from .prepare_plan import (
     make_plan,
     sample,
 )
-from .shards import MANIFEST, TOKENIZER, ShardSet, file_hash, write_manifest
+from .shards import MANIFEST, TOKENIZER, ShardSet, write_manifest
 from .tokenizer import Tokenizer
 from .vocabulary import fingerprint, learn_vocabulary, save_tokenizer, save_vocabulary
 
@@ -272,7 +273,7 @@ def finish(folder: Path, wishes: Wishes, plan: Plan, order: Order, tokenizer) ->
         "n_vocab": tokenizer.n_vocab,
         "eot": boundary(tokenizer),
         "tokenizer": {
-            "file_sha256": file_hash(folder / TOKENIZER),
+            "file_sha256": file_sha256(folder / TOKENIZER),
             "fingerprint": fingerprint(tokenizer),
         },
         "train": [result["train"] for result in results if result["train"]],

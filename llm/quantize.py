@@ -20,7 +20,7 @@ import numpy as np
 from llm._llm import ffi, lib
 
 from .atomic import make_folder_of
-from .binding import call, pointer_to
+from .binding import call, pointer_to, split_strings
 from .context import Context
 from .engine import Model
 from .errors import counted
@@ -235,20 +235,11 @@ def kept_entries(model: Model) -> list[Entry]:
         if kind == ValueType.STRING:
             value = raw
         elif element == ValueType.STRING:
-            value = _split_strings(raw)
+            value = split_strings(raw)
         else:
             value = model.metadata[key]
         array = ValueType(element) if kind == ValueType.ARRAY else None
         out.append(Entry(key, value, ValueType(kind), array))
-    return out
-
-
-def _split_strings(raw: bytes) -> list[bytes]:
-    out, at = [], 0
-    while at < len(raw):
-        n = int.from_bytes(raw[at : at + 8], "little")
-        out.append(raw[at + 8 : at + 8 + n])
-        at += 8 + n
     return out
 
 

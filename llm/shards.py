@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .atomic import atomic_file
+from .atomic import atomic_file, file_sha256
 from .errors import FormatError
 
 MANIFEST = "manifest.json"
@@ -148,7 +148,7 @@ class ShardSet:
             self._check_shard(shard)
         tokenizer = content["tokenizer"]
         need_file(self.tokenizer_path)
-        if file_hash(self.tokenizer_path) != tokenizer["file_sha256"]:
+        if file_sha256(self.tokenizer_path) != tokenizer["file_sha256"]:
             raise FormatError(f"{self.tokenizer_path}: not the tokenizer of the shards")
         self.train = TokenStream(self.folder, content["train"], self.n_vocab)
         self.held_out = TokenStream(self.folder, content["held_out"], self.n_vocab)
@@ -244,11 +244,3 @@ def check_content(content: dict) -> None:
             raise ValueError(f"{shard['file']!r} is no name of a shard")
         if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
             raise ValueError(f"{shard['sha256']!r} is no SHA-256")
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -34,12 +34,6 @@ def unread(pipe) -> int:
 
 
 @pytest.fixture(scope="session")
-def root() -> Path:
-    """The repository."""
-    return ROOT
-
-
-@pytest.fixture(scope="session")
 def run_binary() -> Path:
     """The program, as `make run` leaves it."""
     path = ROOT / "run"

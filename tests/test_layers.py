@@ -30,7 +30,7 @@ C_LAYERS = (
 )
 # The trainer's C may use what stands low in the engine; no engine file may use the trainer's.
 C_TRAINER = "train train_* tokenizer_train port port_tensor"
-C_TRAINER_MAY_USE = "llm error numeric cpu hash threads pretokenize"
+C_TRAINER_MAY_USE = "llm error numeric cpu hash unicode threads pretokenize"
 
 PYTHON_LAYERS = (
     ("errors", "atomic", "_llm", "_train", "_build"),

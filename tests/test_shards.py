@@ -7,6 +7,7 @@ import resource
 import numpy as np
 import pytest
 
+from llm.atomic import file_sha256
 from llm.data import Examples
 from llm.errors import FormatError
 from llm.shards import (
@@ -17,7 +18,6 @@ from llm.shards import (
     VERSION,
     ShardSet,
     TokenStream,
-    file_hash,
     shard_writer,
     token_type,
     write_manifest,
@@ -36,7 +36,7 @@ def make_set(folder, parts, held=(), n_vocab=300, eot=299):
                 for half in np.array_split(np.asarray(ids, np.int32), 2):
                     writer.write(half)
             sides[side].append(record)
-    tokenizer = {"file_sha256": file_hash(folder / TOKENIZER), "fingerprint": ""}
+    tokenizer = {"file_sha256": file_sha256(folder / TOKENIZER), "fingerprint": ""}
     content = {"n_vocab": n_vocab, "eot": eot, "tokenizer": tokenizer, "corpus": {"name": "x"}}
     write_manifest(folder, content | sides)
     return folder
@@ -208,7 +208,7 @@ def test_ten_terabytes_open_at_once_and_feed_a_loop_in_flat_memory(tmp_path):
         sizes = {"n_tokens": n_tokens, "n_documents": 1, "n_bytes": 4 * n_tokens}
         shards.append({"file": path.name, "sha256": "0" * 64, **sizes})
     (tmp_path / TOKENIZER).write_bytes(b"a tokenizer")
-    tokenizer = {"file_sha256": file_hash(tmp_path / TOKENIZER), "fingerprint": ""}
+    tokenizer = {"file_sha256": file_sha256(tmp_path / TOKENIZER), "fingerprint": ""}
     content = {"n_vocab": 300, "eot": 299, "tokenizer": tokenizer, "corpus": {"name": "x"}}
     write_manifest(tmp_path, {**content, "train": shards, "held_out": []})
 
