@@ -79,15 +79,18 @@ def _loss(run, axes, place) -> None:
     steps, _, held = map(np.array, zip(*run.validations, strict=True))
     lowest = min([*held, *([lowest] if len(middle) else [])])
     axes.plot(place(steps), held, "o-", color=RED, ms=3.5, lw=1.2, label="held out")
-    axes.annotate(
-        f"{held[-1]:.3f}",
-        (place(steps)[-1], held[-1]),
-        (0, 9),
-        textcoords="offset points",
-        ha="right" if len(steps) > 1 else "left",
-        color=RED,
-        weight="bold",
-    )
+    in_file = run.samples[-1][0] if run.samples else steps[-1]
+    for i in {int(np.argmin(abs(steps - in_file))), len(steps) - 1}:
+        is_last = i == len(steps) - 1
+        axes.annotate(
+            f"{held[i]:.3f}" + ("" if is_last else " in the file"),
+            (place(steps)[i], held[i]),
+            (0, 9) if is_last else (4, -14),
+            textcoords="offset points",
+            ha="right" if is_last and i else "left",
+            color=RED,
+            weight="bold" if steps[i] == in_file else "normal",
+        )
     highest = max(held[0], held[-1])
     margin = max(0.02, 0.06 * (highest - lowest))
     axes.set_ylim(max(0, lowest - margin), highest + 2 * margin)

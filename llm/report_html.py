@@ -104,11 +104,17 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[tuple[str, str]]]) -> st
 
 def _lead(run, told: dict) -> str:
     ended = "" if run.is_done else f" It was stopped at step {run.step:,} of {run.n_steps:,}."
-    n_bytes = told["provenance"]["corpus.bytes"]
+    own = told["provenance"]
+    if own["train.steps"] != run.step:
+        ended += (
+            f" It has the weights of step {own['train.steps']:,}: step {run.step:,} was worse on "
+            f"that text, {run.bits_per_byte:.3f} bits."
+        )
     return (
-        f'<p class="lead">{human_bytes(n_bytes)} of text became a file of '
+        f'<p class="lead">{human_bytes(own["corpus.bytes"])} of text became a file of '
         f"{human_bytes(told['file_bytes'])} with {human(told['parameters'])} parameters. It needs "
-        f"{run.bits_per_byte:.3f} bits for a byte of text that it has not seen.{ended}</p>"
+        f"{own['validation.bits_per_byte']:.3f} bits for a byte of text that it has not seen."
+        f"{ended}</p>"
     )
 
 
@@ -190,11 +196,10 @@ def _memorisation(run, pictures: bool) -> str:
 def _samples(run) -> str:
     at = {step: bits for step, _, bits in run.validations}
     parts = []
-    for step, text in run.samples:
+    for i, (step, text) in enumerate(run.samples, 1):
         held = f"<small>{at[step]:.3f} bits per byte</small>" if step in at else ""
-        parts.append(
-            f'<div class="sample"><div>step {step:,}{held}</div><pre>{_text(text)}</pre></div>'
-        )
+        name = f"step {step:,}" if i < len(run.samples) else f"the file, step {step:,}"
+        parts.append(f'<div class="sample"><div>{name}{held}</div><pre>{_text(text)}</pre></div>')
     return f"<h2>Samples as it learned</h2>{''.join(parts)}" if parts else ""
 
 

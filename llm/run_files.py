@@ -337,7 +337,8 @@ def best_run(run: Run, folder: Path, report: Report) -> Run:
         f"best       the file gets the weights of step {state['step']:,}: {points[best][2]:.3f} "
         f"held-out bits per byte, {run.bits_per_byte:.3f} at step {run.step:,} (--weights last)"
     )
-    return replace(run, step=state["step"], validations=points[: best + 1])
+    kept = points[: best + 1]
+    return replace(run, step=state["step"], seconds=kept[-1][1], validations=kept)
 
 
 # ---- the parameter file ----

@@ -61,6 +61,14 @@ def test_a_run_that_began_before_rates_were_kept_is_drawn():
     draw_png(run, io.BytesIO())
 
 
+def test_the_point_of_the_files_weights_is_named():
+    held = [[0, 0.0, 3.0], [24, 5.0, 2.0], [60, 12.0, 2.5]]
+    both = draw_svg(finished_run(60, validations=held, samples=[[24, "best"]]), loss_by_step)
+    assert "2.000 in the file" in both and ">2.500<" in both.replace("2.500 ", "2.500")
+    one = draw_svg(finished_run(60, validations=held), loss_by_step)
+    assert "in the file" not in one
+
+
 def test_one_panel_alone_is_a_picture_of_its_own_size():
     file = io.BytesIO()
     draw_png(finished_run(3), file, (loss_by_step,))

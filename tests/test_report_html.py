@@ -44,10 +44,11 @@ class Page(HTMLParser):
             self.text += data
 
 
-def page_of(tmp_path, run, pictures=False, entries=None) -> tuple[str, Page]:
+def page_of(tmp_path, run, pictures=False, entries=None, **changes) -> tuple[str, Page]:
     out = tmp_path / "w.bin"
     if entries is None:
-        write_trained(out)
+        changes = {"train_steps": run.step, "validation_bits_per_byte": run.bits_per_byte} | changes
+        write_trained(out, **changes)
     else:
         write_with(out, entries)
     write_report(run, out, tmp_path / "report.html", pictures)
@@ -86,6 +87,15 @@ def test_the_page_tells_the_figures(whole):
         "Peak is 100 GFLOP/s",
     ):
         assert part in shown, part
+
+
+def test_the_figure_is_of_the_weights_in_the_file(tmp_path):
+    best = {"train_steps": 24, "validation_bits_per_byte": 2.0}
+    _, page = page_of(tmp_path, finished_run(60, samples=[[60, "later"], [24, "best"]]), **best)
+    shown = " ".join(page.text.split())
+    assert "It needs 2.000 bits" in shown
+    assert "weights of step 24: step 60 was worse on that text, 2.500 bits" in shown
+    assert "the file, step 24" in shown
 
 
 def test_a_run_that_was_stopped_says_so(tmp_path):

@@ -80,7 +80,12 @@ def test_the_file_holds_the_best_weights(
     with Model(tmp_path / "out.bin") as model:
         assert model.metadata["two_file.train.steps"] == 24
         assert model.metadata["two_file.validation.bits_per_byte"] == 2.0
+        seconds = model.metadata["two_file.run.seconds"]  # up to that step, as its tokens are
+        rate = model.metadata["two_file.train.tokens"] / seconds
+        assert model.metadata["two_file.run.tokens_per_second"] == pytest.approx(rate)
         model.verify()
+    whole, _ = load_checkpoint(tmp_path / "run" / "checkpoint.npz")
+    assert 0 < seconds < whole["seconds"]
     assert cli.main(arguments(text, tmp_path, *STEPS, "--resume", "--weights", "last")) == 0
     with Model(tmp_path / "out.bin") as last, Model(unbroken.out) as model:
         assert last.metadata["two_file.train.steps"] == 80
