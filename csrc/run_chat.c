@@ -63,9 +63,10 @@ static void drop_messages(chat *c, size_t from, size_t n) {
   c->n -= n;
 }
 
-static int begin_again(chat *c) {
-  drop_messages(c, 0, c->n);
-  return !c->o->system || add_message(c, LLM_ROLE_SYSTEM, c->o->system, strlen(c->o->system));
+/* The ids go too: a session would keep them. */
+static void begin_again(chat *c) {
+  drop_messages(c, n_system(c), c->n - n_system(c));
+  llm_context_truncate(c->context, 0, NULL);
 }
 
 /* ---- an answer ---- */
@@ -188,7 +189,7 @@ static int command(chat *c, const char *line) {
     fputs(help, stderr);
   else if (!strcmp(line, "/reset")) {
     fprintf(stderr, "[a new conversation]\n");
-    return begin_again(c);
+    begin_again(c);
   } else if ((path = argument(line, "/save")))
     save(c, path);
   else if ((path = argument(line, "/load")))
@@ -280,7 +281,9 @@ int converse(llm_context *context, const llm_model *model, const options *o, byt
   if (status) return failed(&err);
   c.which = choose_template(&c, &recognised);
   print_beginning(&c, recognised);
-  int goes_on = begin_again(&c) && (first.n == 0 || take(&c, first.data, first.n));
+  const char *system = o->system;
+  int goes_on = !system || add_message(&c, LLM_ROLE_SYSTEM, system, strlen(system));
+  if (goes_on && first.n) goes_on = take(&c, first.data, first.n);
   while (goes_on && !ran_out) {
     if (read_message(&line))
       goes_on = take(&c, line.data, line.n);

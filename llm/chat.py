@@ -43,13 +43,14 @@ class Chat:
         self.sampler = Sampler(model.config.n_vocab, **sampling)
         self.template, self._on_forget = template, on_forget
         warn_of_stand_in(model._handle, model.metadata, template)
-        self._system = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict] = []
-        self.reset()
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
 
     def reset(self) -> None:
-        """Begins again, with the system message."""
-        self.messages = list(self._system)
+        """Begins again, with the conversation's system message."""
+        self.messages = [m for m in self.messages[:1] if m["role"] == "system"]
+        self.context.truncate(0)
 
     def stream(
         self, text: str, max_tokens: int | None = MAX_TOKENS, stop: Sequence[str | bytes] = ()

@@ -208,17 +208,17 @@ def data_parallel(
 def make_plans(text_bytes: int, flops: float) -> dict[str, Plan]:
     """Two ways to spend the arithmetic. Compute-optimal: the lowest loss, 20 tokens a parameter.
     Inference-heavy: the smallest model that reads the whole text once, cheaper wherever it runs.
-    Where the text is too short for the first, it is read MAX_READINGS times by a larger model."""
+    Text-limited, where MAX_READINGS of the text are too few for the first: what they can teach,
+    with less arithmetic than there is."""
     text_tokens = text_bytes / BYTES_PER_TOKEN
-
-    def of(n_tokens: float) -> Plan:
-        n_tokens = min(n_tokens, MAX_READINGS * text_tokens)
-        return Plan(shape(flops / 6 / n_tokens), n_tokens, n_tokens / text_tokens)
-
-    optimal = (OPTIMAL_RATIO * flops / 6) ** 0.5
-    plans = {"compute-optimal": of(optimal)}
+    optimal, most = (OPTIMAL_RATIO * flops / 6) ** 0.5, MAX_READINGS * text_tokens
+    if optimal > most:
+        return {"text-limited": Plan(shape(most / OPTIMAL_RATIO), most, MAX_READINGS)}
+    config = shape(optimal / OPTIMAL_RATIO)
+    n_tokens = min(flops / 6 / _n_params(config), most)
+    plans = {"compute-optimal": Plan(config, n_tokens, n_tokens / text_tokens)}
     if text_tokens > optimal:
-        plans["inference-heavy"] = of(text_tokens)
+        plans["inference-heavy"] = Plan(shape(flops / 6 / text_tokens), text_tokens, 1.0)
     return plans
 
 
@@ -238,6 +238,10 @@ def ranks_line(plan: Plan, gpu: Gpu, count: int, network: Network | None) -> lis
     ]
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
 def describe(
     plan: Plan, gpu: Gpu, count: int, days: float, text_bytes: int, network: Network | None = None
 ) -> list[str]:
@@ -253,7 +257,7 @@ def describe(
         f"{c.n_head}, n_kv_head {c.n_kv_head}, n_ff {c.n_ff}, vocabulary {c.n_vocab}",
         f"tokens     {human(plan.n_tokens)}: {plan.n_tokens / n:.3g} a parameter, "
         f"{plan.readings:.2g} readings of the text",
-        f"arithmetic {plan.flops:.3g} FLOPs, {hours:,.1f} hours of one, "
+        f"arithmetic {plan.flops:.3g} FLOPs, {_hours(hours)} hours of one, "
         f"{hours / count / 24:.3g} days of {count:,} (asked: {days:g})",
         f"file       {files}; the text is {text_bytes / (2 * n):.3g} times the F16 file",
         f"memory     training {human(TRAINING_BYTES * n)}B and activations, {human(state)}B on "
@@ -302,7 +306,9 @@ def run(options: argparse.Namespace) -> int:
         f"{flops:.3g} FLOPs"
     )
     notes = {
-        "compute-optimal": f"the lowest loss, {OPTIMAL_RATIO:g} tokens a parameter",
+        "compute-optimal": f"the lowest loss, about {OPTIMAL_RATIO:g} tokens a parameter",
+        "text-limited": f"what {MAX_READINGS:g} readings can teach, about {OPTIMAL_RATIO:g} tokens "
+        "a parameter; more text would help, more time would not",
         "inference-heavy": "the whole text once, by a smaller model: cheaper wherever it runs",
     }
     for name, plan in make_plans(text_bytes, flops).items():

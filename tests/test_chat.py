@@ -189,7 +189,7 @@ def test_a_chat_remembers_and_forgets(model):
         assert len(model.render_chat(chat.messages[:-1])) <= 96
     assert events and len(chat.messages) < 25
     chat.reset()
-    assert chat.messages == [SYSTEM]
+    assert chat.messages == [SYSTEM] and chat.context.n_past == 0
 
 
 def test_a_failed_message_is_taken_back(model):
@@ -295,6 +295,18 @@ def test_run_converses(path, tmp_path):
     assert lines.count(b"no command") == 1 and b"/save needs the name of a file" in lines
     joined = run_chat(path, b"one\\\ntwo\n/save %b\n" % os.fsencode(talk))
     assert b"[saved 2 messages" in joined.stderr and b"user 7\none\ntwo\n" in talk.read_bytes()
+
+
+def test_a_reset_keeps_the_system_message_alone(path, model, tmp_path):
+    talk, after = os.fsencode(tmp_path / "talk"), tmp_path / "after"
+    run_chat(path, b"a secret\n/save %b\n" % talk, "--system", SYSTEM["content"])
+    done = run_chat(path, b"/load %b\n/reset\n/save %b\n" % (talk, os.fsencode(after)))
+    assert b"[loaded 3 messages" in done.stderr and b"[saved 1 messages, 0 tokens]" in done.stderr
+    assert b"ids 0\n" in after.read_bytes() and b"secret" not in after.read_bytes()
+    chat = llm.Chat(model)
+    chat.load(tmp_path / "talk")
+    chat.reset()
+    assert chat.messages == [SYSTEM] and chat.context.n_past == 0
 
 
 def test_run_out_of_memory_is_a_failure(path):

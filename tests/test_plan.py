@@ -80,10 +80,18 @@ def test_the_count_of_parameters_is_the_layouts():
 
 
 def test_a_short_text_is_read_four_times_at_most():
-    plans = make_plans(4 * 10**9, 1e21)
-    assert list(plans) == ["compute-optimal"]
-    assert plans["compute-optimal"].readings == 4
-    assert plans["compute-optimal"].n_tokens == 4e9
+    for flops in (1e21, 1e25):
+        plans = make_plans(4 * 10**9, flops)
+        assert list(plans) == ["text-limited"]
+        plan = plans["text-limited"]
+        assert plan.readings == 4 and plan.n_tokens == 4e9 and plan.flops < flops
+        assert plan.n_params == pytest.approx(2e8, rel=0.25)
+    assert list(make_plans(4 * 10**9, 1e17)) == ["compute-optimal", "inference-heavy"]
+
+
+@pytest.mark.parametrize("flops", [1e16, 1e18, 1e20, 1e22, 1e24])
+def test_the_arithmetic_is_what_there_is(flops):
+    assert make_plans(10**14, flops)["compute-optimal"].flops == pytest.approx(flops)
 
 
 @pytest.mark.parametrize(
