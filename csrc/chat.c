@@ -45,14 +45,14 @@ static llm_status conversation_copy(conversation **out, llm_template which,
   return LLM_OK;
 }
 
-/* Forgets the oldest turn: a user's message and all up to the next. 0: only one is left. */
-static int forget_turn(conversation *c) {
-  for (size_t i = c->first + 1; i < c->n_messages; i++)
-    if (c->messages[i].role == LLM_ROLE_USER) {
-      c->first = i;
-      return 1;
-    }
-  return 0;
+/* The message that begins the turn *n turns behind the one at `from`, a turn being a user's message
+ * and all up to the next. *n becomes what the turns allow. */
+static size_t skip_turns(const conversation *c, size_t from, size_t *n) {
+  size_t left = *n, at = from;
+  for (size_t i = from + 1; i < c->n_messages && left; i++)
+    if (c->messages[i].role == LLM_ROLE_USER) at = i, left--;
+  *n -= left;
+  return at;
 }
 
 /* The ids of what is not forgotten, with the call for an answer. */
@@ -75,17 +75,24 @@ static llm_status render(const llm_model *model, const conversation *c, id_list 
   return status;
 }
 
-/* Renders what fits `limit` tokens with n_more behind it, forgetting turns as long as it does not
- * and one can be forgotten. */
+/* Forgets the fewest turns, but one at least where there is one before the last, that leave a
+ * rendering of `limit` tokens at most with n_more behind it. Found by halving: thousands of turns
+ * are rendered a few times, not once each. */
 static llm_status render_fitting(const llm_model *model, conversation *c, size_t limit,
                                  size_t n_more, id_list *out, size_t *n_turns, llm_error *err) {
-  llm_status status = render(model, c, out, err);
-  while (!status && out->n + n_more > limit && forget_turn(c)) {
-    ++*n_turns;
-    free(out->ids);
-    status = render(model, c, out, err);
+  const size_t from = c->first;
+  size_t most = SIZE_MAX;
+  skip_turns(c, from, &most);
+  for (size_t least = most > 0;; free(out->ids)) {
+    *n_turns = least + (most - least) / 2;
+    c->first = skip_turns(c, from, n_turns);
+    llm_status status = render(model, c, out, err);
+    if (status || least == most) return status;
+    if (out->n + n_more > limit)
+      least = *n_turns + 1;
+    else
+      most = *n_turns;
   }
-  return status;
 }
 
 /* ---- the context ---- */
@@ -108,16 +115,14 @@ static llm_status forget_turns(llm_generator *g, size_t *n_tokens, size_t *n_tur
   conversation *conv = g->conversation;
   size_t n_answer = c->n_past - conv->n_prompt, n_before = c->n_past;
   id_list prompt;
-  *n_tokens = *n_turns = 0;
-  if (!forget_turn(conv)) return LLM_OK;
-  ++*n_turns;
+  *n_tokens = 0;
   llm_status status =
       render_fitting(c->model, conv, context_after_forgetting(c), n_answer, &prompt, n_turns, err);
   int32_t *all = NULL;
   size_t n = prompt.n + n_answer;
-  if (!status && !(all = malloc(n * sizeof *all)))
+  if (!status && *n_turns && !(all = malloc(n * sizeof *all)))
     status = error_nomem(err, n * sizeof *all, "the conversation to be kept");
-  if (!status) {
+  if (all) {
     memcpy(all, prompt.ids, prompt.n * sizeof *all);
     memcpy(all + prompt.n, c->ids + conv->n_prompt, n_answer * sizeof *all);
     conv->n_prompt = prompt.n;

@@ -228,8 +228,8 @@ static int is_full(const llm_generator *g, size_t n_more) {
 /* Evaluates the token of the last step, making room for it where the context forgets. */
 static llm_status evaluate_pending(llm_generator *g, llm_error *err) {
   llm_status status = LLM_OK;
-  if (is_full(g, 0)) {
-    status = g->make_room(g, &g->forgot_tokens, &g->forgot_turns, err);
+  if (is_full(g, 0)) { /* without make_room where others have filled it since */
+    if (g->make_room) status = g->make_room(g, &g->forgot_tokens, &g->forgot_turns, err);
     if (!status && g->forgot_tokens == 0) g->finish = LLM_FINISH_CONTEXT;
   }
   if (!status && !g->finish)

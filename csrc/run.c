@@ -322,7 +322,8 @@ static int run(options *o) {
 }
 
 int main(int argc, char **argv) {
-  options o = parse_arguments(argc, argv);
+  static options o; /* so that what it holds to the end is no leak */
+  o = parse_arguments(argc, argv);
   if (!o.seed_given) o.sampler.seed = random_seed();
   install_signals();
   return run(&o);

@@ -1,5 +1,6 @@
 /* test_chat.c: conversations on a tiny model, under the sanitizers above all. What an answer must
  * be is tested in tests/test_chat.py against fresh contexts. */
+#include "context.h"
 #include "tiny_model.h"
 
 static llm_message say(llm_role role, const char *text) {
@@ -70,7 +71,42 @@ static void test_modes(void) {
   tiny_close(&t);
 }
 
+/* Of a long conversation the fewest turns go: what one of them more would need does not fit. */
+static void test_fewest_turns(void) {
+  enum { N_TURNS = 150, N = 2 * N_TURNS + 1 };
+  tiny_model t = tiny_open(&(tiny_shape){LLM_TYPE_F32, 1, 32, 2, 1, 48, 512, 0, NULL});
+  static char text[64];
+  llm_message talk[N], kept[N];
+  llm_context *c = open_context(&t, 256, LLM_ON_FULL_FORGET);
+  llm_sampler *s;
+  llm_generator *g;
+  size_t n = 0;
+  memset(text, 'x', sizeof text);
+  CHECK(!llm_sampler_new(&s, TINY_VOCAB, NULL, NULL));
+  talk[0] = say(LLM_ROLE_SYSTEM, "brief");
+  for (size_t i = 1; i < N; i++)
+    talk[i] = (llm_message){i % 2 ? LLM_ROLE_USER : LLM_ROLE_ASSISTANT, text, i * 29 % 40};
+  for (size_t n_talk = 2; n_talk <= N; n_talk += 2) {
+    size_t gone = 0;
+    CHECK(!llm_chat_start(&g, c, s, LLM_TEMPLATE_CHATML, talk, n_talk, NULL, NULL));
+    kept[0] = talk[0];
+    for (;; gone += 2) { /* one turn after the other */
+      memcpy(kept + 1, talk + 1 + gone, (n_talk - 1 - gone) * sizeof *kept);
+      llm_chat_render(t.model, LLM_TEMPLATE_CHATML, kept, n_talk - gone, 1, NULL, 0, &n, NULL);
+      if (n <= (gone ? context_after_forgetting(c) : 256)) break;
+    }
+    CHECK_MSG(llm_generator_n_forgotten(g) == gone, "of %zu messages %zu went, expected %zu",
+              n_talk, llm_generator_n_forgotten(g), gone);
+    CHECK(llm_context_n_past(c) == (int64_t)n);
+    llm_generator_free(g);
+  }
+  llm_context_free(c);
+  llm_sampler_free(s);
+  tiny_close(&t);
+}
+
 int main(void) {
   test_modes();
+  test_fewest_turns();
   return check_report("test_chat");
 }

@@ -65,6 +65,31 @@ static void test_ends(void) {
   tiny_close(&t);
 }
 
+/* Others may use the context between two steps, to its last token. */
+static void test_filled_by_others(void) {
+  tiny_model t = open_tiny();
+  static const llm_on_full modes[] = {LLM_ON_FULL_STOP, LLM_ON_FULL_SLIDE, LLM_ON_FULL_FORGET};
+  for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+    llm_context_options options = llm_context_default_options();
+    llm_context *c;
+    llm_sampler *s;
+    llm_generator *g;
+    llm_step step;
+    options.on_full = modes[i];
+    CHECK(!llm_context_new(&c, t.model, &options, NULL));
+    CHECK(!llm_sampler_new(&s, TINY_VOCAB, NULL, NULL));
+    CHECK(!llm_generator_new(&g, c, s, prompt, 4, NULL, NULL));
+    CHECK(!llm_generator_next(g, &step, NULL) && step.id >= 0);
+    while (llm_context_n_past(c) < 16) CHECK(!llm_context_eval(c, prompt, 1, NULL, 0, NULL));
+    CHECK(!llm_generator_next(g, &step, NULL));
+    CHECK((step.finish == LLM_FINISH_CONTEXT) == (modes[i] == LLM_ON_FULL_STOP));
+    llm_generator_free(g);
+    llm_sampler_free(s);
+    llm_context_free(c);
+  }
+  tiny_close(&t);
+}
+
 static void test_proof(void) {
   tiny_model t = open_tiny();
   int32_t ids[5], again[5];
@@ -82,6 +107,7 @@ static void test_proof(void) {
 
 int main(void) {
   test_ends();
+  test_filled_by_others();
   test_proof();
   for (int i = LLM_FINISH_NONE; i <= LLM_FINISH_CANCELLED; i++)
     CHECK(llm_finish_name((llm_finish)i) != NULL);
