@@ -10,5 +10,20 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from llm.cli import main  # noqa: E402
 
+
+class Ended(KeyboardInterrupt):
+    """By another signal, which then is as Ctrl-C: no temporary file stays."""
+
+    def __init__(self, number: int):
+        self.signal = number
+
+
+def end(number, frame):
+    raise Ended(number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
     sys.exit(main())

@@ -36,7 +36,10 @@ def raise_error(err, path: str | None = None) -> None:
     message = ffi.string(err.message).decode("utf-8", "replace")
     kind = STATUS_EXCEPTIONS[ffi.string(lib.llm_status_name(err.status)).decode()]
     if kind is OSError and err.sys_errno:
-        raise OSError(err.sys_errno, message.removeprefix(path or "").lstrip(": "), path)
+        why = os.strerror(err.sys_errno)
+        if path and message.startswith(path):  # else the name was cleaned, and what it has is told
+            why = message.removeprefix(path).lstrip(": ")
+        raise OSError(err.sys_errno, why, path)
     if kind is ContextFullError:
         raise ContextFullError(message, n_tokens=err.found, n_ctx=err.limit)
     raise kind(message)

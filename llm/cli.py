@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of __main__.py
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return options.command(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _end_all("stopped")
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "signal", signal.SIGINT)  # of __main__.py
     except BrokenPipeError:
         _end_all("nobody reads standard output any more")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

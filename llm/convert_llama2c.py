@@ -41,7 +41,8 @@ def _read_header(path: Path) -> Hyperparameters:
     tied, V = V > 0, abs(V)
     if min(C, F, L, H, K, V, T) < 1 or C % H or H % K or C // H % 2:
         raise FormatError(
-            f"{path}: not a llama2.c checkpoint: its sizes are {(C, F, L, H, K, V, T)}"
+            f"{path}: neither a Hugging Face folder nor a llama2.c checkpoint, whose sizes these "
+            f"would be: {(C, F, L, H, K, V, T)}"
         )
     layer = 2 * C + 2 * C * C + 2 * C * (C // H * K) + 3 * C * F
     n = V * C * (1 if tied else 2) + L * layer + C + T * (C // H)  # last: cosines and sines

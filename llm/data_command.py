@@ -101,7 +101,7 @@ def make(options: Namespace, progress: Progress) -> int:
 def summary(shards) -> list[str]:
     corpus, lines = shards.content["corpus"], []
     rates = corpus["false_positive_rates"]
-    gone = f"{corpus['duplicates']:,} duplicates left out"
+    gone = f"{counted(corpus['duplicates'], 'duplicate')} left out"
     if "near" in rates:
         gone += f", {corpus['near_duplicates']:,} near duplicates"
     wrong = ", ".join(f"{name} {rate:.1e}" for name, rate in rates.items())

@@ -249,7 +249,7 @@ def check_alike(group: Group, facts: dict) -> None:
     for rank, (other, host) in enumerate(shared):
         for name in {**first, **other}:
             here, there = (facts.get(name, "not given") for facts in (first, other))
-            if here != there:
+            if repr(here) != repr(there):  # NaN is like NaN, and refused by who knows its limits
                 raise LlmError(
                     f"{name} is {here} on rank 0 and {there} on rank {rank} ({host}): all ranks "
                     "must be started alike"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .atomic import atomic_file
+from .atomic import atomic_file, refuse_device
 from .config import ALIGNMENT, ModelConfig, layout, layout_size
 
 MAGIC, VERSION = b"GGUF", 3
@@ -198,6 +198,7 @@ def _with_alignment(metadata: Iterable[tuple], alignment: int) -> list[Entry]:
 
 def refuse_foreign(path: str | os.PathLike) -> None:
     """What is no parameter file is not replaced by one: a mistyped name costs nothing."""
+    refuse_device(path)  # to open a pipe waits
     try:
         with open(path, "rb") as file:
             begins = file.read(4)

@@ -301,7 +301,8 @@ def run(options: argparse.Namespace) -> int:
     flops = options.count * options.days * 86400 * gpu.peak * gpu.mfu
     print(
         f"given      {human(text_bytes)}B of text, {human(text_bytes / BYTES_PER_TOKEN)} tokens at "
-        f"{BYTES_PER_TOKEN:g} bytes; {options.count:,} {options.gpu} for {options.days:g} days\n"
+        f"{BYTES_PER_TOKEN:g} bytes; {options.count:,} {options.gpu} for {options.days:g} "
+        f"day{'s' * (options.days != 1)}\n"
         f"assumed    {human(gpu.peak)}FLOP/s each in bf16, {gpu.mfu:.0%} of it kept: "
         f"{flops:.3g} FLOPs"
     )

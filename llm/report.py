@@ -96,15 +96,15 @@ class Report:
         )
         self.say(
             f"recipe     {s.optimizer}, batch {s.batch} in {counted(s.n_slots, 'slot')}, "
-            f"lr {s.lr:g}, warm-up {s.warmup} steps, {s.schedule}, "
+            f"lr {s.lr:g}, warm-up {counted(s.warmup, 'step')}, {s.schedule}, "
             f"weight decay {s.weight_decay:g}, clip {s.clip:g}, seed {s.seed}"
         )
         minutes = "1 minute" if s.minutes == 1 else f"{s.minutes or 0:g} minutes"
-        budget = minutes if run.n_steps is None else f"{run.n_steps:,} steps"
+        budget = minutes if run.n_steps is None else counted(run.n_steps, "step")
         ops, n_ranks = run.model.ops, run.group.size
-        ranks = f"{n_ranks} ranks of " if n_ranks > 1 else ""
+        threads = f"{n_ranks} ranks of " * (n_ranks > 1) + counted(ops.n_threads, "thread")
         self.say(
-            f"budget     {budget}, {ranks}{ops.n_threads} threads, {ops.kernels} kernels, "
+            f"budget     {budget}, {threads}, {ops.kernels} kernels, "
             f"{ops.precision} products, in {s.run_dir}"
         )
 
@@ -187,7 +187,7 @@ class Report:
     def finish(self, run, out: Path) -> None:
         n_epochs = run.n_tokens / len(run.examples.tokens)
         self.say(
-            f"trained    {run.step:,} steps, {run.n_tokens:,} tokens "
+            f"trained    {counted(run.step, 'step')}, {run.n_tokens:,} tokens "
             f"({n_epochs:.1f} times the text) in {run.seconds:.0f} s: "
             f"{run.bits_per_byte:.3f} held-out bits per byte at the end"
         )

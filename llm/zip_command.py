@@ -4,6 +4,7 @@ whole or not at all; - is standard input or output, which get what was checked, 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -51,6 +52,8 @@ def add_unzip(command: ArgumentParser) -> None:
 @contextmanager
 def source_file(path: str) -> Iterator[BinaryIO]:
     """What can seek: a pipe is read to its end first."""
+    if path == "-":
+        refuse_closed(sys.stdin, "standard input")
     with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
         if file.seekable():
             yield file
@@ -74,7 +77,14 @@ def target_file(path: str) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
 
 
+def refuse_closed(stream, name: str) -> None:
+    if getattr(stream, "name", None) == os.devnull:  # which main() opens in its place
+        raise OSError(errno.EBADF, "closed by the caller", name)
+
+
 def check_paths(options: Namespace) -> None:
+    if options.output == "-":
+        refuse_closed(sys.stdout, "standard output")
     for name, path in (("IN", options.input), ("the parameter file", options.model)):
         both_exist = path != "-" and os.path.exists(path) and os.path.exists(options.output)
         if both_exist and os.path.samefile(options.output, path):
@@ -90,6 +100,9 @@ def engine_options(options: Namespace) -> dict:
     for flag, name in (("block", "block_bytes"), ("window", "window"), ("lanes", "lanes")):
         if getattr(options, flag, None) is not None:
             given[name] = getattr(options, flag)
+    for name, value in given.items():
+        if isinstance(value, int) and not 0 <= value < 1 << 31:
+            raise ValueError(f"{name} is {value}, expected 0 to {(1 << 31) - 1}")
     return given
 
 
@@ -122,9 +135,10 @@ def table(sizes: Sizes, n_model: int) -> str:
         ("this archive", sizes.n_archive),
         ("with the parameter file", sizes.n_archive + n_model),
     ]
-    width, n_bytes = len(f"{rows[-1][1]:,}"), max(sizes.n_bytes, 1)
+    width, n_bytes = len(f"{rows[-1][1]:,}"), sizes.n_bytes
     return "\n".join(
-        f"{a:<24}{b:>{width},} bytes {8 * b / n_bytes:>12,.3f} bits/byte" for a, b in rows
+        f"{a:<24}{b:>{width},} bytes" + (f" {8 * b / n_bytes:>12,.3f} bits/byte" if n_bytes else "")
+        for a, b in rows
     )
 
 

@@ -478,8 +478,8 @@ def checkpoint(*sizes: int, n_floats: int) -> bytes:
 
 BAD_CHECKPOINTS = {
     "empty": (b"", "0 bytes, too short"),
-    "sizes": (checkpoint(8, 8, 1, 3, 1, 259, 8, n_floats=0), "its sizes are"),
-    "zero": (checkpoint(8, 8, 0, 2, 1, 259, 8, n_floats=0), "its sizes are"),
+    "sizes": (checkpoint(8, 8, 1, 3, 1, 259, 8, n_floats=0), "whose sizes these would be"),
+    "zero": (checkpoint(8, 8, 0, 2, 1, 259, 8, n_floats=0), "whose sizes these would be"),
     "too short": (checkpoint(8, 8, 1, 2, 1, 259, 8, n_floats=10), "its sizes need"),
     "huge": (checkpoint(*[1 << 30] * 3, 1 << 10, 1, 259, 8, n_floats=10), "its sizes need"),
     "version 1": (struct.pack("<Ii", 0x616B3432, 1) + bytes(300), "llama2.c version 1"),

@@ -4,7 +4,9 @@ import ctypes
 import errno
 import os
 import resource
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from models import WIDE, write_trained
 from rounding import SUPER_BLOCKS
 
 import llm
+from conftest import ROOT
 from llm._llm import ffi, lib
 from llm.binding import call, pointer_to
 from llm.calibrate import DAMPING, collect, feedback_of
@@ -350,6 +353,29 @@ def test_in_equal_to_out_is_refused(tiny, tmp_path):
         with pytest.raises(ValueError, match="is the file to read"):
             quantize_file(tiny, out, "Q4_0")
     assert tiny.read_bytes() == content
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tiny, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is there and is no regular file"):
+        quantize_file(tiny, tmp_path / "pipe", "Q4_0")
+
+
+STOPPED = """
+import os, runpy, sys
+import llm.quantize
+llm.quantize.proof_entries = lambda *_: os.kill(os.getpid(), int(sys.argv[0]))
+runpy.run_module("llm", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_temporary_file(tiny, tmp_path, number):
+    code = STOPPED.replace("int(sys.argv[0])", str(int(number)))
+    command = [sys.executable, "-c", code, "quantize", tiny, tmp_path / "out", "--type", "Q8_0"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (128 + number, b"stopped\n")
+    assert list(tmp_path.iterdir()) == [tiny]
 
 
 def test_what_is_no_parameter_file_is_refused_before_the_work(tiny, tmp_path):

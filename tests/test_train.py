@@ -368,6 +368,7 @@ def test_a_prompt_with_a_zero_byte(text, tmp_path):
         (["--prompt", "x" * 33], "--prompt has 33 tokens, more than the context of 32"),
         (["--batch", 1 << 20, "--n-ff", 1 << 20], "GB of memory, this machine has"),
         (["--n-embd", 1 << 17, "--n-layer", 1000], "GB of memory, this machine has"),
+        (["--lr", "nan"], "lr is nan, expected 1e-09 to 1000.0"),
     ],
 )
 def test_what_could_only_fail_later_fails_at_once(text, tmp_path, capfd, more, message):

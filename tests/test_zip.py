@@ -318,6 +318,30 @@ def test_a_pipe_into_a_file_that_is_there(files, tmp_path):
     assert (tmp_path / "text").read_bytes() == TEXT
 
 
+@pytest.mark.parametrize(("words", "closed"), [("unzip {} -", ">&-"), ("zip - {}", "<&-")])
+def test_a_closed_pipe_is_no_text_and_no_place_for_one(files, tmp_path, words, closed):
+    text, archive, *rest = files
+    assert main(["zip", text, archive, *rest]) == 0
+    target = archive if words.startswith("unzip") else tmp_path / "new"
+    command = [sys.executable, "-m", "llm", *words.format(target).split(), *rest]
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    done = subprocess.run(shell, capture_output=True)
+    assert done.returncode == 1 and b"standard" in done.stderr and b"closed" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("flag", ["--threads", "--window", "--block"])
+def test_numbers_that_no_machine_has(files, capsys, flag):
+    assert main(["zip", *files, flag, str(1 << 70)]) == 1
+    assert "expected" in capsys.readouterr().err
+
+
+def test_an_empty_text_has_no_bits_per_byte(files, tmp_path, capsys):
+    (tmp_path / "empty").touch()
+    assert main(["zip", str(tmp_path / "empty"), *files[1:]]) == 0
+    assert "bits/byte" not in capsys.readouterr().out
+
+
 def test_same_file_and_damage(files, tmp_path, capsys):
     text, archive, *rest = files
     assert main(["zip", text, text, *rest]) == 1
