@@ -198,12 +198,15 @@ static inline void tiny_tensors(tiny_file *f) {
   if (s->untied) tiny_linear(f, "output", TINY_VOCAB, s->n_embd, 0);
 }
 
-/* The file's bytes, in an allocation of exactly *n. */
-static inline unsigned char *tiny_write(const tiny_shape *s, size_t *n) {
+/* The file's bytes, in an allocation of exactly *n; the keys of `more` behind its own. */
+static inline unsigned char *tiny_write_with(const tiny_shape *s, const tiny_file *more,
+                                             size_t *n) {
   tiny_file f = {.s = s, .architecture = s->architecture ? s->architecture : "llama", .state = 1};
   tiny_bytes out = {0};
   tiny_hyperparameters(&f);
   tiny_vocabulary(&f);
+  if (more->n_keys) tiny_put(&f.keys, more->keys.data, more->keys.n);
+  f.n_keys += more->n_keys;
   tiny_tensors(&f);
   tiny_put(&out, "GGUF", 4);
   tiny_u32(&out, 3);
@@ -218,6 +221,10 @@ static inline unsigned char *tiny_write(const tiny_shape *s, size_t *n) {
   free(f.data.data);
   *n = out.n;
   return realloc(out.data, out.n);
+}
+
+static inline unsigned char *tiny_write(const tiny_shape *s, size_t *n) {
+  return tiny_write_with(s, &(tiny_file){0}, n);
 }
 
 typedef struct tiny_model {
