@@ -16,6 +16,7 @@ import os
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -415,6 +416,22 @@ def float_tensors(config: ModelConfig, flat_params: np.ndarray) -> list[TensorDa
     ]
 
 
+@contextmanager
+def unproved_file(path: str) -> Iterator[str]:
+    """The name of a file beside `path` that the engine reads for what `path` will say; it goes when
+    the block ends. Errors name `path`."""
+    first = f"{path}.{secrets.token_hex(4)}.unproved.tmp"
+    try:
+        yield first
+    except OSError as error:
+        if error.filename != first:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        if os.path.exists(first):
+            os.unlink(first)
+
+
 def write_proved(
     path: str | os.PathLike,
     config: ModelConfig,
@@ -436,12 +453,8 @@ def write_proved(
     if flat.shape != (layout_size(config),):
         raise ValueError(f"flat_params has shape {flat.shape}, expected ({layout_size(config)},)")
     tensors = float_tensors(config, flat)
-    first = f"{path}.{secrets.token_hex(4)}.unproved.tmp"
-    try:
+    with unproved_file(path) as first:
         write_parameter_file(first, metadata, tensors)
         metadata = metadata + proof_entries(first, probes, n_new)
-    finally:
-        if os.path.exists(first):
-            os.unlink(first)
     metadata.append(ratio_entry(provenance.corpus_bytes, metadata, tensors))
     write_parameter_file(path, metadata + provenance.run_entries(), tensors)

@@ -11,7 +11,6 @@ import hashlib
 import math
 import os
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -34,6 +33,7 @@ from .parameter_file import (
     proof_entries,
     ratio_entry,
     refuse_foreign,
+    unproved_file,
     write_parameter_file,
 )
 
@@ -329,8 +329,7 @@ def quantize_file(
             return TensorData(name, model.tensors.shape(name), types[name], data)
 
         tensors = [tensor(name) for name in model.tensors]
-        first = f"{target}.{secrets.token_hex(4)}.unproved.tmp"
-        try:
+        with unproved_file(target) as first:
             write_parameter_file(first, metadata, tensors)
             measured = None
             if text is not None:
@@ -343,13 +342,6 @@ def quantize_file(
             if probes:
                 metadata += proof_entries(first, probes, n_new)
             _finish(model, first, target, metadata)
-        except OSError as error:
-            if error.filename != first:
-                raise
-            raise OSError(error.errno, error.strerror, target) from error
-        finally:
-            if os.path.exists(first):
-                os.unlink(first)
         before, after = os.path.getsize(source), os.path.getsize(target)
         return Quantized(before, after, types, wanted(model, recipe, **chosen), measured)
 
