@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import numpy as np
@@ -57,6 +59,27 @@ def new(function: Callable, kind: str, free: Callable, *args, path: str | None =
     out = ffi.new(f"{kind} **")
     call(function, out, *args, path=path)
     return ffi.gc(out[0], free)
+
+
+class Alone:
+    """A C object for one thread at a time, in turn. The thread that is inside a call can come back
+    by way of a cancel_check alone, and is refused: it would wait for itself."""
+
+    def __init__(self, name: str, pointer):
+        self._name, self._pointer = name, pointer
+        self._lock = threading.RLock()
+        self._busy = False  # inside a call; seen under the lock by its own thread only
+
+    @contextmanager
+    def use(self) -> Iterator:
+        with self._lock:
+            if self._busy:
+                raise RuntimeError(f"a cancel_check used the {self._name} that it was asked about")
+            self._busy = True
+            try:
+                yield self._pointer
+            finally:
+                self._busy = False
 
 
 def file_name(path: str | os.PathLike) -> bytes:

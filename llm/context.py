@@ -1,6 +1,7 @@
 """Context: one timeline of tokens, over the compiled module `llm._llm`.
 
-A lock per context, and buffers kept alive; cffi releases the GIL during every call.
+A lock per context and per sampler, always taken in this order, and buffers kept alive; cffi
+releases the GIL during every call.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from llm._llm import ffi, lib
 from llm.binding import (
+    Alone,
     call,
     check_options,
     fits,
@@ -128,8 +130,6 @@ class Context:
         check_options("llm.Context()", options, CONTEXT, {})
         self._handle = model._handle
         self._n_vocab, self._n_embd = model.config.n_vocab, model.config.n_embd
-        self._lock = threading.RLock()
-        self._busy = False  # inside a call; seen under the lock by its own thread only
         self._options = ContextOptions(**options)
         self._pointer = new(
             lib.llm_context_new,
@@ -138,20 +138,17 @@ class Context:
             self._handle.use(),
             self._options.pointer,
         )
+        self._alone = Alone("context", self._pointer)
 
     @contextmanager
     def _use(self):
         """The C context, alone; the model is kept while it is in use."""
         model = self._handle.use()
-        with self._lock:
-            if self._busy:
-                raise RuntimeError("a cancel_check used the context that it was asked about")
-            self._busy = True
-            try:
-                yield self._pointer
-            finally:
-                self._busy = False
-                del model
+        try:
+            with self._alone.use() as pointer:
+                yield pointer
+        finally:
+            del model
 
     @property
     def n_ctx(self) -> int:
@@ -252,7 +249,8 @@ class Context:
         array = id_array(ids)
         options = GeneratorOptions(max_tokens, stop, logprobs)
         prompt = pointer_to("int32_t", array), array.size
-        yield from self._steps(self._start(lib.llm_generator_new, sampler, *prompt, options))
+        generator = self._start(lib.llm_generator_new, sampler, *prompt, options)
+        yield from self._steps(generator, sampler)
 
     def chat(
         self,
@@ -271,7 +269,7 @@ class Context:
         conversation = family(template), array, len(messages)
         generator = self._start(lib.llm_chat_start, sampler, *conversation, options)
         del kept
-        for step in self._steps(generator):
+        for step in self._steps(generator, sampler):
             yield dataclasses.replace(
                 step, forgot_messages=lib.llm_generator_n_forgotten(generator)
             )
@@ -279,14 +277,14 @@ class Context:
     def _start(self, function: Callable, sampler: Sampler, *args) -> object:
         """An llm_generator by one of its constructors; the last of args are GeneratorOptions."""
         out, options = ffi.new("llm_generator **"), args[-1].pointer
-        with self._use() as pointer:
-            call_cancellable(function, out, pointer, sampler._pointer, *args[:-1], options)
+        with self._use() as pointer, sampler._use() as own:
+            call_cancellable(function, out, pointer, own, *args[:-1], options)
         return ffi.gc(out[0], lib.llm_generator_free)
 
-    def _steps(self, generator) -> Iterator[Step]:
+    def _steps(self, generator, sampler: Sampler) -> Iterator[Step]:
         step = ffi.new("llm_step *")
         while not step.finish:
-            with self._use():
+            with self._use(), sampler._use():
                 call_cancellable(lib.llm_generator_next, generator, step)
                 text = ffi.buffer(step.text, step.n_bytes)[:] if step.n_bytes else b""
             finish = ffi.string(lib.llm_finish_name(step.finish)).decode() if step.finish else None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import call, id_array, new, options_of, pointer_to
+from llm.binding import Alone, call, id_array, new, options_of, pointer_to
 
 
 class Sampler:
@@ -17,7 +17,7 @@ class Sampler:
     In this order: penalties on the last penalty_last_n accepted tokens (repeat_penalty divides,
     presence_penalty and frequency_penalty subtract), logit_bias {id: bias} (-inf bans), top_k,
     top_p, min_p, temperature; csrc/llm.h has the formulas. A stream accepts the prompt and every
-    new token by itself."""
+    new token by itself. Calls from several threads, and steps of streams, wait for each other."""
 
     def __init__(
         self,
@@ -52,26 +52,28 @@ class Sampler:
         options.n_biases = bias_ids.size
         options.bias_ids = pointer_to("int32_t", bias_ids)
         options.bias_values = pointer_to("float", bias_values)
-        self._pointer = new(
-            lib.llm_sampler_new, "llm_sampler", lib.llm_sampler_free, n_vocab, options
-        )
+        made = new(lib.llm_sampler_new, "llm_sampler", lib.llm_sampler_free, n_vocab, options)
+        self._use = Alone("sampler", made).use
 
     def sample(self, logits: np.ndarray) -> int:
         row = _row(logits)
         if row.size != self.n_vocab:
             raise ValueError(f"logits have shape {row.shape}, expected ({self.n_vocab},)")
-        return lib.llm_sampler_sample(self._pointer, pointer_to("float", row))
+        with self._use() as pointer:
+            return lib.llm_sampler_sample(pointer, pointer_to("float", row))
 
     def accept(self, ids) -> None:
         """Tokens that the penalties look back on, after those of earlier calls."""
         array = id_array(ids)
         if array.size and not (0 <= array.min() and array.max() < self.n_vocab):
             raise ValueError(f"a token id is outside the vocabulary of {self.n_vocab}")
-        lib.llm_sampler_accept(self._pointer, pointer_to("int32_t", array), array.size)
+        with self._use() as pointer:
+            lib.llm_sampler_accept(pointer, pointer_to("int32_t", array), array.size)
 
     def reset(self) -> None:
         """Forgets the accepted tokens; the random state goes on."""
-        lib.llm_sampler_reset(self._pointer)
+        with self._use() as pointer:
+            lib.llm_sampler_reset(pointer)
 
 
 SAMPLING = options_of(Sampler)

@@ -222,6 +222,46 @@ def test_a_cancel_check_cannot_use_its_own_context(model):
     assert other.eval([1]).shape == (1, TINY.n_vocab)  # other contexts are free
 
 
+def test_a_cancel_check_cannot_use_the_sampler_of_its_step(model):
+    sampler, other = Sampler(TINY.n_vocab), Sampler(TINY.n_vocab)
+    context = Context(model, cancel_check=lambda: other.reset())
+    next(context.stream([1], sampler))
+    other = sampler
+    with pytest.raises(RuntimeError, match="a cancel_check used the sampler"):
+        next(context.stream([1], sampler))
+
+
+def test_threads_that_share_a_sampler_wait_for_each_other(model):
+    started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def check():
+        started.set()
+        go_on.wait(30)
+
+    sampler = Sampler(TINY.n_vocab)
+    one, other = Context(model, cancel_check=check), Context(model)
+    idle = other.stream([1], sampler, 5)
+    next(idle)  # between its steps a stream holds nothing
+    threads = [threading.Thread(target=lambda: next(one.stream([1], sampler)))]
+    for use in (
+        lambda: next(idle),
+        lambda: next(Context(model).stream([1], sampler)),
+        lambda: sampler.sample(np.zeros(TINY.n_vocab)),
+        lambda: sampler.accept([1]),
+        sampler.reset,
+    ):
+        threads.append(threading.Thread(target=lambda use=use: (use(), ended.set())))
+    threads[0].start()
+    assert started.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    assert not ended.wait(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert ended.is_set() and not any(thread.is_alive() for thread in threads)
+
+
 def test_a_forked_process_can_use_and_drop_a_model(path):
     code = f"""
 import os, signal, llm
