@@ -24,7 +24,10 @@ MAX_TOKENS = 1024  # of an answer: small models may not find an end
 class Chat:
     """messages: the conversation as far as it is not forgotten. on_forget: called with the Step
     that reports forgotten turns. sampling: options of Sampler; context: options of Context, before
-    those that the model was opened with."""
+    those that the model was opened with.
+
+    Calls from several threads do no harm, but their messages mix: a conversation wants one at a
+    time. An answer that is under way at a reset() or load() stays out of the new conversation."""
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class Chat:
 
     def reset(self) -> None:
         """Begins again, with the conversation's system message."""
-        self.messages = [m for m in self.messages[:1] if m["role"] == "system"]
+        self.messages = _system(self.messages)
         self.context.truncate(0)
 
     def stream(
@@ -57,16 +60,12 @@ class Chat:
     ) -> Iterator[str]:
         """The answer, piece by piece. An answer that is not read to its end stays as far as it was
         read."""
-        self.messages.append({"role": "user", "content": text})
+        messages, question = self.messages, {"role": "user", "content": text}
         answer, n_forgotten = b"", 0
-        steps = self.context.chat(
-            self.messages, self.sampler, max_tokens, stop, template=self.template
-        )
-        try:
-            step = next(steps)
-        except BaseException:
-            self.messages.pop()
-            raise
+        asked = [*messages, question]
+        steps = self.context.chat(asked, self.sampler, max_tokens, stop, template=self.template)
+        step = next(steps)
+        messages.append(question)  # where nothing failed
         try:
             while step is not None:
                 answer += step.text
@@ -77,9 +76,9 @@ class Chat:
                     yield step.text.decode("utf-8", "replace")
                 step = next(steps, None)
         finally:
-            system = int(self.messages[0]["role"] == "system")
-            del self.messages[system : system + n_forgotten]
-            self.messages.append(
+            system = len(_system(messages))
+            del messages[system : system + n_forgotten]
+            messages.append(
                 {"role": "assistant", "content": answer.decode("utf-8", "surrogateescape")}
             )
 
@@ -100,12 +99,11 @@ class Chat:
                 self.model._handle.use(),
                 family(self.template),
                 array,
-                len(self.messages),
+                len(kept),
                 lib.llm_context_ids(pointer),
                 lib.llm_context_n_past(pointer),
                 path=os.fspath(path),
             )
-        del kept
 
     def load(self, path: str | os.PathLike) -> None:
         """Goes on with a saved conversation. FormatError where it was saved with another parameter
@@ -130,6 +128,11 @@ class Chat:
         which = lib.llm_session_template(session)
         self.template = names()[which - 1] if which else None
         self.messages = loaded
+
+
+def _system(messages: list[dict]) -> list[dict]:
+    """The system message, where there is one."""
+    return [m for m in messages[:1] if m["role"] == "system"]
 
 
 def _message(message) -> dict:

@@ -56,11 +56,14 @@ def family(template: str | None) -> int:
 
 
 def message_array(messages: Sequence[Mapping[str, str]]):
-    """The C array and what it points at."""
-    if isinstance(messages, str | bytes) or not all(isinstance(m, Mapping) for m in messages):
+    """The C array, and what it points at: one for each message, of which another thread may have
+    made more since."""
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
+    held = list(messages) if is_list else []
+    if not is_list or not all(isinstance(m, Mapping) for m in held):
         raise TypeError('messages is no list of {"role": ..., "content": ...}')
-    array, kept = ffi.new("llm_message[]", max(len(messages), 1)), []
-    for at, message in enumerate(messages):
+    array, kept = ffi.new("llm_message[]", max(len(held), 1)), []
+    for at, message in enumerate(held):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ValueError(f"message {at}: role {role!r}, expected one of {', '.join(ROLES)}")
@@ -89,7 +92,7 @@ def render(
             handle.use(),
             which,
             array,
-            len(messages),
+            len(kept),
             int(add_generation_prompt),
             pointer_to("int32_t", ids),
             ids.size,

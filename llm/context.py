@@ -266,7 +266,7 @@ class Context:
         turns where it does not fit. Steps as those of stream()."""
         array, kept = message_array(messages)
         options = GeneratorOptions(max_tokens, stop, logprobs)
-        conversation = family(template), array, len(messages)
+        conversation = family(template), array, len(kept)
         generator = self._start(lib.llm_chat_start, sampler, *conversation, options)
         del kept
         for step in self._steps(generator, sampler):

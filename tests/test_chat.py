@@ -201,6 +201,53 @@ def test_a_failed_message_is_taken_back(model):
     assert len(chat.messages) == 2
 
 
+def test_messages_that_another_thread_takes_away_are_still_read(model, tmp_path):
+    """As many as there were when they were first looked at."""
+
+    class Last(dict):
+        def get(self, key):
+            del talk[:-1]
+            return super().get(key)
+
+    options = {"n_ctx": 256, "allow_long_context": True}
+    talk = [*TALK[:-1], Last(TALK[-1])]
+    assert model.render_chat(talk) == model.render_chat(TALK) and len(talk) == 1
+    talk, context = [*TALK[:-1], Last(TALK[-1])], Context(model, **options)
+    list(context.chat(talk, sampler(model), 0))
+    assert context.ids == model.render_chat(TALK) and len(talk) == 1
+    chat, other = llm.Chat(model), llm.Chat(model)
+    talk = chat.messages = [*TALK[:-1], Last(TALK[-1])]
+    chat.save(tmp_path / "talk")
+    other.load(tmp_path / "talk")
+    assert other.messages == TALK and len(talk) == 1
+
+
+def test_a_reset_during_an_answer_leaves_an_empty_conversation(model):
+    chat = llm.Chat(model, context={"n_ctx": 256, "allow_long_context": True}, seed=1)
+    pieces = chat.stream("one", max_tokens=9)
+    next(pieces)
+    chat.reset()
+    pieces.close()
+    assert chat.messages == []
+
+
+def test_a_failed_message_takes_no_other_with_it(model, monkeypatch):
+    """Another thread's, which came meanwhile."""
+    chat, others = llm.Chat(model, seed=1), []
+
+    def fails(*_, **__):
+        monkeypatch.undo()
+        others.append(chat.stream("two", max_tokens=9))
+        next(others[0])
+        raise ZeroDivisionError
+        yield
+
+    monkeypatch.setattr(chat.context, "chat", fails)
+    with pytest.raises(ZeroDivisionError):
+        chat.say("one")
+    assert chat.messages == [user("two")]
+
+
 def test_an_answer_that_is_not_read_to_its_end_stays_as_far_as_it_was_read(model):
     chat = llm.Chat(model, context={"n_ctx": 256, "allow_long_context": True}, seed=1)
     for question in "one", "two":

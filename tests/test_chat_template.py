@@ -451,3 +451,9 @@ def test_a_family_by_name(opened):
 def test_bad_messages(messages, fragment, opened):
     with pytest.raises(ValueError, match=fragment):
         opened("chatml").render_chat(messages)
+
+
+@pytest.mark.parametrize("messages", [None, 5, "", "a", b"", {}, message("user", "x"), ["a"]])
+def test_no_list_of_messages(messages, opened):
+    with pytest.raises(TypeError, match="messages is no list of"):
+        opened("chatml").render_chat(messages)
