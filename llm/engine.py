@@ -32,6 +32,7 @@ from llm.tokenizer import Tokenizer
 Config = dataclasses.make_dataclass(
     "Config", [name for name, _ in ffi.typeof("llm_config").fields], frozen=True
 )
+Config.__module__ = __name__  # where pickle looks for it
 
 
 def _config(struct) -> Config:

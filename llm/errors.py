@@ -30,6 +30,9 @@ class ContextFullError(LlmError):
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
 
+    def __reduce__(self):  # an exception is copied and pickled by its message alone
+        return type(self), (*self.args, self.n_tokens, self.n_ctx), self.__dict__
+
 
 class CorpusError(LlmError, ValueError):
     """Text that cannot be trained on: empty, binary, unreadable or gone."""

@@ -1,8 +1,10 @@
 """The bindings: agreement with the float64 NumPy model, generation, lifetimes, errors, threads."""
 
+import copy
 import dataclasses
 import gc
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -294,6 +296,19 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "interrupted\n" and done.returncode == 0, done.stderr
+
+
+def test_exceptions_and_the_config_go_to_other_processes(model):
+    with pytest.raises(llm.ContextFullError) as full:
+        model.generate([1] * 65)
+    errors = [full.value, *(kind("why") for kind in (llm.FormatError, llm.PackageError))]
+    for error in errors:
+        error.where = "there"
+        for again in pickle.loads(pickle.dumps(error)), copy.copy(error):
+            assert type(again) is type(error) and str(again) == str(error)
+            assert vars(again) == vars(error)
+    for again in pickle.loads(pickle.dumps(model.config)), copy.deepcopy(model.config):
+        assert again == model.config
 
 
 # ---- lifetimes ----
