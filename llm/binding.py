@@ -7,6 +7,7 @@ tensor view, holds the model too: the file is unmapped when the last of these le
 from __future__ import annotations
 
 import inspect
+import operator
 import os
 import threading
 from array import array
@@ -82,16 +83,72 @@ class Alone:
                 self._busy = False
 
 
+# ---- arguments ----
+
+
+def typed(name: str, value, kind: type):
+    """TypeError for an argument that is no such thing."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+INT32, INT64 = 2**31 - 1, 2**63 - 1  # the largest of each
+
+
+def integer(name: str, value, low: int | None = None, high: int = INT32) -> int:
+    """low: None for that of the C field, where C itself says what of it makes sense."""
+    low = -high - 1 if low is None else low
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+    if number < low:
+        raise ValueError(f"{name} is {number}, expected {low} or more")
+    if number > high:
+        raise ValueError(f"{name} is {number}, expected at most {high}")
+    return number
+
+
+def chosen(name: str, value, choices: Mapping[str, int]) -> int:
+    """What is chosen by its name."""
+    if value not in list(choices):  # a list also finds what has no hash
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+    return choices[value]
+
+
+def c_string(name: str, raw: bytes) -> bytes:
+    if b"\0" in raw:  # C would take the part before it
+        raise ValueError(f"{name} cannot hold a zero byte: {os.fsdecode(raw)!r}")
+    return raw
+
+
 def file_name(path: str | os.PathLike) -> bytes:
     """As C takes it."""
-    name = os.fsencode(path)
-    if b"\0" in name:  # C would open the file of the part before it
-        raise ValueError(f"a path cannot hold a zero byte: {os.fspath(path)!r}")
-    return name
+    return c_string("a path", os.fsencode(path))
+
+
+def word(name: str, value: str) -> bytes:
+    """A name of something, as C takes it."""
+    return c_string(name, typed(name, value, str).encode("utf-8", "surrogateescape"))
+
+
+def is_text(value) -> bool:
+    """str, or what is like bytes; a NumPy array is numbers, also where these are bytes."""
+    if isinstance(value, memoryview):
+        return value.itemsize == 1
+    return isinstance(value, str | bytes | bytearray)
+
+
+def to_bytes(text, name: str = "text") -> bytes:
+    """UTF-8 of a str, or the bytes of anything like bytes."""
+    if not is_text(text):
+        raise TypeError(f"{name} must be str or bytes, not {type(text).__name__}")
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
 
 
 NOT_IDS = "token ids must be a flat sequence of integers"
-TOO_WIDE = "a token id does not fit 32 bits"
+TOO_WIDE = "token ids must fit 32 bits"
 
 
 def id_array(ids) -> np.ndarray:
@@ -102,18 +159,19 @@ def id_array(ids) -> np.ndarray:
         raise ValueError(NOT_IDS) from None
     except OverflowError:
         raise ValueError(TOO_WIDE) from None
-    if wide.ndim != 1 or (wide.size and wide.dtype.kind not in "iu"):
+    if wide.ndim != 1 or is_text(ids):
         raise ValueError(NOT_IDS)
-    if wide.size and (wide.max() > 2**31 - 1 or wide.min() < -(2**31)):
-        raise ValueError(TOO_WIDE)
+    return int32_array("token ids", wide)
+
+
+def int32_array(name: str, values) -> np.ndarray:
+    """C-ordered; what int32 cannot hold is a ValueError."""
+    wide = np.asarray(values)
+    if wide.size and wide.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers")
+    if wide.size and (wide.max() > INT32 or wide.min() < -INT32 - 1):
+        raise ValueError(f"{name} must fit 32 bits")
     return np.ascontiguousarray(wide, dtype=np.int32)
-
-
-def fits(name: str, value: int, bits: int = 32) -> int:
-    """For a field of so many bits; C says what of them it takes."""
-    if not -(1 << bits - 1) <= value < 1 << bits - 1:
-        raise ValueError(f"{name} is {value}, which does not fit {bits} bits")
-    return value
 
 
 def pointer_to(kind: str, array: np.ndarray):
@@ -133,13 +191,14 @@ def check_options(
     caller: str, given: Iterable[str], known: Sequence[str], others: Mapping[str, Sequence[str]]
 ) -> None:
     """TypeError for an option that `caller`, which is what the user called, has not: says which of
-    the others has it, or the nearest one that there is, or all of them."""
+    the others has it, or those that it begins, or the nearest one, or all that there are."""
     for name in given:
         if name in known:
             continue
         hint = f"its options are {', '.join(known)}"
-        if near := get_close_matches(name, known, n=1):
-            hint = f"did you mean {near[0]}?"
+        begun = [option for option in known if option.startswith(name)]
+        if near := begun or get_close_matches(name, known, n=1):
+            hint = f"did you mean {' or '.join(near)}?"
         if has := [other for other, names in others.items() if name in names]:
             hint = f"{has[0]} has it"
         raise TypeError(f"{caller} has no option {name}: {hint}")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from llm._llm import ffi, lib
-from llm.binding import call, check_options, file_name, new, options_of
+from llm.binding import call, check_options, file_name, new, options_of, typed
 from llm.chat_template import ROLES, family, message_array, names, warn_of_stand_in
 from llm.context import CONTEXT, Context, Step
 from llm.engine import Model
@@ -40,8 +40,9 @@ class Chat:
     ):
         elsewhere = {"say()": options_of(Chat.stream), "llm.Model()": CONTEXT}
         check_options("llm.Chat()", sampling, [*options_of(Chat), *SAMPLING], elsewhere)
-        self.model = model
-        options = {"on_full": "forget"} | model._options | (context or {})
+        self.model = typed("model", model, Model)
+        family(template)  # a wrong one fails here, not at the first answer
+        options = {"on_full": "forget"} | model._options | typed("context", context or {}, dict)
         self.context = Context(model, **options)
         self.sampler = Sampler(model.config.n_vocab, **sampling)
         self.template, self._on_forget = template, on_forget

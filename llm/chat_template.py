@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import Handle, pointer_to, raise_error
+from llm.binding import Handle, chosen, is_text, pointer_to, raise_error, to_bytes, word
 
 ROLES = {
     "system": lib.LLM_ROLE_SYSTEM,
@@ -49,9 +49,9 @@ def family(template: str | None) -> int:
     """llm_template of a name; None: the file's."""
     if template is None:
         return lib.LLM_TEMPLATE_AUTO
-    found = lib.llm_template_find(template.encode())
+    found = lib.llm_template_find(word("template", template))
     if found == lib.LLM_TEMPLATE_AUTO:
-        raise ValueError(f"template {template!r}, expected one of {', '.join(names())}")
+        raise ValueError(f"template is {template!r}, expected one of {', '.join(names())}")
     return found
 
 
@@ -65,13 +65,12 @@ def message_array(messages: Sequence[Mapping[str, str]]):
     array, kept = ffi.new("llm_message[]", max(len(held), 1)), []
     for at, message in enumerate(held):
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ValueError(f"message {at}: role {role!r}, expected one of {', '.join(ROLES)}")
-        if not isinstance(content, str | bytes):
+        number = chosen(f"message {at}: role", role, ROLES)
+        if not is_text(content):
             raise ValueError(f"message {at}: content is no text")
-        raw = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+        raw = to_bytes(content)
         text = ffi.from_buffer("char[]", raw)
-        array[at].role, array[at].text, array[at].n_bytes = ROLES[role], text, len(raw)
+        array[at].role, array[at].text, array[at].n_bytes = number, text, len(raw)
         kept.append(text)
     return array, kept
 

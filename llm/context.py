@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,15 +17,22 @@ import numpy as np
 
 from llm._llm import ffi, lib
 from llm.binding import (
+    INT64,
     Alone,
+    Handle,
     call,
     check_options,
-    fits,
+    chosen,
     id_array,
+    integer,
+    is_text,
     new,
     options_of,
     pointer_to,
     raise_error,
+    to_bytes,
+    typed,
+    word,
 )
 from llm.chat_template import family, message_array
 from llm.sampler import Sampler
@@ -100,21 +107,16 @@ class ContextOptions:
         n_sink: int = 4,
         cancel_check: Callable[[], object] | None = None,
     ):
-        if kv_type not in self._KV_TYPES:
-            raise ValueError(f"kv_type is {kv_type!r}, expected 'f16', 'f32' or 'q8_0'")
-        if on_full not in self._ON_FULL:
-            raise ValueError(f"on_full is {on_full!r}, expected 'stop', 'forget' or 'slide'")
         self._check = ffi.new_handle(cancel_check)
-        self._kernels = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
+        self._kernels = ffi.NULL if kernels is None else ffi.new("char[]", word("kernels", kernels))
         self.pointer = ffi.new("llm_context_options *")
-        self.pointer.n_ctx = fits("n_ctx", n_ctx, 64)
-        self.pointer.n_threads = fits("n_threads", n_threads)
-        self.pointer.kv_type, self.pointer.kernels = self._KV_TYPES[kv_type], self._kernels
+        self.pointer.n_ctx = integer("n_ctx", n_ctx, high=INT64)
+        self.pointer.n_threads = integer("n_threads", n_threads)
+        self.pointer.kv_type = chosen("kv_type", kv_type, self._KV_TYPES)
+        self.pointer.kernels = self._kernels
         self.pointer.allow_long_context = int(allow_long_context)
-        self.pointer.on_full, self.pointer.n_sink = (
-            self._ON_FULL[on_full],
-            fits("n_sink", n_sink, 64),
-        )
+        self.pointer.on_full = chosen("on_full", on_full, self._ON_FULL)
+        self.pointer.n_sink = integer("n_sink", n_sink, high=INT64)
         self.pointer.cancel_check = lib.llm_python_cancel_check
         self.pointer.cancel_user = self._check
 
@@ -128,6 +130,8 @@ class Context:
     def __init__(self, model: Model, **options):
         """options: those of ContextOptions."""
         check_options("llm.Context()", options, CONTEXT, {})
+        if not isinstance(getattr(model, "_handle", None), Handle):  # engine.py imports this file
+            raise TypeError(f"model must be an llm.Model, not {type(model).__name__}")
         self._handle = model._handle
         self._n_vocab, self._n_embd = model.config.n_vocab, model.config.n_embd
         self._options = ContextOptions(**options)
@@ -172,7 +176,7 @@ class Context:
     def eval(self, ids, n_rows: int = 1) -> np.ndarray:
         """Appends tokens; returns the logits of the last n_rows of them, (n_rows, n_vocab)."""
         array = id_array(ids)
-        if not 0 <= n_rows <= array.size:
+        if integer("n_rows", n_rows, low=0) > array.size:
             raise ValueError(f"logits of {n_rows} rows asked for {array.size} tokens")
         with self._use() as pointer:
             out = np.empty((n_rows, self._n_vocab), np.float32)
@@ -205,13 +209,13 @@ class Context:
     def truncate(self, n_keep: int = 0) -> None:
         """Forgets every token from position n_keep on."""
         with self._use() as pointer:
-            call(lib.llm_context_truncate, pointer, n_keep)
+            call(lib.llm_context_truncate, pointer, integer("n_keep", n_keep, high=INT64))
 
     def score(self, ids, stride: int = 0) -> tuple[np.ndarray, float]:
         """-ln p of each token of a text (NaN for the first), and their sum. Windows of n_ctx that
         begin `stride` tokens apart (0: half overlap) where the text is longer; each token is
         scored once. Starts from an empty context."""
-        array = id_array(ids)
+        array, stride = id_array(ids), integer("stride", stride, high=INT64)
         each, out = np.empty(array.size, np.float32), ffi.new("llm_score *")
         with self._use() as pointer:
             call_cancellable(
@@ -277,6 +281,7 @@ class Context:
     def _start(self, function: Callable, sampler: Sampler, *args) -> object:
         """An llm_generator by one of its constructors; the last of args are GeneratorOptions."""
         out, options = ffi.new("llm_generator **"), args[-1].pointer
+        typed("sampler", sampler, Sampler)
         with self._use() as pointer, sampler._use() as own:
             call_cancellable(function, out, pointer, own, *args[:-1], options)
         return ffi.gc(out[0], lib.llm_generator_free)
@@ -294,25 +299,25 @@ class Context:
             yield Step(id, text, finish, step.forgot_tokens, step.forgot_turns, 0, logprob, top)
 
 
+def _limit(name: str, value: int | None) -> int:
+    """As C has what may be absent."""
+    return -1 if value is None else integer(name, value, 0, INT64)
+
+
 class GeneratorOptions:
     """llm_generator_options, with the memory that they point at."""
 
     def __init__(
         self, max_tokens: int | None, stop: Sequence[str | bytes], logprobs: int | None = None
     ):
-        if logprobs is not None and logprobs < 0:
-            raise ValueError(f"logprobs is {logprobs}, expected 0 or more alternatives")
-        if max_tokens is not None and max_tokens < 0:
-            raise ValueError(f"max_tokens is {max_tokens}, expected 0 or more")
-        if isinstance(stop, str | bytes):
-            stop = [stop]
-        raw = [s.encode("utf-8", "surrogateescape") if isinstance(s, str) else s for s in stop]
+        stop = [stop] if is_text(stop) else typed("stop", stop, Iterable)
+        raw = [to_bytes(s, "a stop string") for s in stop]
         self._kept = [ffi.new("char[]", s) for s in raw]
         self._list = ffi.new("char *[]", self._kept)
         self._lengths = ffi.new("size_t[]", [len(s) for s in raw])
         self.pointer = ffi.new("llm_generator_options *")
-        self.pointer.max_tokens = -1 if max_tokens is None else fits("max_tokens", max_tokens, 64)
-        self.pointer.n_top = -1 if logprobs is None else fits("logprobs", logprobs, 64)
+        self.pointer.max_tokens = _limit("max_tokens", max_tokens)
+        self.pointer.n_top = _limit("logprobs", logprobs)
         self.pointer.n_stop = len(raw)
         self.pointer.stop, self.pointer.stop_bytes = self._list, self._lengths
 

@@ -21,6 +21,8 @@ from llm.binding import (
     call,
     check_options,
     id_array,
+    integer,
+    is_text,
     options_of,
     pointer_to,
 )
@@ -162,7 +164,7 @@ class Model:
             return context.eval(array, n_rows=array.size)
 
     def _ids(self, text: str | bytes | Sequence[int], special: bool = False) -> Sequence[int]:
-        return self.tokenize(text, special) if isinstance(text, str | bytes) else text
+        return self.tokenize(text, special) if is_text(text) else text
 
     def _prompt_ids(self, prompt: str | bytes | Sequence[int], special: bool) -> Sequence[int]:
         ids = self._ids(prompt, special)
@@ -237,9 +239,7 @@ class Model:
         seed: int | None = None,
         **sampling,
     ) -> Iterator[list[Step]]:
-        if n < 1:
-            raise ValueError(f"n is {n}, expected 1 or more")
-        ids, held = self._prompt_ids(prompt, special), 0
+        n, ids, held = integer("n", n, low=1), self._prompt_ids(prompt, special), 0
         first = Sampler(self.config.n_vocab, seed=seed, **sampling).seed
         with self._context() as context:
             for i in range(n):

@@ -8,7 +8,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from llm._llm import ffi, lib
-from llm.binding import Alone, call, id_array, new, options_of, pointer_to
+from llm.binding import (
+    INT64,
+    Alone,
+    call,
+    id_array,
+    integer,
+    new,
+    options_of,
+    pointer_to,
+    typed,
+)
 
 
 class Sampler:
@@ -33,26 +43,23 @@ class Sampler:
         penalty_last_n: int = 64,
         logit_bias: Mapping[int, float] | None = None,
     ):
-        self.seed = secrets.randbits(32) if seed is None else seed
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
-        for name, value in (("top_k", top_k), ("penalty_last_n", penalty_last_n)):
-            if not -(2**31) <= value < 2**31:
-                raise ValueError(f"{name} is {value}, expected 0 (off) to 2^31 - 1")
-        self.n_vocab = n_vocab
-        bias_ids = id_array(list(logit_bias or {}))
-        bias_values = np.array(list((logit_bias or {}).values()), np.float32)
+        self.seed = integer("seed", secrets.randbits(32) if seed is None else seed, 0, 2**64 - 1)
+        self.n_vocab = integer("n_vocab", n_vocab, high=INT64)
+        biases = typed("logit_bias", {} if logit_bias is None else logit_bias, Mapping)
+        bias_ids = id_array(list(biases))
+        bias_values = np.array(list(biases.values()), np.float32)
         options = ffi.new("llm_sampler_options *")
-        options.temperature, options.top_k, options.top_p = temperature, top_k, top_p
+        options.temperature, options.top_p = temperature, top_p
+        options.top_k = integer("top_k", top_k)
         options.seed, options.min_p = self.seed, min_p
         options.repeat_penalty = repeat_penalty
         options.presence_penalty = presence_penalty
         options.frequency_penalty = frequency_penalty
-        options.penalty_last_n = penalty_last_n
+        options.penalty_last_n = integer("penalty_last_n", penalty_last_n)
         options.n_biases = bias_ids.size
         options.bias_ids = pointer_to("int32_t", bias_ids)
         options.bias_values = pointer_to("float", bias_values)
-        made = new(lib.llm_sampler_new, "llm_sampler", lib.llm_sampler_free, n_vocab, options)
+        made = new(lib.llm_sampler_new, "llm_sampler", lib.llm_sampler_free, self.n_vocab, options)
         self._use = Alone("sampler", made).use
 
     def sample(self, logits: np.ndarray) -> int:
@@ -106,7 +113,7 @@ def top_logprobs(logits: np.ndarray, n: int) -> list[tuple[int, float]]:
     """The n likeliest tokens under softmax(logits) with their log-probabilities, the likeliest
     first, ties to the lowest id."""
     row = _row(logits)
-    if not 0 <= n <= row.size:
+    if integer("n", n, low=0) > row.size:
         raise ValueError(f"the top {n} tokens asked for, the vocabulary has {row.size}")
     ids, values = np.empty(n, np.int32), np.empty(n, np.float32)
     call(

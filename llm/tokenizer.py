@@ -14,9 +14,13 @@ from llm.binding import (
     call,
     file_name,
     id_array,
+    int32_array,
+    integer,
     new,
     pointer_to,
     raise_error,
+    to_bytes,
+    word,
 )
 
 NORMAL, UNKNOWN, CONTROL = lib.LLM_TOKEN_NORMAL, lib.LLM_TOKEN_UNKNOWN, lib.LLM_TOKEN_CONTROL
@@ -44,13 +48,13 @@ class Tokenizer:
         ranks, as in tiktoken's files; types: llm_token_type of each id, all normal when None."""
         offsets = np.zeros(len(tokens) + 1, np.uint64)
         np.cumsum(np.fromiter(map(len, tokens), np.uint64, len(tokens)), out=offsets[1:])
-        pairs = np.ascontiguousarray([] if merges is None else merges, np.int32).reshape(-1, 2)
-        kinds = None if types is None else np.ascontiguousarray(types, np.int32)
+        pairs = int32_array("merges", [] if merges is None else merges).reshape(-1, 2)
+        kinds = None if types is None else int32_array("types", types)
         if kinds is not None and kinds.shape != (len(tokens),):
             raise ValueError(f"{kinds.size} token types for {len(tokens)} tokens")
         text = b"".join(tokens)
         spec = ffi.new("llm_bpe_spec *")
-        name, buffer = ffi.new("char[]", pre.encode()), ffi.from_buffer("uint8_t[]", text)
+        name, buffer = ffi.new("char[]", word("pre", pre)), ffi.from_buffer("uint8_t[]", text)
         spec.pre, spec.n_vocab, spec.text = name, len(tokens), buffer
         spec.offsets = pointer_to("uint64_t", offsets)
         spec.types = ffi.NULL if kinds is None else pointer_to("int32_t", kinds)
@@ -104,11 +108,11 @@ class Tokenizer:
         return ffi.string(lib.llm_tokenizer_model(self._use())).decode()
 
     def is_eog(self, id: int) -> bool:
-        return bool(lib.llm_tokenizer_is_eog(self._use(), id))
+        return bool(lib.llm_tokenizer_is_eog(self._use(), integer("id", id)))
 
     def token_type(self, id: int) -> int:
         """llm_token_type; 0 when there is no such id."""
-        return lib.llm_tokenizer_token_type(self._use(), id)
+        return lib.llm_tokenizer_token_type(self._use(), integer("id", id))
 
     def find(self, text: str | bytes) -> int | None:
         """The id of the token whose bytes are exactly these, special tokens included."""
@@ -148,7 +152,7 @@ class Tokenizer:
             ffi.from_buffer("char[]", text),
             pointer_to("uint64_t", offsets),
             len(documents),
-            first_id,
+            integer("first_id", first_id),
             pointer_to("int32_t", ids),
             ids.size,
             needed,
@@ -200,9 +204,3 @@ class Tokenizer:
     def decode(self, ids, render_special: bool = True, whole: bool = True) -> str:
         """Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids, render_special, whole).decode("utf-8", "replace")
-
-
-def to_bytes(text: str | bytes) -> bytes:
-    if isinstance(text, str):
-        return text.encode("utf-8", "surrogateescape")
-    return bytes(memoryview(text))

@@ -375,6 +375,20 @@ def test_a_wrong_option_of_a_chat_names_the_call_that_has_it(model):
         llm.Chat(model, max_tokens=5)
     with pytest.raises(TypeError, match=r"llm.Chat\(\) has .* mean temperature\?"):
         llm.Chat(model, temprature=1)
+    with pytest.raises(TypeError, match=r"no option temp: .* mean template or temperature\?"):
+        llm.Chat(model, temp=1)
+
+
+def test_a_wrong_argument_of_a_chat_fails_at_once(model, path):
+    for wrong in None, path:
+        with pytest.raises(TypeError, match="model must be Model, not"):
+            llm.Chat(wrong)
+    with pytest.raises(ValueError, match="template is 'foo', expected one of chatml, llama2"):
+        llm.Chat(model, template="foo")
+    with pytest.raises(TypeError, match="template must be str, not int"):
+        llm.Chat(model, template=5)
+    with pytest.raises(TypeError, match="context must be dict, not int"):
+        llm.Chat(model, context=5)
     with pytest.raises(TypeError, match=r"say\(\) has no .* temperature: llm.Chat\(\) has it"):
         llm.Chat(model).say("Hi", temperature=1)
 

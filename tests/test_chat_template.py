@@ -442,8 +442,9 @@ def test_a_family_by_name(opened):
     "messages, fragment",
     [
         ([], "no messages"),
-        ([{"role": "tool", "content": "x"}], "message 0: role 'tool'"),
-        ([{"content": "x"}], "message 0: role None"),
+        ([{"role": "tool", "content": "x"}], "message 0: role is 'tool'"),
+        ([{"content": "x"}], "message 0: role is None"),
+        ([{"role": [], "content": "x"}], r"message 0: role is \[\]"),
         ([message("user", "x"), {"role": "user", "content": None}], "message 1: content"),
         ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "message 0: content"),
     ],

@@ -174,6 +174,15 @@ def test_wrong_input(small):
         Tokenizer.from_bpe("gpt-2", [b"a", b"a"], [])
     with pytest.raises(ValueError, match="merge 0"):
         Tokenizer.from_bpe("gpt-2", [b"a", b"b"], [(0, 1)])
+    for merge, said in (1.5, "merges must be integers"), (2**40, "merges must fit 32 bits"):
+        with pytest.raises(ValueError, match=said):
+            Tokenizer.from_bpe("gpt-2", [b"a", b"b", b"ab"], [(merge, 1)])
+    with pytest.raises(ValueError, match="types must be integers"):
+        Tokenizer.from_bpe("gpt-2", [b"a"], [], [1.5])
+    with pytest.raises(ValueError, match="pre cannot hold a zero byte"):
+        Tokenizer.from_bpe("gpt-2\0x", [b"a"], [])
+    with pytest.raises(TypeError, match="pre must be str, not NoneType"):
+        Tokenizer.from_bpe(None, [b"a"], [])
 
 
 def test_learned_vocabulary():
