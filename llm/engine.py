@@ -44,6 +44,9 @@ def _config(struct) -> Config:
     return Config(**values)
 
 
+MOST_IDLE = 4  # contexts that wait for the next call: each holds the memory of a window
+
+
 def _text(step: Step) -> str:
     return step.text.decode("utf-8", "replace")
 
@@ -103,6 +106,7 @@ class Model:
         finally:
             if not self._handle.closed:
                 idle.append(context)
+                del idle[:-MOST_IDLE]
 
     def tokenize(self, text: str | bytes, special: bool = False) -> list[int]:
         """Ids of a text, BOS first where the file asks for it; special: parse control tokens."""

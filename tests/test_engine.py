@@ -186,6 +186,20 @@ def test_a_call_inside_a_stream_does_not_disturb_it(model):
     assert "".join(pieces) == expected
 
 
+def test_many_streams_at_once_leave_few_contexts(model):
+    def contexts() -> int:
+        ours = (each for each in gc.get_objects() if type(each) is Context)
+        return sum(each._handle is model._handle for each in ours)
+
+    streams = [model.stream("the", max_tokens=3) for _ in range(20)]
+    for stream in streams:
+        next(stream)
+    assert contexts() == 20
+    for stream in streams:
+        stream.close()
+    assert 1 <= contexts() <= 4
+
+
 def test_threads_share_a_model(model):
     expected = model.generate("th", max_tokens=10, temperature=0)
     results = []
