@@ -39,9 +39,9 @@ def raise_error(err, path: str | None = None) -> None:
     message = ffi.string(err.message).decode("utf-8", "replace")
     kind = STATUS_EXCEPTIONS[ffi.string(lib.llm_status_name(err.status)).decode()]
     if kind is OSError and err.sys_errno:
-        why = os.strerror(err.sys_errno)
-        if path and message.startswith(path):  # else the name was cleaned, and what it has is told
-            why = message.removeprefix(path).lstrip(": ")
+        why, name = os.strerror(err.sys_errno), os.fsdecode(path or "")
+        if name and message.startswith(name):  # else the name was cleaned, and what it has is told
+            why = message.removeprefix(name).lstrip(": ")
         raise OSError(err.sys_errno, why, path)
     if kind is ContextFullError:
         raise ContextFullError(message, n_tokens=err.found, n_ctx=err.limit)

@@ -445,6 +445,8 @@ def test_open_errors_are_typed(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         llm.Model(tmp_path / "none.bin")
     assert caught.value.filename == str(tmp_path / "none.bin")
+    with pytest.raises(FileNotFoundError, match="none.bin"):
+        llm.Model(bytes(tmp_path / "none.bin"))
     (tmp_path / "text.bin").write_text("hello, this is not a model at all\n")
     with pytest.raises(llm.FormatError, match="text.bin"):
         llm.Model(tmp_path / "text.bin")
