@@ -215,7 +215,7 @@ def test_only_the_first_rank_speaks(runs):
     for said in (runs.two, runs.four):
         assert said.count("\nwritten ") == said.count("\nrecipe ") >= 2
     assert "stopped    at step 3 of 6" in runs.two
-    assert "4 ranks of 1 threads" in runs.four
+    assert "4 ranks of 1 thread," in runs.four
 
 
 @needs_mpi

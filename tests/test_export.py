@@ -220,7 +220,7 @@ def test_a_folder_that_is_not_empty(trained, tmp_path, capsys):
     (tmp_path / "out" / "file").touch()
     refused(trained, tmp_path / "out", capsys, "the folder is not empty")
     refused(trained, trained, capsys, "m.gguf: Not a directory")
-    refused(tmp_path / "none", tmp_path / "new", capsys, "none: No such file")
+    refused(tmp_path / "none", tmp_path / "new", capsys, "none: cannot open the file: No such file")
     refused(trained, tmp_path / "x" / "y", capsys, "x/y: No such file")
     assert os.listdir(tmp_path / "out") == ["file"] and not (tmp_path / "new").exists()
 
