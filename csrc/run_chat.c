@@ -160,7 +160,7 @@ static void load(chat *c, const char *path) {
   llm_status status = llm_context_truncate(c->context, 0, &err);
   if (!status && n_ids) status = llm_context_eval(c->context, ids, n_ids, NULL, 0, &err);
   if (status) {
-    failed(&err);
+    if (failed(&err) == EXIT_INTERRUPTED) fprintf(stderr, "[stopped]\n");
   } else {
     drop_messages(c, 0, c->n);
     for (size_t i = 0; i < n; i++)

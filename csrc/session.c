@@ -94,6 +94,12 @@ static int holds_other(const char *path) {
   return memcmp(begin, first_line, n) != 0;
 }
 
+static llm_status refuse(const char *path, const char *expected, llm_error *err) {
+  error_set(err, LLM_ERR_IO, "%s is there and is no %s", path, expected);
+  if (err) err->sys_errno = EEXIST;
+  return LLM_ERR_IO;
+}
+
 /* The temporary file under its name: 0, or errno. */
 static int finish(FILE *f, const char *temporary, const char *path) {
   int failed = fflush(f) || ferror(f) || fsync(fileno(f)) ? errno ? errno : EIO : 0;
@@ -113,9 +119,8 @@ llm_status llm_session_save(const char *path, const llm_model *model, llm_templa
       return error_set(err, LLM_ERR_ARG, "message %zu has role %d, which is none", i,
                        (int)messages[i].role);
   struct stat old; /* a device would be replaced by a file */
-  if (!stat(path, &old) && !S_ISREG(old.st_mode))
-    return error_set_errno(err, EEXIST, "%s is there and is no regular file", path);
-  if (holds_other(path)) return error_set_errno(err, EEXIST, "%s is there and is no session", path);
+  if (!stat(path, &old) && !S_ISREG(old.st_mode)) return refuse(path, "regular file", err);
+  if (holds_other(path)) return refuse(path, "session", err);
   llm_status status = llm_model_fingerprint(model, hex, err);
   if (status) return status;
   size_t n = strlen(path) + sizeof ".XXXXXX";

@@ -70,12 +70,19 @@ static void add_word(runs *r, uint64_t hash) {
 
 enum { BETWEEN, PART, WHOLE }; /* of words: what a character is */
 
+/* Blocks of Unicode from one to before the other: punctuation and symbols, those of Chinese and
+ * Japanese, their wide ASCII before and behind the digits, emoji. */
+static const uint32_t between[][2] = {
+    {0x2000, 0x2c00}, {0x3000, 0x3040}, {0xff00, 0xff10}, {0xff1a, 0xff21}, {0x1f000, 0x1fb00}};
+
 static int kind_of(uint32_t code_point) {
   uint32_t lower = code_point | 0x20;
   if (code_point < 0x80)
     return (lower >= 'a' && lower <= 'z') || (code_point >= '0' && code_point <= '9');
   if (code_point < 0x800) return PART;
-  return code_point >= 0x2000 && code_point < 0x2c00 ? BETWEEN : WHOLE; /* quotes, dashes, arrows */
+  for (size_t i = 0; i < sizeof between / sizeof *between; i++)
+    if (code_point >= between[i][0] && code_point < between[i][1]) return BETWEEN;
+  return WHOLE;
 }
 
 static uint64_t fnv(uint64_t hash, const uint8_t *bytes, size_t n) { /* FNV-1a, case ignored */

@@ -1,7 +1,8 @@
 """Context: one timeline of tokens, over the compiled module `llm._llm`.
 
-A lock per context and per sampler, always taken in this order, and buffers kept alive; cffi
-releases the GIL during every call.
+A lock per context and per sampler, taken in this order by a step, and buffers kept alive; cffi
+releases the GIL during every call. A cancel_check runs inside both: it must not wait for a context
+or a sampler that another thread uses.
 """
 
 from __future__ import annotations

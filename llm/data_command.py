@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -86,10 +87,10 @@ def make(options: Namespace, progress: Progress) -> int:
     out = Path(options.out)
     try:
         shards = prepare(wishes_of(options), out, workers, progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         progress.end()
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "signal", signal.SIGINT)  # as cli.main
     finally:
         progress.end()
     for line in [*summary(shards), *vocabulary_lines(shards)]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -34,6 +35,7 @@ SHORT_WAIT = 0.001  # seconds between two looks at a barrier
 PATIENCE = 1.0  # seconds
 LONGEST_WAIT = 10.0  # seconds for a launcher to read what a rank has said
 IN_FLIGHT = 2  # parts of an array whose sums are under way while the next one is begun
+ENDINGS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP  # end a run in good order, unless ignored
 LOST = os.EX_TEMPFAIL  # exit status where a rank, a host or a link is gone: it may come back
 
 

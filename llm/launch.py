@@ -24,7 +24,7 @@ from typing import TextIO
 
 from . import pulse
 from .checkpoint import RANKS, checkpoints, folder_lock, read_step
-from .distributed import LOST, mpiexec
+from .distributed import ENDINGS, LOST, mpiexec
 from .errors import CheckpointError, LlmError
 from .report import escape
 
@@ -260,7 +260,7 @@ def read_ranks(folder: Path) -> list[tuple[int, int, str]]:
 
 
 class Stop:
-    """Passes Ctrl-C and SIGTERM on to the job: the first ends it in good order, a second at once.
+    """Passes ENDINGS on to the job as Ctrl-C: the first ends it in good order, a second at once.
     `signal` is the first one, 0 before."""
 
     def __init__(self):
@@ -268,7 +268,8 @@ class Stop:
         self._process = None
 
     def __enter__(self) -> Stop:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        heard = (s for s in ENDINGS if signal.getsignal(s) is not signal.SIG_IGN)
+        self._before = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def _note(self, number, frame) -> None:

@@ -212,11 +212,10 @@ def make_plans(text_bytes: int, flops: float) -> dict[str, Plan]:
     with less arithmetic than there is."""
     text_tokens = text_bytes / BYTES_PER_TOKEN
     optimal, most = (OPTIMAL_RATIO * flops / 6) ** 0.5, MAX_READINGS * text_tokens
-    if optimal > most:
-        return {"text-limited": Plan(shape(most / OPTIMAL_RATIO), most, MAX_READINGS)}
-    config = shape(optimal / OPTIMAL_RATIO)
+    config = shape(min(optimal, most) / OPTIMAL_RATIO)
     n_tokens = min(flops / 6 / _n_params(config), most)
-    plans = {"compute-optimal": Plan(config, n_tokens, n_tokens / text_tokens)}
+    name = "text-limited" if optimal > most else "compute-optimal"
+    plans = {name: Plan(config, n_tokens, n_tokens / text_tokens)}
     if text_tokens > optimal:
         plans["inference-heavy"] = Plan(shape(flops / 6 / text_tokens), text_tokens, 1.0)
     return plans

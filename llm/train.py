@@ -20,7 +20,7 @@ from . import __version__, guard
 from .budget import BATCH, Costs, choose, split
 from .checkpoint import checkpoints, load_checkpoint, load_newest, run_folder
 from .data import Examples
-from .distributed import LOST, Group, check_alike, cores, end_all, world
+from .distributed import ENDINGS, LOST, Group, check_alike, cores, end_all, world
 from .engine import Model
 from .errors import CheckpointError, LlmError
 from .evaluate import Validation
@@ -462,8 +462,8 @@ def back_end(settings: Settings) -> tuple:
 
 
 class Interrupt:
-    """Notes the first Ctrl-C or SIGTERM in `signal`; a second one ends the program at once. All
-    ranks stop where `agreed` says so."""
+    """Notes the first of ENDINGS in `signal`; a second one ends the program at once. All ranks
+    stop where `agreed` says so."""
 
     def __init__(self):
         self.signal = self.agreed = 0
@@ -475,7 +475,8 @@ class Interrupt:
         return shared[0][1]
 
     def __enter__(self) -> Interrupt:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        heard = (s for s in ENDINGS if signal.getsignal(s) is not signal.SIG_IGN)
+        self._before = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def _note(self, number, frame) -> None:

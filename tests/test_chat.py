@@ -356,6 +356,22 @@ def test_a_reset_keeps_the_system_message_alone(path, model, tmp_path):
     assert chat.messages == [SYSTEM] and chat.context.n_past == 0
 
 
+def test_ctrl_c_amid_a_load_leaves_the_conversation(path, tmp_path):
+    talk, after = tmp_path / "talk", tmp_path / "after"
+    run_chat(path, b"one\n/save %b\n" % os.fsencode(talk))
+    head, _, _ = talk.read_bytes().partition(b"\nids ")
+    talk.write_bytes(head + b"\nids 100000\n" + b"65\n" * 100_000 + b"end\n")
+    command = [ROOT / "run", path, "--chat", "--ctx", "200000", "--allow-long-context"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdin.write(b"/load %b\n" % os.fsencode(talk))
+        process.stdin.flush()
+        time.sleep(0.7)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(b"/save %b\n" % os.fsencode(after), timeout=60)
+    assert process.returncode == 0 and b"[stopped]\n[saved 0 messages, 0 tokens]" in said
+
+
 def test_run_out_of_memory_is_a_failure(path):
     command = ["sh", "-c", 'ulimit -v 300000; exec "$0" "$@"', ROOT / "run", path, "--chat"]
     done = subprocess.run(command, input=b"a" * (160 << 20), capture_output=True, timeout=60)
@@ -377,6 +393,8 @@ def test_a_wrong_option_of_a_chat_names_the_call_that_has_it(model):
         llm.Chat(model, temprature=1)
     with pytest.raises(TypeError, match=r"no option temp: .* mean template or temperature\?"):
         llm.Chat(model, temp=1)
+    with pytest.raises(TypeError, match=r"say\(\) has no .* temperature: llm.Chat\(\) has it"):
+        llm.Chat(model).say("Hi", temperature=1)
 
 
 def test_a_wrong_argument_of_a_chat_fails_at_once(model, path):
@@ -389,8 +407,6 @@ def test_a_wrong_argument_of_a_chat_fails_at_once(model, path):
         llm.Chat(model, template=5)
     with pytest.raises(TypeError, match="context must be dict, not int"):
         llm.Chat(model, context=5)
-    with pytest.raises(TypeError, match=r"say\(\) has no .* temperature: llm.Chat\(\) has it"):
-        llm.Chat(model).say("Hi", temperature=1)
 
 
 def test_run_says_when_the_template_is_unknown(tmp_path):

@@ -89,6 +89,13 @@ def test_a_short_text_is_read_four_times_at_most():
     assert list(make_plans(4 * 10**9, 1e17)) == ["compute-optimal", "inference-heavy"]
 
 
+@pytest.mark.parametrize("text_bytes", [10**9, 4 * 10**9, 10**11])
+def test_no_plan_asks_for_more_than_there_is(text_bytes):
+    just_past = (1.0001 * text_bytes) ** 2 * 6 / 20  # 4 readings of 4 bytes a token
+    (name, plan), *_ = make_plans(text_bytes, just_past).items()
+    assert name == "text-limited" and plan.flops <= just_past * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("flops", [1e16, 1e18, 1e20, 1e22, 1e24])
 def test_the_arithmetic_is_what_there_is(flops):
     assert make_plans(10**14, flops)["compute-optimal"].flops == pytest.approx(flops)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -18,6 +19,7 @@ import pytest
 
 from conftest import ROOT
 from llm import prepare as module
+from llm.cli import main
 from llm.corpus import read_corpus
 from llm.duplicates import document_key
 from llm.errors import CorpusError
@@ -127,6 +129,18 @@ def test_a_worker_killed_before_it_is_spoken_to():
     theirs.close()
     with pytest.raises(CorpusError, match=r"a worker was killed .*; the same command goes on"):
         module.Order._give(ours, iter([3]))
+
+
+def test_the_status_tells_the_signal(tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        error = KeyboardInterrupt()
+        error.signal = signal.SIGTERM
+        raise error
+
+    monkeypatch.setattr(module, "prepare", stopped)
+    (tmp_path / "a.txt").write_text("a")
+    assert main(["data", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]) == 143
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
 
 
 def test_a_long_file_is_cut_at_lines_and_read_in_parts(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_killed_again_and_again(text, unbroken, tmp_path):
     assert compare_files(unbroken.out, tmp_path / "out.bin") == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_in_good_order(text, unbroken, tmp_path, number):
     with start(text, tmp_path, *STEPS) as process:
         wait_for(process, "24 of 80")

@@ -121,6 +121,8 @@ static void test_words(void) {
                    "\xe4\xb8\xad abc")); /* a Chinese word, another */
   CHECK(same_words("abc\xe4\xb8\xad", "ABC \xe4\xb8\xad"));
   CHECK(same_words("\xe4\xbd\xa0\xe5\xa5\xbd", "\xe4\xbd\xa0, \xe5\xa5\xbd"));
+  CHECK(same_words("\xe4\xbd\xa0\xef\xbc\x8c\xe5\xa5\xbd\xe3\x80\x82", "\xe4\xbd\xa0\xe5\xa5\xbd"));
+  CHECK(same_words("well \xf0\x9f\x99\x82 done", "well done"));
   CHECK(same_words("\xe2\x80\x9cHello\xe2\x80\x9d \xe2\x80\x94 you", "\"Hello\" - you"));
   CHECK(!same_words("tw\xc3\xb6", "tw \xc3\xb6")); /* of two bytes: a letter */
   CHECK(!same_words("\xe4\xb8\xad"
