@@ -1,4 +1,5 @@
-"""Rounding of weights and of whole files, against the public gguf package and llama.cpp."""
+"""Rounding of weights and of whole files, against the public gguf package and llama.cpp. Past 500
+lines: the call, the file and its faults share one set of files."""
 
 import ctypes
 import errno
