@@ -33,7 +33,7 @@ def write_tokenizer(folder: Path, metadata: Mapping[str, Any], tokenizer) -> lis
         types.pop()
     notes = []
     if tokenizer.model == "gpt2":
-        out = _byte_level(tokens, types, metadata)
+        out = _byte_level(tokens, metadata)
     else:
         out = _sentencepiece(tokens, types, metadata, tokenizer.adds_space, notes)
         pieces = [
@@ -131,7 +131,7 @@ def _bpe(tokens: Sequence[str], merges: Sequence[tuple[str, str]], **changes) ->
     }
 
 
-def _byte_level(tokens: Sequence[str], types: Sequence[int], metadata: Mapping) -> dict:
+def _byte_level(tokens: Sequence[str], metadata: Mapping) -> dict:
     pre = _CANONICAL.get(metadata["tokenizer.ggml.pre"], metadata["tokenizer.ggml.pre"])
     split, ignore_merges = next((key for key, name in SPLITS.items() if name == pre), (None, False))
     if pre not in ("gpt-2", "smollm") and split is None:

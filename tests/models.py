@@ -7,8 +7,10 @@ import dataclasses
 import itertools
 
 import numpy as np
+import pytest
 from rounding import pack
 
+import llm
 from llm.config import ModelConfig, layout
 from llm.model import init_params
 from llm.parameter_file import (
@@ -95,3 +97,29 @@ def write_typed(
     metadata = trained_model_metadata(config, byte_vocabulary(), provenance(**changes))
     write_parameter_file(path, [entry for entry in metadata if entry.key not in drop], tensors)
     return flat
+
+
+# ---- fixtures of a module: path = file_fixture(write_trained), model = model_fixture() ----
+
+
+def file_fixture(write):
+    """The path of a file that write(path) makes once."""
+
+    @pytest.fixture(scope="module")
+    def path(tmp_path_factory):
+        path = tmp_path_factory.mktemp("file") / "tiny.bin"
+        write(path)
+        return path
+
+    return path
+
+
+def model_fixture(**options):
+    """The file at the module's `path`, open."""
+
+    @pytest.fixture
+    def model(path):
+        with llm.Model(path, **options) as model:
+            yield model
+
+    return model

@@ -6,25 +6,15 @@ import os
 import re
 
 import pytest
-from models import TINY, write_trained
+from models import TINY, file_fixture, model_fixture, write_trained
 from test_chat_template import CHATML, LLAMA2, source, write_model
 
 import llm
 from llm.context import Context
 from llm.sampler import Sampler
 
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("chat") / "tiny.gguf"
-    write_model(path, source("qwen3"), CHATML)
-    return path
-
-
-@pytest.fixture
-def model(path):
-    with llm.Model(path, n_threads=2, allow_long_context=True) as model:
-        yield model
+path = file_fixture(lambda path: write_model(path, source("qwen3"), CHATML))
+model = model_fixture(n_threads=2, allow_long_context=True)
 
 
 def sampler(model, seed=1, ends=True):

@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 from llama_server import log_softmax
-from models import EOT, TINY, WIDE, write_trained, write_typed
+from models import EOT, TINY, WIDE, file_fixture, model_fixture, write_trained, write_typed
 
 import llm
 from llm.config import layout, layout_size
@@ -27,17 +27,7 @@ from llm.sampler import Sampler
 IDS = [(7 * i * i + 3 * i) % TINY.n_vocab for i in range(50)]
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("engine") / "tiny.bin"
-    write_trained(path)
-    return path
-
-
-@pytest.fixture
-def model(path):
-    with llm.Model(path, n_threads=2) as model:
-        yield model
+path, model = file_fixture(write_trained), model_fixture(n_threads=2)
 
 
 # ---- agreement ----

@@ -2,24 +2,13 @@
 
 import numpy as np
 import pytest
-from models import NO_BOS_EOS, TINY, write_trained, write_typed
+from models import NO_BOS_EOS, TINY, file_fixture, model_fixture, write_trained, write_typed
 
 import llm
 from llm.context import Context
 from llm.sampler import Sampler
 
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("engine") / "tiny.bin"
-    write_trained(path)
-    return path
-
-
-@pytest.fixture
-def model(path):
-    with llm.Model(path, n_threads=2) as model:
-        yield model
+path, model = file_fixture(write_trained), model_fixture(n_threads=2)
 
 
 def test_a_path_with_a_zero_byte_opens_nothing(path):

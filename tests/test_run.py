@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from models import NO_BOS_EOS, TINY, byte_vocabulary, write_trained, write_typed
+from models import NO_BOS_EOS, TINY, byte_vocabulary, file_fixture, write_trained, write_typed
 
 import llm
 from llm.vocabulary import tokenizer_of
@@ -17,11 +17,7 @@ RUN = Path(__file__).parent.parent / "run"
 pytestmark = pytest.mark.skipif(not RUN.exists(), reason="./run is not built: make run")
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "tiny.bin"
-    write_trained(path)
-    return str(path)
+file = file_fixture(write_trained)
 
 
 def run(*arguments, stdin=b"", **options):

@@ -11,27 +11,18 @@ import signal
 import subprocess
 import time
 import warnings
+from contextlib import contextmanager
 
 import pytest
-from models import TINY, write_trained
+from models import TINY, file_fixture, model_fixture, write_trained
 from test_chat import SYSTEM, assistant, user
 from test_chat_template import CHATML, source, write_model
 
 import llm
 from conftest import ROOT, unread
 
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("chat") / "tiny.gguf"
-    write_model(path, source("qwen3"), CHATML)
-    return path
-
-
-@pytest.fixture
-def model(path):
-    with llm.Model(path, n_threads=2, allow_long_context=True) as model:
-        yield model
+path = file_fixture(lambda path: write_model(path, source("qwen3"), CHATML))
+model = model_fixture(n_threads=2, allow_long_context=True)
 
 
 def run_chat(path, text, *options):
@@ -218,17 +209,22 @@ def test_ctrl_c_while_nobody_reads_is_no_failure(path, mode, code, says):
     assert len(out) >= size and out.endswith(b"\n")
 
 
+@contextmanager
+def in_terminal(command):
+    parent, child = pty.openpty()
+    pipes = {"stdin": child, "stdout": child, "stderr": child}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    try:
+        yield process, parent
+    finally:
+        process.kill()
+        os.close(parent)
+        os.close(child)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(path):
     """In a terminal: during an answer, at the prompt, and then a message still gets its answer."""
-    parent, child = pty.openpty()
-    process = subprocess.Popen(
-        [*never_ends(path), "--chat"],
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        start_new_session=True,
-    )
-    try:
+    with in_terminal([*never_ends(path), "--chat"]) as (process, parent):
         read_until(parent, b"> ")
         os.write(parent, b"go on\n")
         time.sleep(0.3)
@@ -244,23 +240,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(path):
         read_until(parent, b"ends)")  # it is not sent
         os.write(parent, b"/quit\n")
         assert process.wait(30) == 0
-    finally:
-        process.kill()
-        os.close(parent)
-        os.close(child)
 
 
 @pytest.mark.parametrize("typed", [b"a line that goes on\\\n", b"half a line, sent by Ctrl-D\x04"])
 def test_ctrl_c_takes_back_a_message_that_goes_on(path, typed):
-    parent, child = pty.openpty()
-    process = subprocess.Popen(
-        [ROOT / "run", path, "--chat", "--seed", "1", "-n", "3"],
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        start_new_session=True,
-    )
-    try:
+    with in_terminal([ROOT / "run", path, "--chat", "--seed", "1", "-n", "3"]) as (process, parent):
         read_until(parent, b"> ")
         os.write(parent, typed)
         time.sleep(1)
@@ -269,7 +253,3 @@ def test_ctrl_c_takes_back_a_message_that_goes_on(path, typed):
         os.write(parent, b"/quit\n")
         assert process.wait(30) == 0
         assert b"[0 tokens of answers" in read_until(parent, b"seed 1]")
-    finally:
-        process.kill()
-        os.close(parent)
-        os.close(child)

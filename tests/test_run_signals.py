@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from models import write_trained
+from models import file_fixture, write_trained
 
 from conftest import unread
 
@@ -15,11 +15,7 @@ RUN = Path(__file__).parent.parent / "run"
 pytestmark = pytest.mark.skipif(not RUN.exists(), reason="./run is not built: make run")
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "tiny.bin"
-    write_trained(path)
-    return str(path)
+file = file_fixture(write_trained)
 
 
 def test_closed_pipe_ends_quietly(file):
