@@ -274,7 +274,6 @@ int64_t llm_context_n_past(const llm_context *context) { return (int64_t)context
 const int32_t *llm_context_ids(const llm_context *context) { return context->ids; }
 int32_t llm_context_n_threads(const llm_context *context) { return context->options.n_threads; }
 const char *llm_context_kernels(const llm_context *context) { return context->kernels->name; }
-uint64_t llm_context_kv_bytes(const llm_context *context) { return context->kv_bytes; }
 
 void llm_context_observe(llm_context *context, llm_input_observer observer, void *user) {
   context->observer = observer;

@@ -268,7 +268,6 @@ int64_t llm_context_n_past(const llm_context *context); /* tokens held */
 const int32_t *llm_context_ids(const llm_context *context);
 int32_t llm_context_n_threads(const llm_context *context);
 const char *llm_context_kernels(const llm_context *context);
-uint64_t llm_context_kv_bytes(const llm_context *context);
 
 /* What a model needs to run well on this machine. Sizes in bytes; those that 64 bits do not hold
  * are UINT64_MAX or near it. */

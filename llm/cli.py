@@ -347,13 +347,15 @@ def run_generate(options: argparse.Namespace) -> int:
     with Model(options.file) as model:
         given = text_of(options.prompt, f"- < {options.prompt}")
         prompt = given.decode("utf-8", "surrogateescape")
-        print(prompt, end="", flush=True)
-        for piece in model.stream(
+        pieces = model.stream(
             prompt,
             max_tokens=options.max_tokens,
             temperature=options.temperature,
             seed=options.seed,
-        ):
+        )
+        first = next(pieces, "")  # what is refused is refused before anything is printed
+        print(prompt + first, end="", flush=True)
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
     return 0

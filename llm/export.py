@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .atomic import make_folder_of
 from .convert_config import from_gguf, to_config
 from .convert_tensors import PAIRS, Named, named_tensors, to_hf
 from .engine import Model
@@ -35,6 +36,7 @@ def export(path: str | os.PathLike, folder: str | os.PathLike) -> list[str]:
     with Model(path) as model:
         temporary = Path(f"{os.path.normpath(out)}.{secrets.token_hex(4)}.tmp")
         try:
+            make_folder_of(temporary)
             temporary.mkdir()
             notes = _write(model, temporary)
             os.replace(temporary, out)

@@ -167,6 +167,13 @@ def test_generate_out_of_memory_is_a_failure(tiny, capsys, monkeypatch):
     assert capsys.readouterr() == ("thet", "llm: out of memory\n")
 
 
+def test_generate_refuses_before_it_prints(tiny, capsys):
+    for flags in (["-n", "-1"], ["--temp", "nan"]):
+        assert cli.main(["generate", str(tiny), "the", *flags]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("llm: ") and err.count("\n") == 1
+
+
 def test_generate_takes_standard_input_and_tells_so_of_a_file(tiny, tmp_path, capsys, monkeypatch):
     more = ["--max-tokens", "5", "--seed", "7"]
     stdin = type("Stdin", (), {"buffer": io.BytesIO(b"the")})

@@ -221,8 +221,14 @@ def test_a_folder_that_is_not_empty(trained, tmp_path, capsys):
     refused(trained, tmp_path / "out", capsys, "the folder is not empty")
     refused(trained, trained, capsys, "m.gguf: Not a directory")
     refused(tmp_path / "none", tmp_path / "new", capsys, "none: cannot open the file: No such file")
-    refused(trained, tmp_path / "x" / "y", capsys, "x/y: No such file")
+    refused(trained, trained / "x", capsys, "m.gguf/x: Not a directory")
     assert os.listdir(tmp_path / "out") == ["file"] and not (tmp_path / "new").exists()
+
+
+def test_a_folder_in_folders_that_are_not_there(trained, tmp_path):
+    assert main(["export", str(trained), str(tmp_path / "x" / "y")]) == 0
+    assert (tmp_path / "x" / "y" / "config.json").exists()
+    assert os.listdir(tmp_path / "x") == ["y"]
 
 
 def test_a_full_disk(trained, tmp_path, capsys):

@@ -14,7 +14,7 @@ static void test_a_context_takes_it(const tiny_model *t, int on_full, llm_type k
   o.kv_type = (int32_t)kv_type;
   CHECK(!llm_model_needs(t->model, &o, &needs, NULL));
   CHECK(!llm_context_new(&c, t->model, &o, NULL));
-  CHECK(needs.kv_bytes == llm_context_kv_bytes(c));
+  CHECK(needs.kv_bytes == c->kv_bytes);
   CHECK(needs.scratch_bytes == c->arena_bytes);
   CHECK(needs.total_bytes == needs.file_bytes + needs.kv_bytes + needs.scratch_bytes);
   CHECK(needs.n_ctx == N_CTX && needs.n_threads == 3);
