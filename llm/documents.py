@@ -286,7 +286,8 @@ def _first_field(file: BinaryIO, path: str) -> str | None:
 def _no_field(where: str, field: str, known) -> CorpusError:
     names = ", ".join(name[:40] for name in list(known)[:12]) or "none"
     choose = f"there are: {names}; name one: llm data --field"
-    return CorpusError(f"{where}: no field {field!r}; {choose}")
+    what = f"field {field!r} is no text" if field in known else f"no field {field!r}"
+    return CorpusError(f"{where}: {what}; {choose}")
 
 
 def guess_field(record: dict, where: str) -> str:

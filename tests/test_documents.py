@@ -185,6 +185,13 @@ def test_a_wrong_field_says_which_there_are(tmp_path, field):
         read(path, field)
 
 
+def test_a_field_that_is_no_text_says_so(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": 5, "id": 1}')
+    with pytest.raises(CorpusError, match="line 1: field 'text' is no text; there are: text, id"):
+        read(path)
+
+
 def test_bad_records_are_skipped_and_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(
