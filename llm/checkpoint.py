@@ -272,11 +272,13 @@ def _check_part(path: Path, part: dict) -> None:
 
 def _read(path: Path, *wanted: str) -> tuple[dict, dict[str, np.ndarray]]:
     """The state and the arrays that lie in the file itself: those wanted, or all but the flat."""
-    with damage_is(f"{path}: not a whole checkpoint"), np.load(path, allow_pickle=False) as file:
-        state = json.loads(file["state"].tobytes())
-        version, names = state.pop("version"), set(file.files) - {"state"}
-        names = wanted or names.difference(state.get("flat", []))
-        arrays = {name: file[name] for name in names}
+    with damage_is(f"{path}: not a whole checkpoint"):
+        zipfile.ZipFile(path).close()  # np.load would take what is no archive for a pickle
+        with np.load(path, allow_pickle=False) as file:
+            state = json.loads(file["state"].tobytes())
+            version, names = state.pop("version"), set(file.files) - {"state"}
+            names = wanted or names.difference(state.get("flat", []))
+            arrays = {name: file[name] for name in names}
     if version != VERSION:
         raise CheckpointError(f"{path}: checkpoint version {version}, expected {VERSION}")
     return state, arrays

@@ -17,6 +17,8 @@ from difflib import get_close_matches
 from .errors import LlmError
 from .pulse import PATIENCE, check_patience
 
+SEVERAL = {"nargs": "+", "action": "extend"}  # of an option given twice both count
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdin is None:  # closed by the caller, as standard output may be
@@ -129,7 +131,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
     command.add_argument("--config", metavar="FILE.toml", help="settings; flags override them")
     add = group("what to learn")
-    add("--text", "files, folders of .txt, .md, .jsonl, .parquet (default: the Bible)", nargs="+")
+    add("--text", "files, folders of .txt, .md, .jsonl, .parquet (default: the Bible)", **SEVERAL)
     add("--data", "a shard set of python -m llm data, instead", metavar="FOLDER")
     add("--holdout", "the 5 %% kept for validation: by hash, or the last", choices=["hash", "last"])
     add("--prompt", "what samples continue (default: the first words of the text)")
@@ -201,7 +203,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def add_tuning(add) -> None:
     add("--init", "a parameter file to go on from: llama, qwen2, qwen3, any type")
-    add("--chat", 'JSON lines of {"messages": [...]} instead of --text', nargs="+")
+    add("--chat", 'JSON lines of {"messages": [...]} instead of --text', **SEVERAL)
     add("--epochs", "passes over the text, instead of --minutes or --steps (3)", type=float)
     add("--lora-rank", "train low-rank adapters, merged into the new file", type=int)
     add("--lora-alpha", "their scale times their rank (2 rank)", type=float)

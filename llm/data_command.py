@@ -59,9 +59,10 @@ def run(options: Namespace) -> int:
 def wishes_of(options: Namespace):
     from .prepare import Wishes
 
-    def mb(value: float | None) -> int | None:
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{value} MB is no size: give a number")
+    def mb(flag: str) -> int | None:
+        value = getattr(options, flag[2:].replace("-", "_"))
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{flag} is {value:g}, expected a number above 0")
         return None if value is None else int(value * (1 << 20))
 
     return Wishes(
@@ -69,11 +70,11 @@ def wishes_of(options: Namespace):
         field=options.field,
         tokenizer=options.tokenizer and os.path.abspath(options.tokenizer),
         n_vocab=options.n_vocab,
-        sample_bytes=mb(options.sample_mb),
+        sample_bytes=mb("--sample-mb"),
         held_out=options.held_out,
         near_duplicates=options.near_duplicates,
-        index_bytes=mb(options.index_mb),
-        item_bytes=mb(options.shard_mb),
+        index_bytes=mb("--index-mb"),
+        item_bytes=mb("--shard-mb"),
         skip_damaged=options.skip_damaged,
     )
 

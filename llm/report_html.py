@@ -59,6 +59,12 @@ code { background: #efefea; padding: 0 4px; border-radius: 3px; margin: 0 6px 4p
 """
 
 
+def is_report(path: Path) -> bool:
+    """Whether write_report made the file: its pages all begin with this style."""
+    with open(path, "rb") as file:
+        return CSS[:60].encode() in file.read(1 << 12)
+
+
 def write_report(run, out: Path, path: Path, pictures: bool) -> None:
     """The page about a run whose parameter file is `out`; without its curves where pictures (and
     with them matplotlib) are not to be had."""

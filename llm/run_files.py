@@ -50,6 +50,7 @@ from .parameter_file import (
     write_proved,
 )
 from .report import PAGES, Report
+from .report_html import is_report
 from .settings import MAX_STEPS, Settings
 from .settings_file import to_toml
 from .shards import shard_files
@@ -144,7 +145,7 @@ def check_apart(out: Path, settings: Settings) -> None:
     """Refuses to write over what the run reads: --resume needs it, and it may be the only copy. Or
     over what it keeps in its own folder."""
     in_run = out.parent.resolve() == Path(settings.run_dir).resolve()
-    if in_run and any(map(Path(out.name).match, RUN_FILES)):
+    if out.name in PAGES or (in_run and any(map(Path(out.name).match, RUN_FILES))):
         raise ValueError(f"{out} is a name that the run itself uses: choose another --out")
     reads = [*settings.text, *settings.chat, *filter(None, [settings.init])]
     if settings.data is not None:
@@ -158,6 +159,16 @@ def check_apart(out: Path, settings: Settings) -> None:
             )
             if inside or os.path.samefile(written, read):
                 raise ValueError(f"{written} is what this run reads: choose another --out")
+
+
+def check_page(out: Path) -> None:
+    """Refuses to write a report over a page that is none."""
+    page = out.with_name(PAGES[0])
+    if page.is_file() and not is_report(page):
+        raise ValueError(
+            f"{page} is there and is no report of a run, which would replace it: move it, or "
+            "choose another folder for --out"
+        )
 
 
 def check_writable(out: Path) -> None:
@@ -180,6 +191,7 @@ def place_for(out: Path, run: Run, report: Report):
     """Held until the parameter file is written: a lock."""
     check_writable(out)
     check_apart(out, run.settings)
+    check_page(out)
     refuse_foreign(out)
     lock = out.with_name(f".{out.name}.lock")
     with locked(lock, f"{out}: process", "writing this file", "--out"):

@@ -206,7 +206,9 @@ def read_manifest(path: Path) -> dict:
         raise FormatError(f"{path}: missing: no finished shard set in this folder") from None
     except FormatError:
         raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except KeyError as error:
+        raise FormatError(f"{path}: damaged or no manifest: it lacks {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"{path}: damaged or no manifest: {error}") from error
     return content
 

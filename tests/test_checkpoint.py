@@ -47,6 +47,13 @@ def test_a_cut_checkpoint_is_refused(tmp_path, n_bytes):
         load_checkpoint(path)
 
 
+def test_noise_is_taken_for_no_pickle(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    path.write_bytes(bytes(range(100)))
+    with pytest.raises(CheckpointError, match="not a whole checkpoint .File is not a zip file"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("kind", ["arrays", "flat"])
 def test_a_flipped_bit_is_found(tmp_path, kind):
     path = tmp_path / "checkpoint.npz"

@@ -10,7 +10,7 @@ from report_runs import finished_run
 from test_label import write_with
 
 from llm.parameter_file import Entry, ValueType
-from llm.report_html import write_report
+from llm.report_html import is_report, write_report
 
 EVIL = '</pre><script>alert(1)</script><img src=x onerror="a()">\x1b[31m\u202e\'"&amp;'
 
@@ -52,6 +52,7 @@ def page_of(tmp_path, run, pictures=False, entries=None, **changes) -> tuple[str
     else:
         write_with(out, entries)
     write_report(run, out, tmp_path / "report.html", pictures)
+    assert is_report(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     return text, Page(text)
 

@@ -344,6 +344,26 @@ def test_what_the_run_keeps_is_not_written_over(text, begun, capfd, name):
     assert {path: path.read_bytes() for path in (begun / "run").iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["report.html", "loss.png", "curves.png"])
+def test_no_report_is_written_over_the_weights(text, tmp_path, capfd, name):
+    line = refused(capfd, *arguments(text, tmp_path, *STEPS, "--out", tmp_path / name))
+    assert f"{name} is a name that the run itself uses: choose another --out" in line
+
+
+def test_only_a_report_is_replaced_by_one(text, tmp_path, capfd):
+    page = tmp_path / "report.html"
+    page.write_text("my own")
+    line = refused(capfd, *arguments(text, tmp_path, *STEPS))
+    assert "report.html is there and is no report of a run" in line
+    assert page.read_text() == "my own"
+
+
+def test_an_option_given_twice_counts_twice(tmp_path, text):
+    other = tmp_path / "other.txt"
+    other.write_text("another text\n" * 200)
+    assert "in 2 documents" in finish(text, tmp_path, "--steps", 4, "--text", other)
+
+
 @pytest.mark.parametrize("name", ["a.txt", "folder"])
 def test_the_text_is_not_written_over(text, tmp_path, capfd, name):
     (tmp_path / "folder").mkdir()
