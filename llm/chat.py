@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from llm._llm import ffi, lib
-from llm.binding import call, check_options, file_name, new, options_of, typed
+from llm.binding import call, check_options, file_name, new, options_of, to_bytes, typed
 from llm.chat_template import ROLES, family, message_array, names, warn_of_stand_in
 from llm.context import CONTEXT, Context, Step
 from llm.engine import Model
@@ -42,6 +42,7 @@ class Chat:
         check_options("llm.Chat()", sampling, [*options_of(Chat), *SAMPLING], elsewhere)
         self.model = typed("model", model, Model)
         family(template)  # a wrong one fails here, not at the first answer
+        to_bytes("" if system is None else system, "system")
         options = {"on_full": "forget"} | model._options | typed("context", context or {}, dict)
         self.context = Context(model, **options)
         self.sampler = Sampler(model.config.n_vocab, **sampling)

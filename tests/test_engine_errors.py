@@ -107,6 +107,7 @@ def test_absurd_context_options(model, options):
         (lambda m: m.generate("x", n=1.5), "n must be an integer, not float"),
         (lambda m: m.generate("x", stop=None), "stop must be Iterable, not NoneType"),
         (lambda m: m.generate("x", stop=[1]), "a stop string must be str or bytes, not int"),
+        (lambda m: llm.Chat(m, system=5), "system must be str or bytes, not int"),
         (lambda m: m.render_chat([], template=b"chatml"), "template must be str, not bytes"),
         (lambda m: m.tokenize(np.array([1.5, 2])), "text must be str or bytes, not ndarray"),
         (lambda m: m.tokenize(np.array(["a"], object)), "text must be str or bytes, not ndarray"),
