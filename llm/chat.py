@@ -42,7 +42,8 @@ class Chat:
         check_options("llm.Chat()", sampling, [*options_of(Chat), *SAMPLING], elsewhere)
         self.model = typed("model", model, Model)
         family(template)  # a wrong one fails here, not at the first answer
-        to_bytes("" if system is None else system, "system")
+        if system is not None:
+            to_bytes(system, "system")  # likewise
         options = {"on_full": "forget"} | model._options | typed("context", context or {}, dict)
         self.context = Context(model, **options)
         self.sampler = Sampler(model.config.n_vocab, **sampling)

@@ -60,9 +60,10 @@ code { background: #efefea; padding: 0 4px; border-radius: 3px; margin: 0 6px 4p
 
 
 def is_report(path: Path) -> bool:
-    """Whether write_report made the file: its pages all begin with this style."""
+    """Whether write_report made the file. Its pages are told by the first line of their style: a
+    new style keeps that line, or reports of before count as somebody's own pages. OSError."""
     with open(path, "rb") as file:
-        return CSS[:60].encode() in file.read(1 << 12)
+        return CSS.split("\n")[1].encode() in file.read(1 << 16)
 
 
 def write_report(run, out: Path, path: Path, pictures: bool) -> None:

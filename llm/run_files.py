@@ -143,7 +143,7 @@ def milestones(n_steps: int, count: int) -> set[int]:
 
 def check_apart(out: Path, settings: Settings) -> None:
     """Refuses to write over what the run reads: --resume needs it, and it may be the only copy. Or
-    over what it keeps in its own folder."""
+    over what it keeps in its own folder, or where its report will lie."""
     in_run = out.parent.resolve() == Path(settings.run_dir).resolve()
     if out.name in PAGES or (in_run and any(map(Path(out.name).match, RUN_FILES))):
         raise ValueError(f"{out} is a name that the run itself uses: choose another --out")
@@ -162,7 +162,7 @@ def check_apart(out: Path, settings: Settings) -> None:
 
 
 def check_page(out: Path) -> None:
-    """Refuses to write a report over a page that is none."""
+    """Refuses a folder where the report would replace a page that no run made."""
     page = out.with_name(PAGES[0])
     if page.is_file() and not is_report(page):
         raise ValueError(

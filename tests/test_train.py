@@ -20,6 +20,7 @@ from llm.compare import compare_files
 from llm.engine import Model
 from llm.ops_numpy import OpsNumpy
 from llm.optim import SCHEDULES
+from llm.report_html import CSS
 from llm.run_files import check_state
 from llm.settings import Settings
 
@@ -356,6 +357,8 @@ def test_only_a_report_is_replaced_by_one(text, tmp_path, capfd):
     line = refused(capfd, *arguments(text, tmp_path, *STEPS))
     assert "report.html is there and is no report of a run" in line
     assert page.read_text() == "my own"
+    page.write_text(f"<style>{CSS}</style>")
+    finish(text, tmp_path, "--steps", 4)
 
 
 def test_an_option_given_twice_counts_twice(tmp_path, text):
